@@ -1,0 +1,51 @@
+"""Builds the extension: every ext/*.pyx is one module. Metadata lives in pyproject.toml, not here.
+
+`SANITIZE=address,undefined` or `SANITIZE=thread` builds with gcc's sanitizers (see the Makefile's test-asan and test-tsan).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+SANITIZE = os.environ.get("SANITIZE", "")
+# Python's own CFLAGS carry -fwrapv, which silences UBSan's signed overflow (reliability.md section 9).
+COMPILE = ["-std=gnu11", "-fno-wrapv", "-Wall", "-Wno-unused-function", "-Wno-cpp"]
+COMPILE += (
+    ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined"]
+    if SANITIZE
+    else ["-O3", "-g1", "-fno-plt", "-fvisibility=hidden"]
+)
+LINK = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
+
+EXTENSIONS = [
+    Extension(
+        f"ext.{source.stem}",
+        [str(source)],
+        include_dirs=[numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        extra_compile_args=COMPILE,
+        extra_link_args=LINK,
+    )
+    for source in sorted(Path("ext").glob("*.pyx"))
+]
+
+setup(
+    ext_modules=cythonize(
+        EXTENSIONS,
+        build_dir="build/cython",
+        emit_linenums=bool(SANITIZE),
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+            "freethreading_compatible": False,
+        },
+    ),
+)
