@@ -1,1 +1,9 @@
-"""What the DSI wrote: parsed, checked, compiled to rows. Pure: no socket, clock, thread or compiled code here."""
+"""Policy text to checked values to flat tables. Pure: reads files, but no clock, socket, thread, log or compiled code of ours."""
+
+from __future__ import annotations
+
+from accelerator.policy.check import check_policy, check_texts, load_policy
+from accelerator.policy.compile import Tables, compile_policy
+from accelerator.policy.model import Policy
+
+__all__ = ["Policy", "Tables", "check_policy", "check_texts", "compile_policy", "load_policy"]

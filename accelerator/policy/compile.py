@@ -1,0 +1,204 @@
+"""Compiles a checked policy to flat rows, frozen and of plain values only, from which the data plane's tables are filled.
+
+Nothing is checked here: a policy that check_policy accepted compiles. Rows of services (upstreams, timeouts) are not made here;
+services read them from the policy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from ipaddress import IPv4Network, IPv6Network
+
+from accelerator.policy.model import Policy
+
+PROFILES = ("media", "generic")
+HOST_EXACT, HOST_SUFFIX, HOST_ANY = range(3)
+
+# Pairs of host and path in all, inherited ones included: 100,000 rows compile in a third of a second.
+ROUTES_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class OriginRow:
+    """`profile` is an index of PROFILES."""
+
+    name: str
+    profile: int
+    class_name: str | None
+    credential_parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PathRow:
+    """`prefix` has no slash at its end unless it is "/", which matches all; it matches at a segment boundary."""
+
+    prefix: str
+    origin: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostRow:
+    """`kind` 0 exact ("media.corp.example", lower case, no port), 1 suffix (".corp.example"), 2 any ("*"). `paths`: longest first.
+
+    Paths of less specific rows that match the same hosts are in here too (the row's own win), so the first row that matches decides.
+    """
+
+    pattern: str
+    kind: int
+    paths: tuple[PathRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerRow:
+    """`zone_mask` 0 = every zone; else bit i = zone i of Tables.zones. Port 0 = any free one."""
+
+    name: str
+    host: str
+    port: int
+    zone_mask: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetRow:
+    """`network` 16 bytes, IPv4 mapped (RFC 4291 section 2.5.5.2); `prefix_bits` of 128; `zone` an index of Tables.zones."""
+
+    network: bytes
+    prefix_bits: int
+    zone: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`send_rate_min_Bps` is in bytes per second; 0 = none."""
+
+    connections: int
+    connections_per_address: int
+    head_timeout_s: float
+    idle_timeout_s: float
+    send_rate_min_Bps: int  # noqa: N815 - the unit's own spelling
+    drain_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """One policy for the data plane. `hosts` exact first, then longest suffix, then any; `nets` most specific first; `workers` 0 = auto."""
+
+    site: str
+    origins: tuple[OriginRow, ...]
+    hosts: tuple[HostRow, ...]
+    listeners: tuple[ListenerRow, ...]
+    zones: tuple[str, ...]
+    nets: tuple[NetRow, ...]
+    limits: Limits
+    memory_bytes: int
+    workers: int
+    digest: str
+    admin: tuple[str, int] | None
+
+
+def compile_policy(policy: Policy) -> Tables:
+    """The tables of a policy that check_policy accepted. Pure and deterministic; raises nothing for such a policy."""
+    zones = tuple(policy.zones)
+    limits = policy.limits
+    return Tables(
+        site=policy.site.name,
+        origins=tuple(OriginRow(name, PROFILES.index(row.profile), row.class_) for name, row in policy.origins.items()),
+        hosts=_host_rows(policy),
+        listeners=tuple(
+            ListenerRow(name, row.address.host, row.address.port, sum({1 << zones.index(zone) for zone in row.zones}))
+            for name, row in policy.listen.items()
+        ),
+        zones=zones,
+        nets=_net_rows(policy),
+        limits=Limits(
+            connections=limits.connections,
+            connections_per_address=limits.connections_per_address,
+            head_timeout_s=limits.head_timeout,
+            idle_timeout_s=limits.idle_timeout,
+            send_rate_min_Bps=-(-limits.send_rate // 8),
+            drain_s=limits.drain,
+        ),
+        memory_bytes=policy.cache.memory,
+        workers=policy.workers,
+        digest=digest_of(policy),
+        admin=(policy.admin.address.host, policy.admin.address.port) if policy.admin is not None else None,
+    )
+
+
+def digest_of(policy: Policy) -> str:
+    """SHA-256 (hex) of what the policy says: comments, files, key order and defaults written out change nothing.
+
+    The order of zones and classes counts, as the first zone wins and classes are priorities.
+    """
+    data = policy.model_dump(mode="json", by_alias=True, exclude={"locked"})
+    data["zones"] = list(data["zones"].items())
+    data["classes"] = list(data["classes"].items())
+    return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _own_paths(policy: Policy) -> dict[str, dict[str, int]]:
+    """pattern as written -> path prefix -> origin index."""
+    hosts: dict[str, dict[str, int]] = {}
+    for index, origin in enumerate(policy.origins.values()):
+        for host in origin.hosts:
+            paths = hosts.setdefault(host, {})
+            for path in origin.paths:
+                paths.setdefault(path, index)
+    return hosts
+
+
+def _wider(pattern: str, hosts: dict[str, dict[str, int]]) -> Iterator[str]:
+    """The patterns among `hosts` that match all that `pattern` matches, the most specific first, itself left out."""
+    rest = pattern.removeprefix("*.")
+    while "." in rest:
+        rest = rest.partition(".")[2]
+        if "*." + rest in hosts:
+            yield "*." + rest
+    if pattern != "*" and "*" in hosts:
+        yield "*"
+
+
+def n_routes(policy: Policy) -> int:
+    """How many path rows the policy compiles to, at most; quick, whatever the product of hosts and paths is."""
+    counts: dict[str, int] = {}
+    for origin in policy.origins.values():
+        for host in origin.hosts:
+            counts[host] = counts.get(host, 0) + len(origin.paths)
+    hosts: dict[str, dict[str, int]] = {host: {} for host in counts}
+    return sum(count + sum(counts[wider] for wider in _wider(host, hosts)) for host, count in counts.items())
+
+
+def _host_rows(policy: Policy) -> tuple[HostRow, ...]:
+    hosts = _own_paths(policy)
+    rows = []
+    for pattern, own in hosts.items():
+        paths = dict(own)
+        for wider in _wider(pattern, hosts):
+            for prefix, origin in hosts[wider].items():
+                paths.setdefault(prefix, origin)
+        longest_first = sorted(paths.items(), key=lambda item: (-len(item[0]), item[0]))
+        kind = HOST_ANY if pattern == "*" else HOST_SUFFIX if pattern.startswith("*.") else HOST_EXACT
+        text = pattern[1:] if kind == HOST_SUFFIX else pattern
+        rows.append(HostRow(text, kind, tuple(PathRow(prefix, origin) for prefix, origin in longest_first)))
+    return tuple(
+        sorted(rows, key=lambda row: (row.kind, -len(row.pattern) if row.kind == HOST_SUFFIX else 0, row.pattern))
+    )
+
+
+def _mapped(network: IPv4Network | IPv6Network) -> tuple[bytes, int]:
+    packed = network.network_address.packed
+    if network.version == 4:
+        return bytes(10) + b"\xff\xff" + packed, network.prefixlen + 96
+    return packed, network.prefixlen
+
+
+def _net_rows(policy: Policy) -> tuple[NetRow, ...]:
+    first: dict[tuple[bytes, int], int] = {}
+    for index, zone in enumerate(policy.zones.values()):
+        for network in zone.nets:
+            first.setdefault(_mapped(network), index)
+    rows = [NetRow(network, bits, zone) for (network, bits), zone in first.items()]
+    return tuple(sorted(rows, key=lambda row: (-row.prefix_bits, row.network)))

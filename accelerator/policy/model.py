@@ -1,0 +1,352 @@
+"""The policy, version 1, as typed and frozen values; each key's default and description. No YAML, files or checks across keys here.
+
+Values come as the text that was written (see units.py) and are converted by what their key expects. Values that already have the
+right type are taken too, so that a dump can be read again. An empty section counts as left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+
+from accelerator.policy import addresses, units
+
+T = TypeVar("T")
+
+MEBIBYTE = 2**20
+# Zones travel to the data plane as bits of one 64-bit word.
+ZONES_MAX = 64
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+_SITE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+_QUANTITY = r"^[0-9]{1,15}(\.[0-9]{1,6})?"
+
+
+def _quantity(
+    parse: Callable[[str], T], unit_names: Mapping[str, int], lowest: str, highest: str, what: str
+) -> tuple[PlainValidator, PlainSerializer, WithJsonSchema]:
+    """A number with a unit between two bounds, which are written as a policy writes them."""
+    low: Any = parse(lowest)
+    high: Any = parse(highest)
+
+    def convert(value: object) -> T:
+        if isinstance(value, str):
+            value = parse(value)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"expected {what} such as '{highest}'")
+        if not low <= value <= high:
+            raise ValueError(f"must be from {lowest} to {highest}")
+        return value  # type: ignore[return-value]  # T is the int or float that `parse` gives
+
+    pattern = f"{_QUANTITY}({'|'.join(unit_names)})$"
+    schema = {"type": "string", "pattern": pattern}
+    return PlainValidator(convert), PlainSerializer(lambda value: value), WithJsonSchema(schema)
+
+
+def _size(lowest: str, highest: str) -> Any:
+    return _quantity(units.parse_size_bytes, units.SIZE_UNITS, lowest, highest, "a size")
+
+
+def _rate(lowest: str, highest: str) -> Any:
+    return _quantity(units.parse_rate_bps, units.RATE_UNITS, lowest, highest, "a rate")
+
+
+def _time(lowest: str, highest: str) -> Any:
+    return _quantity(units.parse_time_s, units.TIME_UNITS_MS, lowest, highest, "a time")
+
+
+def _text(parse: Callable[[str], T], pattern: str | None = None, example: str | None = None) -> Any:
+    """Text that `parse` reads; dumped as text again."""
+
+    def convert(value: object) -> T:
+        if value is None:
+            raise ValueError("has no value")
+        if not isinstance(value, str):
+            if isinstance(value, list | dict):
+                raise ValueError(f"expected text, got a {'list' if isinstance(value, list) else 'map'}")
+            value = str(value)
+        return parse(value)
+
+    schema: dict[str, Any] = {"type": "string"}
+    if pattern is not None:
+        schema["pattern"] = pattern
+    if example is not None:
+        schema["examples"] = [example]
+    return PlainValidator(convert), PlainSerializer(str), WithJsonSchema(schema)
+
+
+def _whole(lowest: int, highest: int) -> Any:
+    def convert(value: object) -> int:
+        if value is None:
+            raise ValueError("has no value")
+        if isinstance(value, str):
+            value = units.parse_whole(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError("expected a whole number")
+        if not lowest <= value <= highest:
+            raise ValueError(f"must be from {lowest} to {highest}")
+        return value
+
+    return PlainValidator(convert), WithJsonSchema({"type": "integer", "minimum": lowest, "maximum": highest})
+
+
+def _switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("expected true or false")
+    return units.parse_switch(value)
+
+
+def _workers(value: object) -> int:
+    if value == "auto":
+        return 0
+    if isinstance(value, str):
+        try:
+            value = units.parse_whole(value)
+        except ValueError:
+            raise ValueError(f"expected auto or a number of workers, got {units.quoted(str(value))}") from None
+        if not 1 <= value <= 64:
+            raise ValueError("must be auto, or from 1 to 64")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("expected auto or a number of workers")
+    return value
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            f"{units.quoted(value)} is not a name: a letter, then letters, digits, '-' and '_', at most 64 characters"
+        )
+    return value
+
+
+def _site_name(value: str) -> str:
+    if not _SITE_NAME.fullmatch(value):
+        raise ValueError(
+            f"{units.quoted(value)} is not a site's name: letters, digits, '.', '-' and '_', at most 64 characters"
+        )
+    return value
+
+
+def _file_name(value: object, info: ValidationInfo) -> addresses.FileName:
+    if not isinstance(value, str) or not value or "\0" in value or "\n" in value:
+        raise ValueError("expected the name of a file")
+    folder: str = (info.context or {}).get("folder", "")
+    return addresses.FileName(value, os.path.join(folder, value))
+
+
+def _is_empty(none: Any) -> BeforeValidator:
+    return BeforeValidator(lambda value: none() if value is None else value)
+
+
+Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})]
+Network = Annotated[IPv4Network | IPv6Network, *_text(addresses.parse_network, example="10.12.0.0/22")]
+ListenAddress = Annotated[
+    addresses.Address, *_text(addresses.parse_listen_address, r"^.+:[0-9]{1,5}$", "127.0.0.1:8080")
+]
+OriginUrl = Annotated[
+    addresses.OriginUrl,
+    *_text(addresses.parse_origin_url, r"^[hH][tT][tT][pP][sS]?://[^/?#@]+/?$", "https://media.corp.example"),
+]
+HostPattern = Annotated[str, *_text(addresses.parse_host_pattern, example="media.lyon.corp.example")]
+PathPrefix = Annotated[str, *_text(addresses.parse_path_prefix, r"^/[^?# ]*$", "/live")]
+PinnedAddress = Annotated[str, *_text(addresses.parse_pinned_address, example="10.0.0.20")]
+FieldName = Annotated[str, *_text(addresses.parse_field_name, example="X-Tenant")]
+FileName = Annotated[
+    addresses.FileName,
+    PlainValidator(_file_name),
+    PlainSerializer(lambda file: file.written),
+    WithJsonSchema({"type": "string", "minLength": 1}),
+]
+Switch = Annotated[bool, PlainValidator(_switch), WithJsonSchema({"type": "boolean"})]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_left_out(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+
+class Site(_Section):
+    name: Annotated[str, *_text(_site_name, f"^{_SITE_NAME.pattern}$", "lyon")] = Field(
+        description="What this box calls itself: in Cache-Status and Via, and in every report."
+    )
+
+
+class Zone(_Section):
+    nets: Annotated[tuple[Network, ...], _is_empty(tuple)] = Field(
+        default=(),
+        max_length=4096,
+        description="The networks whose viewers belong to this zone. The most specific network wins, then the first zone.",
+    )
+
+
+class Class(_Section):
+    store: Literal["memory"] = Field(default="memory", description="Where objects of this class are kept.")
+
+
+class Cache(_Section):
+    memory: Annotated[int, *_size("16MiB", "4096GiB")] = Field(
+        default=512 * MEBIBYTE,
+        description="Hard limit of memory for stored objects, their heads and the connections' buffers.",
+    )
+
+
+class Listener(_Section):
+    address: ListenAddress = Field(description="IP address and port where viewers connect; port 0 takes any free port.")
+    zones: Annotated[tuple[Name, ...], _is_empty(tuple)] = Field(
+        default=(),
+        max_length=ZONES_MAX,
+        description="Only viewers of these zones are served here; left out: everybody.",
+    )
+
+
+class Admin(_Section):
+    address: ListenAddress = Field(
+        description="IP address and port of /healthz and /metrics; never where viewers connect."
+    )
+
+
+class Timeouts(_Section):
+    connect: Annotated[float, *_time("10ms", "10m")] = Field(
+        default=3.0, description="Until an upstream has accepted the connection, TLS included."
+    )
+    head: Annotated[float, *_time("10ms", "1h")] = Field(
+        default=30.0, description="From the request until the response's head has arrived."
+    )
+    body: Annotated[float, *_time("10ms", "1h")] = Field(
+        default=30.0, description="Longest time without any byte of a response's body."
+    )
+
+
+class Origin(_Section):
+    from_: tuple[OriginUrl, ...] = Field(
+        alias="from",
+        min_length=1,
+        max_length=64,
+        description="Where content comes from, in order: the next one is tried when one fails.",
+    )
+    hosts: tuple[HostPattern, ...] = Field(
+        min_length=1,
+        max_length=1000,
+        description="Hosts that viewers ask for: exact names, '*.suffix', or '*' for any. Without port.",
+    )
+    paths: Annotated[tuple[PathPrefix, ...], _is_empty(lambda: ("/",))] = Field(
+        default=("/",),
+        min_length=1,
+        max_length=1000,
+        description="Path prefixes that belong to this origin; they end at a segment boundary.",
+    )
+    class_: Name | None = Field(
+        default=None,
+        alias="class",
+        description="The class that its objects are kept in; left out: none, kept in memory.",
+    )
+    profile: Literal["media", "generic"] = Field(
+        default="media",
+        description="media: for video (GET, HEAD, CORS preflights; live playlists and segments recognised). generic: for portals and APIs, RFC 9111 to the letter.",
+    )
+    upstream_host: Literal["upstream", "viewer"] = Field(
+        default="upstream",
+        description="The Host that the origin sees: its own name from `from`, or the one that the viewer asked for.",
+    )
+    resolve: Annotated[tuple[PinnedAddress, ...], _is_empty(tuple)] = Field(
+        default=(), max_length=64, description="IP addresses to use instead of asking DNS for the names in `from`."
+    )
+    ca: FileName | None = Field(
+        default=None,
+        description="PEM file of certificate authorities trusted besides the system's; relative to the policy's folder.",
+    )
+    connections: Annotated[int, *_whole(1, 65536)] = Field(
+        default=64, description="Connections to this origin at once; more requests wait for one."
+    )
+    timeouts: Timeouts = Field(default=Timeouts(), description="How long to wait for this origin.")
+    forward: Annotated[tuple[FieldName, ...], _is_empty(tuple)] = Field(
+        default=(),
+        max_length=64,
+        description="Request fields that profile media passes to the origin besides the usual ones.",
+    )
+    override_private: Switch = Field(
+        default=False,
+        description="Store playlists and segments although the origin says no-store or private. Only for content that every viewer may see.",
+    )
+
+
+class Limits(_Section):
+    connections: Annotated[int, *_whole(1, 10_000_000)] = Field(
+        default=65_536,
+        description="Viewers' connections at once, in all; the process's limit of open files bounds it too.",
+    )
+    connections_per_address: Annotated[int, *_whole(1, 10_000_000)] = Field(
+        default=20_000, description="Connections of one IP address at once. A branch behind NAT is one address."
+    )
+    head_timeout: Annotated[float, *_time("100ms", "1h")] = Field(
+        default=10.0, description="From the first byte of a request until its head is complete, else 408."
+    )
+    idle_timeout: Annotated[float, *_time("1s", "1d")] = Field(
+        default=75.0, description="How long a connection may stay open between two requests."
+    )
+    send_rate: Annotated[int, *_rate("0bit/s", "1Gbit/s")] = Field(
+        default=8_000, description="A viewer that takes less than this for long is disconnected; 0bit/s: never."
+    )
+    drain: Annotated[float, *_time("0s", "1h")] = Field(
+        default=30.0, description="How long running responses may go on after SIGTERM."
+    )
+
+
+class Policy(_Section):
+    version: Annotated[
+        Literal[1], BeforeValidator(lambda value: 1 if value == "1" else value), WithJsonSchema({"const": 1})
+    ] = Field(description="The version of this format.")
+    site: Site = Field(description="Which box this is.")
+    zones: Annotated[Mapping[Name, Zone], _is_empty(dict)] = Field(
+        default={}, max_length=ZONES_MAX, description="Who is where: viewers' networks, by name."
+    )
+    classes: Annotated[Mapping[Name, Class], _is_empty(dict)] = Field(
+        default={},
+        max_length=256,
+        description="Kinds of content, by name; their order is their priority, first = highest.",
+    )
+    cache: Cache = Field(default=Cache(), description="Where content is kept, and how much.")
+    listen: Annotated[Mapping[Name, Listener], _is_empty(dict)] = Field(
+        default={}, max_length=256, description="Where viewers connect, by name."
+    )
+    admin: Admin | None = Field(default=None, description="Where /healthz and /metrics answer; left out: nowhere.")
+    workers: Annotated[
+        int,
+        PlainValidator(_workers),
+        WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 64}]}),
+    ] = Field(
+        default=0, description="Edge workers: a number, or auto, which leaves a share of a core to everything else."
+    )
+    origins: Annotated[Mapping[Name, Origin], _is_empty(dict)] = Field(
+        default={},
+        max_length=4096,
+        description="Where content comes from, by name. The most specific host wins, then the longest path.",
+    )
+    limits: Limits = Field(default=Limits(), description="What viewers may take of the box.")
+    locked: Annotated[tuple[Annotated[str, *_text(str)], ...], _is_empty(tuple)] = Field(
+        default=(),
+        max_length=1000,
+        description="Keys (dotted, such as origins.media.from) that files merged later can't set.",
+    )

@@ -1,0 +1,197 @@
+"""What keys of a policy mean together: references, double addresses and routes, loops, locks, warnings. No single value is parsed here."""
+
+from __future__ import annotations
+
+import os.path
+from ipaddress import ip_address
+from typing import Final
+
+from accelerator.errors import Problem
+from accelerator.policy.addresses import Address, IpAddress, literal
+from accelerator.policy.compile import ROUTES_MAX, n_routes
+from accelerator.policy.model import Origin, Policy
+from accelerator.policy.shape import keys_of, section_at
+from accelerator.policy.tree import Map, Mark, Path, key_mark, value_mark, walk
+from accelerator.policy.units import nearest, quoted
+
+_PLAIN_NAME: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+
+
+def dotted(path: Path) -> str:
+    """`origins.media.from`: list indices left out (the place tells), odd names in quotes."""
+    return ".".join(
+        step if set(step) <= _PLAIN_NAME and len(step) <= 64 else quoted(step) for step in path if isinstance(step, str)
+    )
+
+
+class Rules:
+    """Made before wrong values are taken out of the tree, as a name that is written is known even where its section is wrong."""
+
+    def __init__(self, root: Map, problems: list[Problem]) -> None:
+        self._root = root
+        self._problems = problems
+        self._zones = self._names("zones")
+        self._classes = self._names("classes")
+        self._collections = {name: self._names(name) for name in ("zones", "classes", "listen", "origins")}
+
+    def check(self, policy: Policy) -> None:
+        """Every rule, on a policy from which wrong values may have been taken out."""
+        self._listeners(policy)
+        self._zone_nets(policy)
+        self._origins(policy)
+        self._locks(policy)
+
+    def _names(self, section: str) -> list[str]:
+        node = next((node for _, node in walk(self._root, (section,))), None)
+        return list(node.entries) if isinstance(node, Map) else []
+
+    def _error(self, mark: Mark, message: str) -> None:
+        self._problems.append(Problem(*mark, message))
+
+    def _warn(self, mark: Mark, message: str) -> None:
+        self._problems.append(Problem(*mark, message, is_warning=True))
+
+    def _value(self, *path: str | int) -> Mark:
+        return value_mark(self._root, path)
+
+    def _listeners(self, policy: Policy) -> None:
+        taken: list[tuple[Address, str, Mark]] = []
+        places: list[tuple[Address, Path]] = [(row.address, ("listen", name)) for name, row in policy.listen.items()]
+        if policy.admin is not None:
+            places.append((policy.admin.address, ("admin",)))
+        for address, path in places:
+            mark = self._value(*path, "address")
+            for other, name, place in taken:
+                if _overlap(address, other):
+                    self._error(mark, f"{dotted(path)}.address: {address} is already taken by {name} ({place})")
+                    break
+            taken.append((address, dotted(path), mark))
+        for name, listener in policy.listen.items():
+            for index, zone in enumerate(listener.zones):
+                if zone not in self._zones:
+                    mark = self._value("listen", name, "zones", index)
+                    self._error(mark, f"listen.{name}.zones: unknown zone '{zone}'{nearest(zone, self._zones)}")
+        if not self._collections["listen"]:
+            self._warn(key_mark(self._root, ("listen",)), "no listeners: nobody can connect")
+
+    def _zone_nets(self, policy: Policy) -> None:
+        first: dict[str, str] = {}
+        for name, zone in policy.zones.items():
+            for index, network in enumerate(zone.nets):
+                owner = first.setdefault(str(network), name)
+                if owner != name:
+                    self._warn(
+                        self._value("zones", name, "nets", index),
+                        f"zones.{name}.nets: {network} is in zone '{owner}' already, which wins",
+                    )
+
+    def _origins(self, policy: Policy) -> None:
+        if not self._collections["origins"]:
+            self._warn(key_mark(self._root, ("origins",)), "no origins: every request is answered 421")
+        for name, origin in policy.origins.items():
+            if origin.class_ is not None and origin.class_ not in self._classes:
+                hint = nearest(origin.class_, self._classes)
+                self._error(
+                    self._value("origins", name, "class"),
+                    f"origins.{name}.class: unknown class '{origin.class_}'{hint}",
+                )
+            self._loops(name, origin, policy)
+            self._switches(name, origin)
+        if n_routes(policy) > ROUTES_MAX:
+            self._error(key_mark(self._root, ("origins",)), f"origins: more than {ROUTES_MAX:,} pairs of host and path")
+            return
+        self._routes(policy)
+
+    def _routes(self, policy: Policy) -> None:
+        owners: dict[tuple[str, str], tuple[str, int]] = {}
+        for name, origin in policy.origins.items():
+            for host_index, host in enumerate(origin.hosts):
+                for path in origin.paths:
+                    owner, owner_index = owners.setdefault((host, path), (name, host_index))
+                    if owner == name:
+                        continue
+                    place = self._value("origins", owner, "hosts", owner_index)
+                    self._error(
+                        self._value("origins", name, "hosts", host_index),
+                        f"origins.{name}: host '{host}' with path '{path}' belongs to origin '{owner}' already ({place})",
+                    )
+
+    def _loops(self, name: str, origin: Origin, policy: Policy) -> None:
+        own = [(f"listen.{key}", row.address) for key, row in policy.listen.items()]
+        if policy.admin is not None:
+            own.append(("admin", policy.admin.address))
+        for index, url in enumerate(origin.from_):
+            targets = [(self._value("origins", name, "from", index), address) for address in _addresses(url.host)]
+            if not targets:
+                targets = [
+                    (self._value("origins", name, "resolve", i), ip_address(pin))
+                    for i, pin in enumerate(origin.resolve)
+                ]
+            for mark, target in targets:
+                for listener, address in own:
+                    if address.port == url.port and _reaches(target, address):
+                        self._error(
+                            mark,
+                            f"origins.{name}: {url} at {target} is our own {listener} ({address}): requests would go in a circle",
+                        )
+
+    def _switches(self, name: str, origin: Origin) -> None:
+        path = ("origins", name)
+        if origin.override_private:
+            what = (
+                "stores playlists and segments that the origin calls no-store or private: any viewer may be given them"
+                if origin.profile == "media"
+                else "has no effect with profile generic"
+            )
+            self._warn(self._value(*path, "override_private"), f"origins.{name}.override_private: {what}")
+        if origin.forward and origin.profile == "generic":
+            self._warn(
+                self._value(*path, "forward"),
+                f"origins.{name}.forward: has no effect with profile generic, which forwards every field",
+            )
+        if origin.ca is not None:
+            if not os.path.isfile(origin.ca.path):
+                self._warn(
+                    self._value(*path, "ca"), f"origins.{name}.ca: there is no file {quoted(origin.ca.path)} here"
+                )
+            if all(url.scheme == "http" for url in origin.from_):
+                self._warn(self._value(*path, "ca"), f"origins.{name}.ca: has no effect without an https URL in from")
+
+    def _locks(self, policy: Policy) -> None:
+        for index, lock in enumerate(policy.locked):
+            steps = lock.split(".")
+            for position, step in enumerate(steps):
+                above = tuple(steps[:position])
+                section = section_at(above)
+                if section is not None and step in keys_of(section):
+                    continue
+                known = list(keys_of(section)) if section is not None else self._collections.get(".".join(above))
+                mark = self._value("locked", index)
+                if section is None and known is not None and step:
+                    if step not in known:
+                        self._warn(mark, f"locked: {quoted(lock)} names nothing that is there{nearest(step, known)}")
+                    continue
+                hint = nearest(step, known) if known is not None else ""
+                self._error(mark, f"locked: {quoted(lock)} is no key of a policy{hint}")
+                break
+
+
+def _overlap(one: Address, other: Address) -> bool:
+    if one.port != other.port or one.port == 0:
+        return False
+    first, second = ip_address(one.host), ip_address(other.host)
+    # Linux refuses 127.0.0.1:80 beside 0.0.0.0:80 (EADDRINUSE); the families are apart, as asyncio sets IPV6_V6ONLY.
+    return first.version == second.version and (first == second or first.is_unspecified or second.is_unspecified)
+
+
+def _addresses(host: str) -> list[IpAddress]:
+    """What an upstream's host is for sure, without asking DNS: a literal, or loopback (RFC 6761 section 6.3)."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return [ip_address("127.0.0.1"), ip_address("::1")]
+    address = literal(host)
+    return [] if address is None else [address]
+
+
+def _reaches(target: IpAddress, listener: Address) -> bool:
+    address = literal(listener.host)
+    return address is not None and (target == address or (address.is_unspecified and target.is_loopback))
