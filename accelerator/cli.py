@@ -1,0 +1,230 @@
+"""accelctl: the command line, built from control.commands. No command's work is done here, and nothing slow is
+imported early.
+
+Exit codes: 0 done, 1 refused or problem found, 2 usage, 3 no daemon. Errors are one line on stderr; with --json
+stdout holds one JSON document in any case but a usage error: the answer, or {"ok": false, "error": {"kind",
+"message"}}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from accelerator.control.client import ControlClient
+from accelerator.control.commands import BY_NAME, COMMANDS, Argument, Command, check_arguments
+from accelerator.control.text import printable
+from accelerator.errors import AcceleratorError, ControlError
+
+DEFAULT_SOCKET = "/run/accelerator/control.sock"
+_EPILOG = "exit status: 0 done, 1 refused or problem found, 2 usage, 3 no daemon"
+_GROUPS = {"cache": "what is stored", "policy": "check a policy, print its schema"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    if sys.stdout is None:  # started with a closed stdout
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    defaults = argparse.Namespace(socket=os.environ.get("ACCELERATOR_SOCKET") or DEFAULT_SOCKET, json=False)
+    options = _parser().parse_args(argv, defaults)
+    try:
+        code = _run(BY_NAME[options.command], options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # `accelctl cache ls | head`: nobody reads any more, and that is no error. The flush at exit must not complain
+        # either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except AcceleratorError as error:
+        return _fail(error, options)
+    except OSError as error:
+        return _fail(ControlError("system", str(error)), options)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(command: Command, options: argparse.Namespace) -> int:
+    if command.name == "policy check":
+        return _policy_check(options.path, is_json=options.json)
+    if command.name == "policy schema":
+        from accelerator.policy.schema import policy_schema
+
+        print(json.dumps(policy_schema(), indent=2))
+        return 0
+    if command.name == "top":
+        return _top(options)
+    arguments = check_arguments(
+        command,
+        {
+            each.name: getattr(options, each.name)
+            for each in command.arguments
+            if getattr(options, each.name) is not None
+        },
+    )
+    given = {name: value for name, value in arguments.items() if value is not None}
+    with ControlClient(options.socket) as client:
+        result = client.call(command.name, given)
+    if options.json:
+        _print_json(result)
+    else:
+        from accelerator.control.display import show
+
+        show(command.name, result, arguments)
+    return 0
+
+
+def _top(options: argparse.Namespace) -> int:
+    if not (options.json or options.once) and sys.stdout.isatty():
+        from accelerator.control.top import watch
+
+        with contextlib.suppress(KeyboardInterrupt):
+            watch(options.socket, interval_s=options.interval)
+        return 0
+    from accelerator.control.rates import rates
+
+    with ControlClient(options.socket) as client:
+        before = client.call("top")
+    time.sleep(options.interval)
+    with ControlClient(options.socket) as client:
+        sample = rates(before, client.call("top"))
+    if options.json:
+        _print_json(sample)
+    else:
+        from accelerator.control.display import make_console, top_page
+
+        make_console().print(top_page(sample))
+    return 0
+
+
+def _policy_check(path: str, *, is_json: bool) -> int:
+    from pathlib import Path
+
+    from accelerator.policy.check import check_policy
+
+    policy, problems = check_policy(Path(path))
+    is_ok = policy is not None and all(problem.is_warning for problem in problems)
+    for problem in problems:
+        print(printable(problem), file=sys.stderr)
+    if is_json:
+        rows = [
+            {
+                "file": each.file,
+                "line": each.line,
+                "column": each.column,
+                "message": each.message,
+                "warning": each.is_warning,
+            }
+            for each in problems
+        ]
+        _print_json({"ok": is_ok, "problems": rows})
+    elif is_ok:
+        print(f"{printable(path)}: ok")
+    return 0 if is_ok else 1
+
+
+def _print_json(document: Mapping[str, Any]) -> None:
+    print(json.dumps(document, separators=(",", ":")))
+
+
+def _fail(error: AcceleratorError, options: argparse.Namespace) -> int:
+    print(f"accelctl: {printable(error.message)}", file=sys.stderr)
+    if options.json:
+        with contextlib.suppress(OSError):  # stdout may be what failed
+            print(json.dumps({"ok": False, "error": {"kind": error.kind, "message": error.message}}), flush=True)
+    return error.exit_code if isinstance(error, ControlError) else 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its error on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    # --socket and --json may stand before and after the command: SUPPRESS keeps the later parser from resetting what the
+    # earlier one read. (Not set_defaults: it would change the actions that all parsers share.)
+    anywhere = _Parser(add_help=False)
+    anywhere.add_argument(
+        "--socket",
+        metavar="PATH",
+        default=argparse.SUPPRESS,
+        help=f"control socket (default $ACCELERATOR_SOCKET, else {DEFAULT_SOCKET})",
+    )
+    anywhere.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+    parser = _Parser(
+        prog="accelctl",
+        description="See and steer the video accelerator of this machine.",
+        epilog=_EPILOG,
+        parents=[anywhere],
+        allow_abbrev=False,
+    )
+    top_level = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    groups: dict[str, Any] = {}
+    for command in COMMANDS:
+        group, _, leaf = command.name.rpartition(" ")
+        if group and group not in groups:
+            outer = top_level.add_parser(group, help=_GROUPS[group], description=_GROUPS[group], parents=[anywhere])
+            groups[group] = outer.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+        inner = (groups[group] if group else top_level).add_parser(
+            leaf, help=command.help, description=command.help, epilog=_EPILOG, parents=[anywhere], allow_abbrev=False
+        )
+        inner.set_defaults(command=command.name)
+        for argument in command.arguments:
+            _add(inner, argument)
+    return parser
+
+
+def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
+    help_text = argument.help.replace("%", "%%")
+    if argument.kind == "switch":
+        parser.add_argument(f"--{argument.name}", action="store_true", help=help_text)
+        return
+    settings: dict[str, Any] = {"help": help_text, "default": argument.default, "type": _reader(argument)}
+    if argument.choices:
+        settings["choices"] = argument.choices
+    else:
+        settings["metavar"] = argument.name.upper()
+    if argument.is_positional:
+        parser.add_argument(argument.name, nargs=None if argument.is_required else "?", **settings)
+    else:
+        parser.add_argument(f"--{argument.name}", required=argument.is_required, **settings)
+
+
+def _reader(argument: Argument) -> Callable[[str], object]:
+    def whole(text: str) -> int:
+        if (
+            not (text.isascii() and text.isdigit() and len(text) < 17)
+            or not argument.minimum <= int(text) <= argument.maximum
+        ):
+            raise argparse.ArgumentTypeError(
+                f"{text[:40]!r} is no whole number from {argument.minimum:.15g} to {argument.maximum:.15g}"
+            )
+        return int(text)
+
+    def seconds(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not argument.minimum <= value <= argument.maximum:
+            raise argparse.ArgumentTypeError(
+                f"{text[:40]!r} is no time from {argument.minimum:g} to {argument.maximum:g} seconds"
+            )
+        return value
+
+    readers: dict[str, Callable[[str], object]] = {"text": str, "whole": whole, "seconds": seconds}
+    return readers[argument.kind]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

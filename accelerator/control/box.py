@@ -1,0 +1,151 @@
+"""What the daemon offers to its operators: the Protocol `Box`, and the sheet of what its answers hold. No code may
+live here.
+
+The sheets are TypedDicts, so that a plain dict serves: control.server sends them as JSON, control.display and
+web.admin read them. An answer may hold more keys than its sheet; a reader takes what it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import NotRequired, Protocol, TypedDict
+
+
+class Listener(TypedDict):
+    name: str
+    address: str  # with the real port, also where the policy says port 0
+    accepting: bool
+
+
+class PolicyState(TypedDict):
+    generation: int
+    digest: str
+    path: str
+
+
+class Worker(TypedDict):
+    index: int
+    connections: int
+    alive: bool
+
+
+class Health(TypedDict):
+    ok: bool
+    reasons: Sequence[str]
+
+
+class Status(TypedDict):
+    site: str
+    version: str
+    uptime_s: float
+    listeners: Sequence[Listener]
+    admin: str | None
+    policy: PolicyState
+    workers: Sequence[Worker]
+    health: Health
+
+
+class CacheStats(TypedDict):
+    """requests = hits + misses + collapsed + passed + refused. Bytes are body bytes, objects are complete variants.
+
+    Other whole numbers may stand beside these (named refusals, for example).
+    """
+
+    requests: int
+    hits: int
+    misses: int
+    collapsed: int
+    passed: int
+    refused: int
+    bytes_to_viewers: int
+    bytes_from_origin: int
+    objects: int
+    memory_bytes: int
+    memory_limit_bytes: int
+    evictions: int
+
+
+# "class" is a reserved word, hence the other spelling.
+CacheObject = TypedDict(
+    "CacheObject",
+    {
+        "url": str,
+        "origin": str,
+        "status": int,
+        "size_bytes": int,
+        "age_s": float,
+        "ttl_s": float,  # negative: stale for so long
+        "state": str,  # "filling", "fresh", "stale"
+        "class": str | None,
+        "kind": str,
+        "hits": NotRequired[int],
+    },
+)
+
+
+class CacheList(TypedDict):
+    """`total` counts all that match, `objects` is the page of them that was asked for."""
+
+    total: int
+    objects: Sequence[CacheObject]
+
+
+class OriginCounters(TypedDict):
+    name: str
+    requests: int
+    hits: int
+    bytes_to_viewers: int
+    bytes_from_origin: int
+    connections: int  # to the origin, now
+    errors: int
+
+
+class Top(TypedDict):
+    """One snapshot; accelctl computes rates from two. `counters` holds what CacheStats does, and `connections` (open
+    now).
+    """
+
+    now_ns: int  # monotonic
+    counters: Mapping[str, int]
+    origins: Sequence[OriginCounters]
+    listeners: Sequence[Mapping[str, object]]
+
+
+# A dict, or a coroutine where the work belongs off the loop (a listing of a million objects).
+Answer = Mapping[str, object] | Awaitable[Mapping[str, object]]
+# name -> (value, one line of help)
+Figures = Mapping[str, tuple[float, str]]
+
+
+class Box(Protocol):
+    """Called on the daemon's loop. A method that refuses raises ControlError (kind, message): the operator reads
+    both.
+    """
+
+    def status(self) -> Mapping[str, object]:
+        """Status. Cheap: /healthz calls it each time."""
+        ...
+
+    def cache_stats(self) -> Answer:
+        """CacheStats."""
+        ...
+
+    def cache_list(self, *, prefix: str | None, origin: str | None, sort: str, offset: int, limit: int) -> Answer:
+        """CacheList. `sort`: url ascending; size, age, ttl descending."""
+        ...
+
+    def cache_purge(self, *, url: str | None, prefix: str | None, origin: str | None) -> Answer:
+        """{"purged": n}, after no viewer can be answered with them any more. Exactly one argument is not None."""
+        ...
+
+    def top(self) -> Mapping[str, object]:
+        """Top."""
+        ...
+
+    def counters(self) -> Figures:
+        """All that only grows, for /metrics: names without the prefix `accelerator_`."""
+        ...
+
+    def gauges(self) -> Figures:
+        """All that goes up and down, for /metrics."""
+        ...

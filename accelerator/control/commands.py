@@ -1,0 +1,182 @@
+"""The one table of accelctl's commands: the server dispatches by it, the command line is built from it, the help
+prints it.
+
+No I/O and no rendering may live here, and nothing that is slow to import: every start of accelctl reads this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from accelerator.errors import ControlError
+
+# A page of `cache ls` of this many rows is about 3 MB of JSON, built on the control loop in about 20 ms.
+LIST_LIMIT_MAX = 10_000
+SORTS = ("url", "size", "age", "ttl")
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument. `is_local` ones never travel to the daemon: the command line itself acts on them."""
+
+    name: str
+    kind: Literal["text", "whole", "seconds", "switch"]
+    help: str
+    is_positional: bool = False
+    is_required: bool = False
+    is_local: bool = False
+    choices: tuple[str, ...] = ()
+    default: Value | None = None
+    minimum: float = 0
+    maximum: float = 2**53  # the largest whole number that every JSON reader keeps exact
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command. `name` is what is typed and what travels; `may_change`: only root and the daemon's own user may
+    give it.
+
+    `one_of`: exactly one of these arguments must be there. `is_offline`: needs no daemon, never travels.
+    `box_method`: the method of control.box.Box that answers it.
+    """
+
+    name: str
+    help: str
+    arguments: tuple[Argument, ...] = ()
+    may_change: bool = False
+    is_offline: bool = False
+    one_of: tuple[str, ...] = ()
+    box_method: str = ""
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("status", "what runs: listeners, workers, policy, health", box_method="status"),
+    Command(
+        "top",
+        "rates, refreshed each second; q or Ctrl-C leaves",
+        (
+            Argument(
+                "once",
+                "switch",
+                "print one sample and leave (also with --json, or when the output is no terminal)",
+                is_local=True,
+            ),
+            Argument(
+                "interval",
+                "seconds",
+                "seconds between two samples (default 1)",
+                is_local=True,
+                default=1.0,
+                minimum=0.1,
+                maximum=3600,
+            ),
+        ),
+        box_method="top",
+    ),
+    Command("cache stats", "requests, hits, bytes, memory since the start", box_method="cache_stats"),
+    Command(
+        "cache ls",
+        "list the stored objects, a page at a time",
+        (
+            Argument("origin", "text", "only objects of this origin (its name in the policy)"),
+            Argument("prefix", "text", "only objects whose URL begins so"),
+            Argument(
+                "sort",
+                "text",
+                "order: url, or the largest, oldest, longest-lived first (default url)",
+                choices=SORTS,
+                default="url",
+            ),
+            Argument(
+                "limit",
+                "whole",
+                f"rows at most, 1 to {LIST_LIMIT_MAX} (default 100)",
+                default=100,
+                minimum=1,
+                maximum=LIST_LIMIT_MAX,
+            ),
+            Argument("offset", "whole", "rows to skip (default 0)", default=0),
+        ),
+        box_method="cache_list",
+    ),
+    Command(
+        "cache purge",
+        "forget one URL (all its variants), all below a prefix, or a whole origin",
+        (
+            Argument("url", "text", "a URL as viewers write it", is_positional=True),
+            Argument("prefix", "text", "forget every object whose URL begins so"),
+            Argument("origin", "text", "forget every object of this origin"),
+        ),
+        may_change=True,
+        one_of=("url", "prefix", "origin"),
+        box_method="cache_purge",
+    ),
+    Command(
+        "policy check",
+        "check a policy file or directory; needs no daemon",
+        (Argument("path", "text", "the file or directory", is_positional=True, is_required=True, is_local=True),),
+        is_offline=True,
+    ),
+    Command("policy schema", "print the policy's JSON Schema; needs no daemon", is_offline=True),
+)
+
+BY_NAME: Mapping[str, Command] = {command.name: command for command in COMMANDS}
+
+
+def check_arguments(command: Command, given: Mapping[str, object]) -> dict[str, Value | None]:
+    """What the box's method gets: every argument that travels, defaults filled in, absent ones None.
+
+    Raises ControlError("arguments") that names the first fault. Types are exact: `true` is no number, "5" is no number.
+    """
+    known = {argument.name: argument for argument in command.arguments if not argument.is_local}
+    for name in given:
+        if name not in known:
+            raise _fault(command, f"unknown argument {name[:80]!r}")
+    checked: dict[str, Value | None] = {}
+    for name, argument in known.items():
+        value = given.get(name)
+        if value is None:
+            if argument.is_required:
+                raise _fault(command, f"{name} is missing")
+            checked[name] = argument.default
+        else:
+            checked[name] = _checked(command, argument, value)
+    if command.one_of:
+        n_given = sum(checked[name] is not None for name in command.one_of)
+        if n_given != 1:
+            raise _fault(command, f"exactly one of {', '.join(command.one_of)} is needed, {n_given} given")
+    return checked
+
+
+def _checked(command: Command, argument: Argument, value: object) -> Value:
+    if argument.kind == "text":
+        if not isinstance(value, str) or not value:
+            raise _fault(command, f"{argument.name} must be a text that is not empty")
+        if any(ord(character) < 0x20 or ord(character) == 0x7F for character in value):
+            raise _fault(command, f"{argument.name} holds control characters")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            # JSON can spell half a surrogate pair (RFC 8259 section 8.2), and argv holds them for bytes that are not
+            # UTF-8.
+            raise _fault(command, f"{argument.name} is not UTF-8")
+        if argument.choices and value not in argument.choices:
+            raise _fault(command, f"{argument.name} must be one of {', '.join(argument.choices)}")
+        return value
+    if argument.kind == "switch":
+        if not isinstance(value, bool):
+            raise _fault(command, f"{argument.name} must be true or false")
+        return value
+    wanted: tuple[type, ...] = (int,) if argument.kind == "whole" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        raise _fault(command, f"{argument.name} must be a {'whole ' if argument.kind == 'whole' else ''}number")
+    assert isinstance(value, int | float)
+    if not argument.minimum <= value <= argument.maximum:
+        raise _fault(command, f"{argument.name} must be from {argument.minimum:.15g} to {argument.maximum:.15g}")
+    return value
+
+
+def _fault(command: Command, message: str) -> ControlError:
+    return ControlError("arguments", f"{command.name}: {message}", exit_code=2)

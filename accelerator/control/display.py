@@ -1,0 +1,159 @@
+"""The tables that accelctl prints, from the daemon's answers (control.box). No socket here; imported only when a
+table is wanted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from accelerator.control.rates import Sample
+from accelerator.control.text import count_text, duration_text, printable, rate_text, ratio_text, size_text
+
+# Wide enough that a pipe's reader gets every URL whole, on one line: tables never take more than they need.
+_PIPE_WIDTH = 16_384
+
+
+def make_console() -> Console:
+    """A console on stdout. Colours only on a terminal and without NO_COLOR (rich looks); nothing is taken for
+    markup.
+    """
+    is_terminal = sys.stdout.isatty()
+    return Console(
+        file=sys.stdout,
+        width=None if is_terminal else _PIPE_WIDTH,
+        force_terminal=is_terminal,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+
+
+def show(command: str, result: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Print the answer to a command of the daemon's."""
+    if command == "status":
+        page = status_page(result)
+    elif command == "cache stats":
+        page = cache_stats_page(result)
+    elif command == "cache ls":
+        page = cache_list_page(result, offset=arguments["offset"])
+    elif command == "cache purge":
+        page = Text(f"{count_text(result['purged'])} objects purged")
+    else:
+        page = _pairs((name, str(value)) for name, value in result.items())
+    make_console().print(page)
+
+
+def status_page(status: Mapping[str, Any]) -> RenderableType:
+    health, policy = status["health"], status["policy"]
+    facts = _pairs(
+        [
+            ("site", status["site"]),
+            ("version", status["version"]),
+            ("up", duration_text(status["uptime_s"])),
+            ("policy", f"generation {policy['generation']}, {policy['path']} ({policy['digest'][:12]})"),
+            ("admin", status["admin"] or "-"),
+        ]
+    )
+    verdict = Text("healthy", style="green") if health["ok"] else Text("not healthy", style="bold red")
+    for reason in health["reasons"]:
+        verdict.append(f"\n  {printable(reason)}")
+    listeners = _table("listener", "address", "state")
+    for listener in status["listeners"]:
+        state = Text("accepting", style="green") if listener["accepting"] else Text("not accepting", style="bold red")
+        listeners.add_row(printable(listener["name"]), printable(listener["address"]), state)
+    workers = _table("worker", "connections", "state", right=("worker", "connections"))
+    for worker in status["workers"]:
+        state = Text("alive", style="green") if worker["alive"] else Text("dead", style="bold red")
+        workers.add_row(str(worker["index"]), count_text(worker["connections"]), state)
+    return Group(verdict, facts, listeners, workers)
+
+
+def cache_stats_page(stats: Mapping[str, Any]) -> RenderableType:
+    rows: list[tuple[str, str]] = []
+    for name, value in stats.items():
+        if not isinstance(value, int | float):
+            continue
+        is_bytes = name.startswith("bytes_") or name.endswith("_bytes")
+        rows.append((name.replace("_", " "), size_text(value) if is_bytes else count_text(value)))
+        if name == "hits":
+            rows.append(("hit ratio", ratio_text(value / stats["requests"] if stats.get("requests") else None)))
+    return _pairs(rows, is_right=True)
+
+
+def cache_list_page(listing: Mapping[str, Any], *, offset: int) -> RenderableType:
+    objects = listing["objects"]
+    table = _table("url", "origin", "status", "size", "age", "ttl", "state", right=("status", "size", "age", "ttl"))
+    table.columns[0].overflow = "fold"
+    for each in objects:
+        table.add_row(
+            printable(each["url"]),
+            printable(each["origin"]),
+            str(each["status"]),
+            size_text(each["size_bytes"]),
+            duration_text(each["age_s"]),
+            duration_text(each["ttl_s"]),
+            printable(each["state"]),
+        )
+    if not objects:
+        return Text(f"none of {count_text(listing['total'])} objects" if listing["total"] else "no objects")
+    last = offset + len(objects)
+    footer = f"{count_text(offset + 1)} to {count_text(last)} of {count_text(listing['total'])}"
+    if last < listing["total"]:
+        footer += f"; more: --offset {last}"
+    return Group(table, Text(footer))
+
+
+def top_page(sample: Sample, *, notice: str = "") -> RenderableType:
+    limit = sample["memory_limit_bytes"]
+    share = f" ({ratio_text(sample['memory_bytes'] / limit)} of {size_text(limit)})" if limit else ""
+    facts = _pairs(
+        [
+            ("requests/s", count_text(sample["requests_per_s"])),
+            ("hit ratio", ratio_text(sample["hit_ratio"])),
+            ("misses/s", count_text(sample["misses_per_s"])),
+            ("collapsed/s", count_text(sample["collapsed_per_s"])),
+            ("refused/s", count_text(sample["refused_per_s"])),
+            ("to viewers", rate_text(sample["to_viewers_bps"])),
+            ("from origins", rate_text(sample["from_origin_bps"])),
+            ("connections", count_text(sample["connections"])),
+            ("objects", count_text(sample["objects"])),
+            ("memory", size_text(sample["memory_bytes"]) + share),
+        ]
+    )
+    columns = ("origin", "requests/s", "hit ratio", "to viewers", "from origin", "connections", "errors/s")
+    table = _table(*columns, right=columns[1:])
+    for origin in sorted(sample["origins"], key=lambda origin: -origin["to_viewers_bps"]):
+        table.add_row(
+            printable(origin["name"]),
+            count_text(origin["requests_per_s"]),
+            ratio_text(origin["hit_ratio"]),
+            rate_text(origin["to_viewers_bps"]),
+            rate_text(origin["from_origin_bps"]),
+            count_text(origin["connections"]),
+            count_text(origin["errors_per_s"]),
+        )
+    parts: list[RenderableType] = [Text(printable(notice), style="bold red")] if notice else []
+    return Group(*parts, facts, table)
+
+
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=column != "url")
+    return table
+
+
+def _pairs(rows: Any, *, is_right: bool = False) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right" if is_right else "left", overflow="fold")
+    for name, value in rows:
+        table.add_row(printable(name), printable(value))
+    return table

@@ -1,0 +1,111 @@
+"""The live view of `accelctl top`: snapshots, keys, the screen given back as it was. What it shows is
+control.display's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from rich.live import Live
+from rich.text import Text
+
+from accelerator.control.client import NO_DAEMON, ControlClient
+from accelerator.control.display import make_console, top_page
+from accelerator.control.rates import rates
+from accelerator.errors import ControlError
+
+_LEAVE = b"qQ\x03\x04\x1b"
+
+
+def watch(path: str, *, interval_s: float) -> None:
+    """Refresh until q or Ctrl-C. A daemon that goes away is waited for; one that was never there raises
+    ControlError.
+    """
+    source = _Snapshots(path)
+    before = source.take()
+    assert before is not None
+    page: Any = Text("first sample ...")
+    with _keyboard() as is_left_within, Live(page, console=make_console(), screen=True, auto_refresh=False) as live:
+        while not is_left_within(interval_s):
+            after = source.take()
+            if after is None:
+                page = Text(f"{source.trouble}; trying again. q leaves.", style="bold red")
+            elif before is not None:
+                page = top_page(rates(before, after))
+            before = after
+            live.update(page, refresh=True)
+
+
+class _Snapshots:
+    """Snapshots of one daemon over one connection, made anew when it breaks."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._client: ControlClient | None = ControlClient(path)
+        self.trouble = ""
+
+    def take(self) -> dict[str, Any] | None:
+        """None where no daemon answers now; `trouble` says why. Raises ControlError where it refuses."""
+        for _ in range(2):
+            # The server closes a connection that is idle for longer than its limit, so a long interval needs a second
+            # try.
+            try:
+                self._client = self._client or ControlClient(self._path)
+                return self._client.call("top")
+            except ControlError as error:
+                if self._client is not None:
+                    self._client.close()
+                    self._client = None
+                if error.exit_code != NO_DAEMON and error.kind not in ("timed-out", "busy"):
+                    raise
+                self.trouble = error.message
+        return None
+
+
+@contextlib.contextmanager
+def _keyboard() -> Iterator[Any]:
+    """A function that waits for so many seconds, and says whether a key asked to leave."""
+    previous = signal.signal(signal.SIGTERM, _end)
+    if not sys.stdin or not sys.stdin.isatty():
+        try:
+            yield _sleep
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        return
+    fd = sys.stdin.fileno()
+    saved = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd)
+        yield lambda seconds: _is_left(fd, seconds)
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)  # through every `finally`, so that the terminal is given back
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def _is_left(fd: int, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        readable, _, _ = select.select([fd], [], [], left)
+        if readable:
+            typed = os.read(fd, 64)
+            if not typed or any(key in _LEAVE for key in typed):
+                return True
+    return False
