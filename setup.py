@@ -16,9 +16,9 @@ SANITIZE = os.environ.get("SANITIZE", "")
 # Python's own CFLAGS carry -fwrapv, which silences UBSan's signed overflow (reliability.md section 9).
 COMPILE = ["-std=gnu11", "-fno-wrapv", "-Wall", "-Wno-unused-function", "-Wno-cpp"]
 COMPILE += (
-    ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined"]
+    ["-O1", "-g", "-fno-strict-aliasing", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined"]
     if SANITIZE
-    else ["-O3", "-g1", "-fno-plt", "-fvisibility=hidden"]
+    else ["-O3", "-g1", "-fno-strict-aliasing", "-fno-plt", "-fvisibility=hidden"]
 )
 LINK = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
 
@@ -30,6 +30,7 @@ EXTENSIONS = [
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=COMPILE,
         extra_link_args=LINK,
+        depends=["setup.py", *map(str, sorted(Path("ext").glob("*.h")))],
     )
     for source in sorted(Path("ext").glob("*.pyx"))
 ]
@@ -37,7 +38,7 @@ EXTENSIONS = [
 setup(
     ext_modules=cythonize(
         EXTENSIONS,
-        build_dir="build/cython",
+        build_dir=f"build/cython-{SANITIZE or 'plain'}",
         emit_linenums=bool(SANITIZE),
         compiler_directives={
             "language_level": 3,

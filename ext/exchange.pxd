@@ -1,0 +1,107 @@
+# How the planes talk: exchange slots, a ring from each worker to the control plane, a mailbox to each worker.
+# A slot is freed only by the control plane's answer, so that a late answer never meets a slot's next tenant.
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from ext.store cimport Object
+
+cdef enum:                      # Exchange.kind
+    EXCHANGE_MISS = 0           # nothing stored that this request may get
+    EXCHANGE_STALE = 1          # stored, to be validated
+    EXCHANGE_REFRESH = 2        # stale-while-revalidate: nobody waits
+    EXCHANGE_WANT = 3           # a reader is at an absent slice
+    EXCHANGE_ALONE = 4          # the key isn't shareable: nobody may join
+
+cdef enum:                      # RingItem.what
+    RING_REQUEST = 0
+    RING_CANCEL = 1             # nobody waits for the exchange any more
+    RING_NUDGE = 2              # a paused fill may go on, or a filling object lost its last reader; carries a reference
+
+cdef enum:                      # Message.kind
+    MESSAGE_WAKE = 0            # an object has more; carries a reference
+    MESSAGE_ANSWER = 1
+    MESSAGE_LISTEN = 2
+    MESSAGE_UNLISTEN = 3
+    MESSAGE_DRAIN = 4
+    MESSAGE_CLOSE = 5           # drop connections and listeners, end the loop
+
+cdef enum:                      # Message.disposition of an answer
+    ANSWER_MATCH = 0            # look again: it is in the table
+    ANSWER_LEADER = 1           # `object` is for the leader alone, the others ask for themselves
+    ANSWER_ALL = 2              # `object` is for everybody who waits (shared errors)
+    ANSWER_STALE = 3            # the stored `object` may be served stale to everybody who waits
+    ANSWER_ERROR = 4            # our own `status` to everybody who waits
+    ANSWER_DONE = 5             # only frees the slot (refreshes, wants)
+
+cdef struct Exchange:
+    uint32_t index
+    uint32_t generation
+    uint32_t worker
+    uint32_t origin
+    uint32_t listener
+    int32_t zone
+    uint64_t hash
+    uint64_t tables_generation
+    int64_t arrival_ns
+    int64_t offset              # WANT: where the reader is
+    int64_t range_first         # of a single Range; both -1: none; first -1: suffix of `last` bytes
+    int64_t range_last
+    Object* object              # STALE, REFRESH, WANT: referenced
+    uint8_t* bytes              # the request head, then the key
+    uint32_t head_length
+    uint32_t key_length
+    uint32_t bytes_size
+    uint32_t kind
+    void* first_waiter          # the worker's own from here on
+    void* last_waiter
+    Exchange* next_in_bucket
+    uint32_t n_waiters
+    uint32_t is_free
+    uint8_t is_joinable
+    uint8_t fwd_reason
+
+cdef struct RingItem:
+    uint32_t what
+    uint32_t index
+    uint32_t generation
+    Object* object
+
+cdef struct Ring:               # one producer, one consumer
+    uint64_t head
+    uint64_t padding_head[7]
+    uint64_t tail
+    uint64_t padding_tail[7]
+    uint64_t mask
+    RingItem* items
+
+cdef struct Bell:               # wakes the control plane, once for any number of items
+    uint32_t is_rung
+    int fd
+
+cdef struct Message:
+    Message* next
+    Object* object
+    uint32_t kind
+    uint32_t index
+    uint32_t generation
+    uint32_t disposition
+    uint32_t status
+    uint32_t detail             # fwd-status for Cache-Status, or a file descriptor
+    uint32_t is_stored
+    int64_t value
+
+cdef struct Mailbox:            # many producers (Treiber stack), one consumer that takes all
+    Message* newest
+    uint32_t is_sleeping
+    int fd
+    uint64_t wakeups
+
+cdef bint ring_open(Ring* ring, uint64_t capacity) noexcept nogil
+cdef void ring_close(Ring* ring) noexcept nogil
+cdef bint ring_push(Ring* ring, uint32_t what, uint32_t index, uint32_t generation, Object* object) noexcept nogil
+cdef bint ring_pop(Ring* ring, RingItem* item) noexcept nogil
+cdef void bell_ring(Bell* bell) noexcept nogil
+cdef void bell_hear(Bell* bell) noexcept nogil
+cdef bint mailbox_post(Mailbox* mailbox, const Message* message) noexcept nogil
+cdef Message* mailbox_take(Mailbox* mailbox) noexcept nogil
+cdef bint mailbox_may_sleep(Mailbox* mailbox) noexcept nogil
+cdef void mailbox_awake(Mailbox* mailbox) noexcept nogil

@@ -1,0 +1,123 @@
+# What the planes share as flat memory: counter rows and the compiled tables. Offsets and indices only, no names.
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    MAX_WORKERS = 32            # bits of an object's waiting mask
+
+cdef enum:                      # one column each of the counter rows; the table in layout.pyx gives name and meaning
+    C_REQUESTS = 0
+    C_HITS
+    C_MISSES
+    C_COLLAPSED
+    C_PASSED
+    C_REFUSED
+    C_BYTES_TO_VIEWERS
+    C_BYTES_FROM_ORIGIN
+    C_CONNECTIONS_ACCEPTED
+    C_CONNECTIONS_CLOSED
+    C_REFUSED_CONNECTIONS_ALL
+    C_REFUSED_CONNECTIONS_ADDRESS
+    C_REFUSED_ZONE
+    C_STATUS_400
+    C_STATUS_404
+    C_STATUS_405
+    C_STATUS_408
+    C_STATUS_413
+    C_STATUS_414
+    C_STATUS_416
+    C_STATUS_421
+    C_STATUS_431
+    C_STATUS_501
+    C_STATUS_502
+    C_STATUS_503
+    C_STATUS_504
+    C_STATUS_505
+    C_NOT_MODIFIED
+    C_PARTIAL_RESPONSES
+    C_PREFLIGHTS
+    C_HEALTH_PROBES
+    C_STALE_SERVED
+    C_EXCHANGES
+    C_EXCHANGES_EXHAUSTED
+    C_EXCHANGES_CANCELLED
+    C_REVALIDATIONS_BACKGROUND
+    C_SLICES_WANTED
+    C_BROKEN_TRANSFERS
+    C_CLOSED_IDLE
+    C_CLOSED_SLOW_HEAD
+    C_CLOSED_SLOW_READER
+    C_CLOSED_BY_VIEWER
+    C_CLOSED_MEMORY
+    C_PASSES
+    C_WAKEUPS
+    C_UPSTREAM_REQUESTS
+    C_UPSTREAM_ERRORS
+    C_UPSTREAM_RESUMED
+    C_VALIDATIONS
+    C_VALIDATED
+    C_STORED
+    C_NOT_STORED
+    C_TRUNCATED
+    C_SHARED_ERRORS
+    C_PURGED
+    C_EVICTIONS
+    C_MEMORY_REFUSED
+    N_COUNTERS
+    COUNTER_STRIDE = 64         # columns of a row: a multiple of 8, so that rows stand on their own cache lines
+
+cdef packed struct OriginRow:
+    uint32_t credential         # index of the first credential parameter in `parameters`, and how many
+    uint32_t n_credentials
+    uint8_t profile             # 0 media, 1 generic
+    uint8_t is_used
+    uint16_t class_index
+
+cdef packed struct HostRow:
+    uint32_t pattern            # offset in strings
+    uint32_t pattern_length
+    uint32_t path               # first PathRow and how many
+    uint32_t n_paths
+    uint32_t kind               # 0 exact, 1 suffix (pattern starts with a dot), 2 any
+
+cdef packed struct PathRow:
+    uint32_t prefix
+    uint32_t prefix_length
+    uint32_t origin
+
+cdef packed struct NetRow:
+    uint8_t network[16]         # IPv4 as ::ffff:a.b.c.d
+    uint32_t prefix_bits
+    uint32_t zone
+
+cdef packed struct ListenerRow:
+    uint64_t zone_mask          # 0: every zone
+    uint32_t is_used
+
+cdef packed struct StringRow:
+    uint32_t start
+    uint32_t length
+
+cdef packed struct LimitsRow:
+    int64_t head_timeout_ns
+    int64_t idle_timeout_ns
+    int64_t send_window_ns      # the minimum send rate is judged over this
+    uint64_t send_window_bytes
+    uint32_t connections
+    uint32_t connections_per_address
+
+cdef struct Tables:             # immutable once published; freed when every worker has passed
+    uint64_t generation
+    uint8_t* strings
+    uint32_t site
+    uint32_t site_length
+    HostRow* hosts
+    uint32_t n_hosts
+    PathRow* paths
+    OriginRow* origins
+    uint32_t n_origins
+    NetRow* nets
+    uint32_t n_nets
+    ListenerRow* listeners
+    uint32_t n_listeners
+    StringRow* parameters
+    LimitsRow limits

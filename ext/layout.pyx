@@ -1,0 +1,85 @@
+# Counter names and the numpy dtypes of the shared rows. The structs themselves are in layout.pxd; no behaviour lives here.
+import numpy as np
+
+# (column, name, meaning). One source for the counter rows, `accelctl`, /metrics and the documentation.
+COUNTERS = (
+    (C_REQUESTS, "requests", "requests answered: hits + misses + collapsed + passed + refused"),
+    (C_HITS, "hits", "answered from the store, with 304, 206 and permitted stale"),
+    (C_MISSES, "misses", "fetched from an origin for this viewer first"),
+    (C_COLLAPSED, "collapsed", "joined another viewer's fetch or validation"),
+    (C_PASSED, "passed", "passed through, not shareable"),
+    (C_REFUSED, "refused", "answered by an error of our own"),
+    (C_BYTES_TO_VIEWERS, "bytes_to_viewers", "body bytes sent to viewers"),
+    (C_BYTES_FROM_ORIGIN, "bytes_from_origin", "body bytes received from origins"),
+    (C_CONNECTIONS_ACCEPTED, "connections_accepted", "connections accepted"),
+    (C_CONNECTIONS_CLOSED, "connections_closed", "connections closed, for any reason"),
+    (C_REFUSED_CONNECTIONS_ALL, "refused_connections_all", "connections refused: the cap on all connections"),
+    (C_REFUSED_CONNECTIONS_ADDRESS, "refused_connections_address", "connections refused: the cap per viewer address"),
+    (C_REFUSED_ZONE, "refused_zone", "requests refused: the listener is not for the viewer's zone"),
+    (C_STATUS_400, "status_400", "own answers 400, syntax"),
+    (C_STATUS_404, "status_404", "own answers 404, host known but no path"),
+    (C_STATUS_405, "status_405", "own answers 405, method not allowed"),
+    (C_STATUS_408, "status_408", "own answers 408, head too slow"),
+    (C_STATUS_413, "status_413", "own answers 413, request body not allowed"),
+    (C_STATUS_414, "status_414", "own answers 414, target too long"),
+    (C_STATUS_416, "status_416", "own answers 416, range not satisfiable"),
+    (C_STATUS_421, "status_421", "own answers 421, unknown host"),
+    (C_STATUS_431, "status_431", "own answers 431, head too large"),
+    (C_STATUS_501, "status_501", "own answers 501, coding or method not implemented"),
+    (C_STATUS_502, "status_502", "own answers 502, bad or refused origin"),
+    (C_STATUS_503, "status_503", "own answers 503, overload or drain"),
+    (C_STATUS_504, "status_504", "own answers 504, origin time-out or validation impossible"),
+    (C_STATUS_505, "status_505", "own answers 505, HTTP version"),
+    (C_NOT_MODIFIED, "not_modified", "304 answered from the store"),
+    (C_PARTIAL_RESPONSES, "partial_responses", "206 answered from the store"),
+    (C_PREFLIGHTS, "preflights", "CORS preflights answered at the edge"),
+    (C_HEALTH_PROBES, "health_probes", "health probes answered"),
+    (C_STALE_SERVED, "stale_served", "stale responses served with permission"),
+    (C_EXCHANGES, "exchanges", "requests handed to the control plane"),
+    (C_EXCHANGES_EXHAUSTED, "exchanges_exhausted", "requests refused: no exchange slot free"),
+    (C_EXCHANGES_CANCELLED, "exchanges_cancelled", "exchanges whose last viewer left"),
+    (C_REVALIDATIONS_BACKGROUND, "revalidations_background", "background refreshes begun by stale-while-revalidate"),
+    (C_SLICES_WANTED, "slices_wanted", "absent slices asked for by readers"),
+    (C_BROKEN_TRANSFERS, "broken_transfers", "responses broken off because their source failed"),
+    (C_CLOSED_IDLE, "closed_idle", "idle connections closed"),
+    (C_CLOSED_SLOW_HEAD, "closed_slow_head", "connections closed: head too slow"),
+    (C_CLOSED_SLOW_READER, "closed_slow_reader", "connections closed: below the minimum send rate"),
+    (C_CLOSED_BY_VIEWER, "closed_by_viewer", "responses cut by the viewer"),
+    (C_CLOSED_MEMORY, "closed_memory", "connections closed: no memory for a buffer"),
+    (C_PASSES, "worker_passes", "passes of the worker loops"),
+    (C_WAKEUPS, "worker_wakeups", "worker wake-ups sent by the control plane"),
+    (C_UPSTREAM_REQUESTS, "upstream_requests", "requests sent to origins"),
+    (C_UPSTREAM_ERRORS, "upstream_errors", "requests to origins that failed"),
+    (C_UPSTREAM_RESUMED, "upstream_resumed", "broken fills resumed by Range and If-Range"),
+    (C_VALIDATIONS, "validations", "conditional requests sent to origins"),
+    (C_VALIDATED, "validated", "conditional requests answered 304"),
+    (C_STORED, "stored", "responses stored"),
+    (C_NOT_STORED, "not_stored", "responses not stored"),
+    (C_TRUNCATED, "truncated", "fills that broke off and were not stored as whole"),
+    (C_SHARED_ERRORS, "shared_errors", "origin errors shared with the requests already waiting"),
+    (C_PURGED, "purged", "objects purged by an operator"),
+    (C_EVICTIONS, "evictions", "objects evicted for memory"),
+    (C_MEMORY_REFUSED, "memory_refused", "allocations refused by the memory budget"),
+)
+
+N_COLUMNS = COUNTER_STRIDE
+
+ORIGIN_DTYPE = np.dtype([("credential", "u4"), ("n_credentials", "u4"), ("profile", "u1"), ("is_used", "u1"), ("class_index", "u2")])
+HOST_DTYPE = np.dtype([("pattern", "u4"), ("pattern_length", "u4"), ("path", "u4"), ("n_paths", "u4"), ("kind", "u4")])
+PATH_DTYPE = np.dtype([("prefix", "u4"), ("prefix_length", "u4"), ("origin", "u4")])
+NET_DTYPE = np.dtype([("network", "u1", 16), ("prefix_bits", "u4"), ("zone", "u4")])
+LISTENER_DTYPE = np.dtype([("zone_mask", "u8"), ("is_used", "u4")])
+STRING_DTYPE = np.dtype([("start", "u4"), ("length", "u4")])
+LIMITS_DTYPE = np.dtype(
+    [("head_timeout_ns", "i8"), ("idle_timeout_ns", "i8"), ("send_window_ns", "i8"), ("send_window_bytes", "u8"),
+     ("connections", "u4"), ("connections_per_address", "u4")]
+)
+
+
+def struct_sizes() -> dict:
+    """Sizes in bytes of the C rows, for the test that holds them against the dtypes."""
+    return {
+        "origin": sizeof(OriginRow), "host": sizeof(HostRow), "path": sizeof(PathRow), "net": sizeof(NetRow),
+        "listener": sizeof(ListenerRow), "string": sizeof(StringRow), "limits": sizeof(LimitsRow),
+        "n_counters": N_COUNTERS, "stride": COUNTER_STRIDE,
+    }

@@ -1,0 +1,274 @@
+# Routing, keys, conditions and ranges behind request.pxd. Reads the compiled tables; never the store, never a socket.
+from libc.string cimport memcmp, memcpy
+
+from ext.layout cimport HostRow, NetRow, OriginRow, PathRow, StringRow
+
+
+cdef inline uint8_t lower(uint8_t c) noexcept nogil:
+    return c + 32 if 65 <= c <= 90 else c
+
+
+cdef bint same_host(const uint8_t* pattern, const uint8_t* host, uint32_t n) noexcept nogil:
+    """`pattern` is lower case already."""
+    cdef uint32_t i
+    for i in range(n):
+        if pattern[i] != lower(host[i]):
+            return False
+    return True
+
+
+cdef int route(const Tables* tables, const uint8_t* host, uint32_t host_length, const uint8_t* path, uint32_t path_length) noexcept nogil:
+    """The origin of the most specific host, then the longest path. Rows stand in that order."""
+    cdef uint32_t i, j, n, end
+    cdef const HostRow* row
+    cdef const PathRow* p
+    cdef const uint8_t* prefix
+    cdef bint is_known = False
+    if host_length and host[host_length - 1] == 46:     # a name may be written with its root dot
+        host_length -= 1
+    end = 0
+    while end < path_length and path[end] != 63:
+        end += 1
+    for i in range(tables.n_hosts):
+        row = &tables.hosts[i]
+        if row.kind == 0:
+            if row.pattern_length != host_length or not same_host(tables.strings + row.pattern, host, host_length):
+                continue
+        elif row.kind == 1:
+            if (host_length <= row.pattern_length or
+                    not same_host(tables.strings + row.pattern, host + host_length - row.pattern_length, row.pattern_length)):
+                continue
+        is_known = True
+        for j in range(row.n_paths):
+            p = &tables.paths[row.path + j]
+            prefix = tables.strings + p.prefix
+            n = p.prefix_length
+            if n and prefix[n - 1] == 47:
+                n -= 1          # "/a/" and "/a" are the same prefix at a segment boundary
+            if n > end or memcmp(prefix, path, n) != 0:
+                continue
+            if n == end or path[n] == 47:
+                return <int>p.origin
+    return ROUTE_NO_PATH if is_known else ROUTE_UNKNOWN_HOST
+
+
+cdef bint is_left_out(const Tables* tables, const OriginRow* origin, const uint8_t* name, uint32_t n) noexcept nogil:
+    cdef uint32_t i
+    cdef const StringRow* parameter
+    if origin.profile == 0 and n == 4 and memcmp(name, b"CMCD", 4) == 0:
+        return True
+    for i in range(origin.n_credentials):
+        parameter = &tables.parameters[origin.credential + i]
+        if parameter.length == n and memcmp(tables.strings + parameter.start, name, n) == 0:
+            return True
+    return False
+
+
+cdef uint32_t build_key(const Tables* tables, uint32_t origin, const uint8_t* path, uint32_t n, uint8_t* out) noexcept nogil:
+    """Path and query as they go upstream, less the parameters that stay out of the key (DESIGN.md section 6).
+
+    `out` holds at least n bytes. Nothing is decoded or reordered: two spellings are two keys."""
+    cdef const OriginRow* row = &tables.origins[origin]
+    cdef uint32_t i = 0, used, start, name_end
+    cdef bint has_parameter = False
+    while i < n and path[i] != 63:
+        i += 1
+    memcpy(out, path, i)
+    used = i
+    if i == n:
+        return used
+    i += 1
+    while i <= n:
+        start = i
+        while i < n and path[i] != 38:
+            i += 1
+        name_end = start
+        while name_end < i and path[name_end] != 61:
+            name_end += 1
+        if not is_left_out(tables, row, path + start, name_end - start):
+            out[used] = 38 if has_parameter else 63
+            used += 1
+            has_parameter = True
+            memcpy(out + used, path + start, i - start)
+            used += i - start
+        i += 1
+    return used
+
+
+cdef int zone_of(const Tables* tables, const uint8_t* address) noexcept nogil:
+    """The most specific zone of an address (16 bytes), -1: none."""
+    cdef uint32_t i, whole, bits
+    cdef const NetRow* net
+    cdef uint8_t mask
+    for i in range(tables.n_nets):
+        net = &tables.nets[i]
+        whole = net.prefix_bits // 8
+        bits = net.prefix_bits % 8
+        if memcmp(net.network, address, whole) != 0:
+            continue
+        if bits:
+            mask = <uint8_t>(0xff << (8 - bits))
+            if (net.network[whole] & mask) != (address[whole] & mask):
+                continue
+        return <int>net.zone
+    return -1
+
+
+# --- conditions (RFC 9110 section 13) ---------------------------------------------------------------------------------
+
+cdef bint etag_in_list(const uint8_t* text, uint32_t n, const uint8_t* etag, uint32_t etag_length) noexcept nogil:
+    """Weak comparison (RFC 9110 section 8.8.3.2) of one stored tag with a list; `*` matches."""
+    cdef uint32_t i = 0, start
+    if etag_length > 2 and etag[0] == 87 and etag[1] == 47:
+        etag += 2
+        etag_length -= 2
+    while i < n:
+        if text[i] == 32 or text[i] == 9 or text[i] == 44:
+            i += 1
+            continue
+        if text[i] == 42:
+            return True
+        if i + 2 < n and text[i] == 87 and text[i + 1] == 47:
+            i += 2
+        start = i
+        if text[i] != 34:
+            return False        # not a list of entity tags
+        i += 1
+        while i < n and text[i] != 34:
+            i += 1
+        if i == n:
+            return False
+        i += 1
+        if i - start == etag_length and memcmp(text + start, etag, etag_length) == 0:
+            return True
+    return False
+
+
+cdef bint etag_matches(const uint8_t* data, const RequestHead* head, const uint8_t* etag, uint32_t n) noexcept nogil:
+    """Whether any If-None-Match line names the stored tag."""
+    cdef uint32_t i
+    for i in range(head.n_fields):
+        if head.fields[i].id == 7 and etag_in_list(data + head.fields[i].value, head.fields[i].value_length, etag, n):
+            return True
+    return False
+
+
+cdef inline int two(const uint8_t* text) noexcept nogil:
+    if not (48 <= text[0] <= 57 and 48 <= text[1] <= 57):
+        return -1
+    return (text[0] - 48) * 10 + text[1] - 48
+
+
+cdef int month_of(const uint8_t* text) noexcept nogil:
+    cdef const char* names = b"JanFebMarAprMayJunJulAugSepOctNovDec"
+    cdef int i
+    for i in range(12):
+        if memcmp(text, names + 3 * i, 3) == 0:
+            return i + 1
+    return -1
+
+
+cdef int64_t days_from_civil(int64_t y, int m, int d) noexcept nogil:
+    """Days since 1970-01-01 (H. Hinnant, chrono-compatible low-level date algorithms)."""
+    cdef int64_t era
+    cdef int64_t yoe, doy
+    if m <= 2:
+        y -= 1
+    era = y // 400
+    yoe = y - era * 400
+    doy = (153 * (m + (-3 if m > 2 else 9)) + 2) // 5 + d - 1
+    return era * 146097 + yoe * 365 + yoe // 4 - yoe // 100 + doy - 719468
+
+
+cdef int64_t parse_date(const uint8_t* text, uint32_t n) noexcept nogil:
+    """Seconds since the epoch of an HTTP-date (RFC 9110 section 5.6.7, all three forms), -1: not one."""
+    cdef int day, month, hour, minute, second, century, year2
+    cdef int64_t year
+    cdef const uint8_t* clock
+    cdef uint32_t comma = 0
+    if n == 29 and text[3] == 44 and memcmp(text + 25, b" GMT", 4) == 0:
+        day = two(text + 5)
+        month = month_of(text + 8)
+        century = two(text + 12)
+        year2 = two(text + 14)
+        clock = text + 17
+    elif n == 24 and text[3] == 32 and text[19] == 32:      # asctime
+        month = month_of(text + 4)
+        day = two(text + 8) if text[8] != 32 else (text[9] - 48 if 48 <= text[9] <= 57 else -1)
+        century = two(text + 20)
+        year2 = two(text + 22)
+        clock = text + 11
+    else:                                                   # RFC 850: "Sunday, 06-Nov-94 08:49:37 GMT"
+        while comma < n and text[comma] != 44:
+            comma += 1
+        if n < 24 or comma != n - 24 or memcmp(text + n - 4, b" GMT", 4) != 0:
+            return -1
+        day = two(text + comma + 2)
+        month = month_of(text + comma + 5)
+        year2 = two(text + comma + 9)
+        century = 19 if year2 >= 70 else 20
+        clock = text + comma + 12
+    hour = two(clock)
+    minute = two(clock + 3)
+    second = two(clock + 6)
+    if (day < 1 or day > 31 or month < 1 or century < 0 or year2 < 0 or hour < 0 or hour > 23 or minute < 0
+            or minute > 59 or second < 0 or second > 60 or clock[2] != 58 or clock[5] != 58):
+        return -1
+    year = century * 100 + year2
+    if year < 1970:
+        return 0
+    return days_from_civil(year, month, day) * 86400 + hour * 3600 + minute * 60 + second
+
+
+cdef int number(const uint8_t* text, uint32_t n, uint32_t* i, int64_t* value) noexcept nogil:
+    cdef uint32_t start = i[0]
+    value[0] = 0
+    while i[0] < n and 48 <= text[i[0]] <= 57:
+        if i[0] - start >= 18:
+            return -1
+        value[0] = value[0] * 10 + (text[i[0]] - 48)
+        i[0] += 1
+    return <int>(i[0] - start)
+
+
+cdef int range_bounds(const uint8_t* text, uint32_t n, int64_t* first, int64_t* last) noexcept nogil:
+    """One `bytes` range as written: first -1 for a suffix (last = its length), last -1 for an open end."""
+    cdef uint32_t i = 6
+    if n < 7 or lower(text[0]) != 98 or lower(text[1]) != 121 or lower(text[2]) != 116 or lower(text[3]) != 101 or lower(text[4]) != 115 or text[5] != 61:
+        return RANGE_NONE
+    while i < n and (text[i] == 32 or text[i] == 9):
+        i += 1
+    cdef int digits = number(text, n, &i, first)
+    cdef int more
+    if digits < 0 or i >= n or text[i] != 45:
+        return RANGE_NONE
+    if digits == 0:
+        first[0] = -1
+    i += 1
+    more = number(text, n, &i, last)
+    if more < 0 or (more == 0 and digits == 0):
+        return RANGE_NONE
+    if more == 0:
+        last[0] = -1
+    while i < n and (text[i] == 32 or text[i] == 9):
+        i += 1
+    if i != n or (first[0] >= 0 and last[0] >= 0 and last[0] < first[0]):
+        return RANGE_NONE
+    return RANGE_OK
+
+
+cdef int parse_range(const uint8_t* text, uint32_t n, int64_t total, int64_t* first, int64_t* last) noexcept nogil:
+    """The bytes (first..last) that a single range selects of `total`. Several ranges count as no Range."""
+    if range_bounds(text, n, first, last) != RANGE_OK:
+        return RANGE_NONE
+    if first[0] < 0:
+        if last[0] == 0 or total == 0:
+            return RANGE_UNSATISFIABLE
+        first[0] = total - last[0] if last[0] < total else 0
+        last[0] = total - 1
+        return RANGE_OK
+    if first[0] >= total:
+        return RANGE_UNSATISFIABLE
+    if last[0] < 0 or last[0] >= total:
+        last[0] = total - 1
+    return RANGE_OK

@@ -1,0 +1,180 @@
+# Objects and their reclamation (docs/architecture.md, "Objects"): one open-addressing table that readers walk without a
+# lock, immutable heads, bodies in slices, memory freed by epochs (QSBR). Writers hold Store.lock; readers are workers
+# between epoch_enter and epoch_leave. A pointer read from shared memory is good until the reader's next epoch_enter.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from ext.arena cimport Arena
+from ext.http_head cimport RequestHead
+from ext.layout cimport MAX_WORKERS
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t*, void*)
+    int pthread_mutex_lock(pthread_mutex_t*)
+    int pthread_mutex_unlock(pthread_mutex_t*)
+    int pthread_mutex_destroy(pthread_mutex_t*)
+
+cdef enum:
+    MAX_SLICES = 1048576        # 1 TiB in slices of 1 MiB: a longer body isn't stored
+    FIRST_ROOM_BYTES = 16384    # first room of a body of unknown length; doubled up to a slice
+    MAX_VARIANTS = 32           # per key: an unbounded Vary: User-Agent is a cache-busting attack
+    MAX_VARY_BYTES = 1024
+
+cdef enum:                      # Head.flags
+    HEAD_MUST_VALIDATE = 1      # no-cache: usable only for requests that arrived before the validation began
+    HEAD_NO_BODY = 2            # 204, 304: never a body
+    HEAD_HAS_AGE = 4            # Age came from upstream
+
+cdef enum:                      # Object.flags
+    OBJECT_COMPLETE = 1         # every slice is filled (it may have been evicted since)
+    OBJECT_FAILED = 2           # the source broke off: readers break their transfer
+    OBJECT_PRIVATE = 4          # for one viewer: not in the table, no range or condition is applied to it
+    OBJECT_FILLING = 8          # a fill is under way
+    OBJECT_DETACHED = 16        # out of the table
+    OBJECT_STRONG = 32          # strong validator: an evicted slice can be fetched again
+    OBJECT_SHARED_ONCE = 64     # may answer those who already wait, though not stored
+
+cdef struct Head:               # immutable once published; a 304 swaps it
+    int64_t fresh_until_ns      # all times: CLOCK_MONOTONIC
+    int64_t stale_until_ns      # may be served while it is refreshed in the background
+    int64_t validated_ns        # when the upstream request that this head rests on was sent
+    int64_t born_ns             # now - born = Age (RFC 9111 section 4.2.3)
+    int64_t last_modified_s     # -1: none
+    uint32_t status
+    uint32_t flags
+    uint32_t status_line_length # bytes: status line, field lines, then those for a 304
+    uint32_t lines_length       # without the status line and without the last empty line
+    uint32_t short_length       # the field lines of a 304 (RFC 9110 section 15.4.5)
+    uint32_t etag               # offset in bytes; 0: none
+    uint32_t etag_length
+    uint32_t size               # of this allocation
+
+cdef struct Slice:
+    uint8_t* data               # NULL: absent
+    uint32_t filled             # bytes that readers may use, from the slice's start
+    uint32_t capacity
+    uint32_t wanted             # a reader has asked for it
+    uint32_t reserved
+
+cdef struct Directory:
+    uint64_t n
+    Slice slices[1]
+
+cdef struct VaryNames:          # followed by n bytes: lower-case names, each with a trailing newline
+    uint32_t id                 # unique: a variant is only compared under the names that its values belong to
+    uint32_t n
+
+cdef struct Entry:              # one key
+    Object* variants            # newest first
+    VaryNames* vary             # NULL: the responses don't vary
+    int64_t unshareable_until_ns
+    uint64_t hash
+    uint32_t n_variants
+    uint32_t origin
+    uint32_t key_length
+    uint32_t size
+
+cdef struct Object:
+    Head* head
+    Directory* directory
+    Object* next_variant
+    Entry* entry                # NULL once detached (writers only)
+    uint8_t* vary_key
+    int64_t total_length        # -1: not known yet
+    int64_t want                # furthest byte that a reader is at
+    int64_t resume_at           # the fill pauses until a reader gets here; INT64_MAX: not paused
+    uint64_t refs
+    uint32_t readers
+    uint32_t flags
+    uint32_t waiting            # bit w: worker w has readers who wait
+    uint32_t nudged
+    uint32_t refreshing         # a background refresh is under way
+    uint32_t vary_key_length
+    uint32_t vary_id            # VaryNames.id; 0: no Vary
+    uint8_t visited
+    uint8_t class_index
+    uint8_t kind
+    uint8_t is_queued           # in the eviction queue
+    uint32_t fills              # fills that write into it (writers only)
+    uint32_t origin
+    uint64_t n_filled_bytes     # body bytes in memory (writers only)
+    Object* newer               # eviction queue (SIEVE)
+    Object* older
+
+cdef struct Table:
+    uint64_t mask
+    uint64_t n_taken            # with tombstones
+    uint64_t n_live
+    uint64_t size
+    Entry* buckets[1]
+
+cdef struct Retired:
+    void* piece
+    uint64_t size               # 0: `piece` is an Object
+    uint64_t weight             # bytes that come free with it
+    uint64_t epoch
+
+cdef struct WorkerEpoch:        # a cache line each
+    uint64_t epoch              # 0: offline
+    uint64_t padding[7]
+
+cdef struct Store:
+    WorkerEpoch workers[32]
+    uint64_t epoch
+    uint64_t outside            # bytes of connection buffers and exchanges, which count against the limit
+    Table* table
+    uint64_t secret[2]
+    uint32_t n_workers
+    uint32_t slice_bytes
+    pthread_mutex_t lock
+    Arena arena
+    Retired* retired            # ring, oldest first
+    uint64_t retired_first
+    uint64_t retired_n
+    uint64_t retired_capacity
+    uint64_t retired_bytes
+    Object* newest
+    Object* oldest
+    Object* hand
+    uint64_t n_queued
+    uint64_t n_objects          # complete variants in the table
+    uint64_t n_evictions
+    uint64_t n_refused
+    uint32_t last_vary_id
+
+# --- any thread -------------------------------------------------------------------------------------------------------
+cdef uint64_t hash_key(Store* store, uint32_t origin, const uint8_t* key, uint32_t n) noexcept nogil
+cdef uint64_t hash_bytes(const uint64_t* secret, const uint8_t* data, uint64_t n) noexcept nogil
+
+# --- readers ----------------------------------------------------------------------------------------------------------
+cdef void epoch_enter(Store* store, uint32_t worker) noexcept nogil
+cdef void epoch_leave(Store* store, uint32_t worker) noexcept nogil
+cdef Entry* table_find(Store* store, uint64_t hash, uint32_t origin, const uint8_t* key, uint32_t n) noexcept nogil
+cdef Object* entry_match(Entry* entry, const uint8_t* data, const RequestHead* head) noexcept nogil
+cdef int vary_key_of(const uint8_t* vary, uint32_t n, const uint8_t* data, const RequestHead* head, uint8_t* out) noexcept nogil
+cdef uint8_t* body_at(Store* store, Object* object, int64_t offset, uint64_t* n) noexcept nogil
+cdef bint body_wait(Store* store, Object* object, int64_t offset, uint32_t worker) noexcept nogil
+cdef inline uint8_t* head_bytes(Head* head) noexcept nogil:
+    return <uint8_t*>head + sizeof(Head)
+
+# --- writers (Store.lock held) ----------------------------------------------------------------------------------------
+cdef bint store_open(Store* store, uint64_t limit, uint32_t slice_bytes, uint32_t n_workers, const uint8_t* secret) noexcept nogil
+cdef void store_close(Store* store) noexcept nogil
+cdef void* store_allocate(Store* store, uint64_t size) noexcept nogil
+cdef void retire(Store* store, void* piece, uint64_t size) noexcept nogil
+cdef void reclaim(Store* store) noexcept nogil
+cdef Object* object_new(Store* store, Head* head, int64_t total_length, uint32_t origin, uint32_t flags) noexcept nogil
+cdef void object_release(Object* object) noexcept nogil
+cdef uint8_t* object_room(Store* store, Object* object, int64_t offset, uint64_t* n) noexcept nogil
+cdef uint32_t object_commit(Store* store, Object* object, int64_t offset, uint64_t n) noexcept nogil
+cdef uint32_t object_finish(Store* store, Object* object, int64_t total_length) noexcept nogil
+cdef uint32_t object_fail(Store* store, Object* object) noexcept nogil
+cdef uint32_t take_waiting(Object* object) noexcept nogil
+cdef bint is_whole(Store* store, Object* object) noexcept nogil
+cdef void drop_before(Store* store, Object* object, int64_t offset) noexcept nogil
+cdef bint table_insert(Store* store, Object* object, uint64_t hash, uint32_t origin, const uint8_t* key, uint32_t n, const uint8_t* vary, uint32_t vary_length, const uint8_t* vary_key, uint32_t vary_key_length) noexcept nogil
+cdef void table_detach(Store* store, Object* object) noexcept nogil
+cdef bint mark_unshareable(Store* store, uint64_t hash, uint32_t origin, const uint8_t* key, uint32_t n, int64_t until_ns) noexcept nogil
+cdef void entry_prune(Store* store, Entry* entry) noexcept nogil
+cdef uint64_t evict(Store* store, uint64_t bytes) noexcept nogil
