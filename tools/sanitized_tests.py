@@ -1,0 +1,59 @@
+"""Runs tests/dataplane against the modules in build/asan or build/tsan, and fails when any other module was
+tested instead (tests/conftest.py looks, at the end of the run). Builds nothing: the Makefile did."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+# First runtime first: ASan refuses to run unless it is the first library loaded.
+RUNTIMES = {"asan": ("libasan.so", "libubsan.so"), "tsan": ("libtsan.so",)}
+OPTIONS = {
+    # The interpreter never frees what it allocates at start: leak reports would be about Python, not about us.
+    "ASAN_OPTIONS": "detect_leaks=0:exitcode=66:strict_string_checks=1:detect_stack_use_after_return=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:exitcode=66",
+    "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:second_deadlock_stack=1:history_size=4",
+}
+
+
+def runtime(library: str) -> str:
+    """Full path of gcc's sanitizer run-time library. Raises SystemExit when gcc does not have it."""
+    query = ["gcc", f"-print-file-name={library}"]
+    path = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(path).is_absolute():
+        raise SystemExit(f"gcc has no {library}")
+    return os.path.realpath(path)
+
+
+def fixed_addresses() -> list[str]:
+    """The prefix that turns address randomization off, where the kernel lets us: gcc 12's TSan cannot place its shadow
+    memory when vm.mmap_rnd_bits is above 28, which is the default of newer kernels."""
+    setarch = shutil.which("setarch")
+    if setarch and subprocess.run([setarch, "-R", "true"], capture_output=True, check=False).returncode == 0:
+        return [setarch, "-R"]
+    return []
+
+
+def main(arguments: list[str]) -> int:
+    kind, *pytest_arguments = arguments
+    built = PROJECT / "build" / kind
+    environment = {
+        **os.environ,
+        **OPTIONS,
+        "LD_PRELOAD": " ".join(runtime(library) for library in RUNTIMES[kind]),
+        "PYTHONPATH": str(built),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONMALLOC": "malloc",
+        "ACCELERATOR_EXT_MUST_BE_IN": str(built),
+    }
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow"]
+    command = [*fixed_addresses(), *pytest, *(pytest_arguments or ["tests/dataplane"])]
+    return subprocess.run(command, env=environment, check=False, cwd=PROJECT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
