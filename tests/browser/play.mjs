@@ -1,0 +1,33 @@
+// Opens the demo's page in headless Chromium, lets it play, and prints what `window.demo` says as one JSON line.
+// Judges nothing: tests/browser/test_live_channel.py does. Usage: node play.mjs PAGE_URL SECONDS SCREENSHOT [CHROMIUM]
+import { chromium } from "playwright-core";
+
+const [url, secondsText, screenshot, executablePath = "/usr/bin/chromium"] = process.argv.slice(2);
+const seconds = Number(secondsText);
+
+const browser = await chromium.launch({
+  executablePath,
+  // Debian's Chromium, as root in a container, and with nobody outside to call.
+  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required"],
+});
+try {
+  const page = await browser.newPage({ viewport: { width: 1000, height: 900 } });
+  const complaints = [];
+  page.on("pageerror", (error) => complaints.push(String(error)));
+  const answers = { total: 0, withCacheStatus: 0, failed: [] };
+  page.on("response", (response) => {
+    answers.total += 1;
+    if (response.headers()["cache-status"]) answers.withCacheStatus += 1;
+    if (response.status() >= 400) answers.failed.push(`${response.status()} ${response.url()}`);
+  });
+  await page.goto(url);
+  const startDeadline = 30_000;
+  await page.waitForFunction(() => window.demo?.firstTime !== null || window.demo?.fatal, null, { timeout: startDeadline });
+  await page.waitForTimeout(seconds * 1000);
+  await page.screenshot({ path: screenshot });
+  const demo = await page.evaluate(() => window.demo);
+  console.log(JSON.stringify({ ...demo, answers, complaints, userAgent: await page.evaluate(() => navigator.userAgent) }));
+} finally {
+  await browser.close();
+}
