@@ -1,0 +1,533 @@
+"""One upstream connection: response bytes in, sink calls out (RFC 9112). No pool, retry or resolution here.
+
+Body bytes with Content-Length or up to the close are received straight into the sink's memory; heads and chunked bodies
+go through a buffer of the connection's own. One timer per connection, moved only when it fires early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+from enum import Enum
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from accelerator.errors import OriginError
+from accelerator.io.origin import OriginCounters, Upstream
+from accelerator.io.response import ParseResponse, Response, Sink
+from accelerator.protocols.chunked import ChunkedDecoder
+
+SCRATCH_BYTES = 65536  # also the limit of a head that does not end
+MAX_INTERIM = 16
+_HEAD_END = re.compile(rb"\n\r?\n")  # bare LF too: the parser must see and refuse it rather than wait for more
+
+CallT = TypeVar("CallT")
+CallContra = TypeVar("CallContra", contravariant=True)
+
+
+class Phase(Enum):
+    """What the next byte from the origin is."""
+
+    IDLE = "idle"  # excess
+    HEAD = "head"
+    LENGTH = "length"  # body, Content-Length says where it ends
+    CHUNKED = "chunked"
+    UNTIL_CLOSE = "until-close"  # body, ends with the connection
+    DONE = "done"  # excess; the response is complete but its end not yet told
+    CLOSED = "closed"  # nobody's
+
+
+_BODY = (Phase.LENGTH, Phase.CHUNKED, Phase.UNTIL_CLOSE)
+
+
+class Owner(Protocol[CallContra]):
+    """What a connection tells its client, which calls the sink's ended() and failed() when its books are right."""
+
+    def head_arrived(self, call: CallContra, upstream: Upstream) -> None: ...
+    def exchange_ended(self, connection: Any, call: CallContra, can_reuse: bool) -> None: ...
+    def exchange_failed(self, connection: Any, call: CallContra, error: OriginError, received_any: bool) -> None: ...
+    def connection_gone(self, connection: Any) -> None: ...
+
+
+class Connection(asyncio.BufferedProtocol, Generic[CallT]):
+    """One exchange at a time: `start`, sink calls, then one of the owner's exchange_ended and exchange_failed."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        owner: Owner[CallT],
+        upstream: Upstream,
+        sock: socket.socket,
+        counters: OriginCounters,
+        parse_response: ParseResponse,
+        head_error: type[Exception],
+        generation: int,
+    ) -> None:
+        self.upstream = upstream
+        self.generation = generation
+        self.exchanges = 0
+        self._loop = loop
+        self._now = loop.time
+        self._owner = owner
+        self._sock = sock
+        self._counters = counters
+        self._parse_response = parse_response
+        self._head_error = head_error
+        self._transport: asyncio.Transport | None = None
+        self._ssl_object: ssl.SSLObject | None = None
+        self._phase = Phase.IDLE
+        self._call: CallT | None = None
+        self._sink: Sink | None = None
+        self._is_head_request = False
+        self._has_no_body = False
+        self._keep_alive = False
+        self._received_any = False
+        self._n_interim = 0
+        self._remaining = 0
+        self._decoder: ChunkedDecoder | None = None
+        self._excess_n = 0
+        self._scratch: bytearray | None = None
+        self._filled = 0
+        self._searched = 0
+        self._parse_again_at = 0
+        self._gave_sink_memory = False
+        self._paused = False
+        self._pending = bytearray()  # body bytes that came while paused: at most what one read gave
+        self._deadline_s: float | None = None
+        self._left_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_s = 0.0
+        self._body_timeout_s = 0.0
+
+    # -- for the owner -----------------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        return self._phase is not Phase.CLOSED and self._transport is not None and not self._transport.is_closing()
+
+    def start(
+        self,
+        call: CallT,
+        sink: Sink,
+        request: bytes,
+        *,
+        is_head_request: bool,
+        paused: bool,
+        head_timeout_s: float,
+        body_timeout_s: float,
+    ) -> None:
+        """Sends `request`; an idle connection only."""
+        assert self._phase is Phase.IDLE
+        assert self._transport is not None
+        self.exchanges += 1
+        self._phase = Phase.HEAD
+        self._call, self._sink = call, sink
+        self._is_head_request = is_head_request
+        self._paused = paused
+        self._received_any = False
+        self._n_interim = self._filled = self._searched = self._parse_again_at = self._excess_n = 0
+        self._body_timeout_s = body_timeout_s
+        self._set_deadline(head_timeout_s)
+        self._transport.write(request)
+
+    def is_reusable(self) -> bool:
+        """Whether an idle connection still looks alive: open and silent. Data that came unasked is excess."""
+        if not self.is_open or self._phase is not Phase.IDLE:
+            return False
+        n = self._peek()
+        if n > 0 and self._ssl_object is None:
+            self._count_excess(n)
+        # Over TLS waiting bytes may be a session ticket; a new connection then is the cheap and safe answer.
+        return n < 0
+
+    def keep_idle(self, idle_s: float) -> None:
+        """Closes after `idle_s` seconds without a new exchange."""
+        self._scratch = None
+        self._set_deadline(idle_s)
+
+    def pause(self) -> None:
+        """No body byte reaches the sink from here on; the body time-out stands still."""
+        if self._paused:
+            return
+        self._paused = True
+        if self._phase in _BODY:
+            self._pause_transport()
+
+    def resume(self) -> None:
+        if not self._paused:
+            return
+        self._paused = False
+        if self._phase in _BODY or self._phase is Phase.DONE:
+            self._loop.call_soon(self._resume_soon, self._call)
+
+    def abandon(self) -> None:
+        """Ends the exchange without another word to anybody, and the connection with it."""
+        self._detach()
+        self._abort()
+
+    def close(self) -> None:
+        """Closes an idle connection in good order."""
+        self._phase = Phase.CLOSED
+        if self._transport is not None:
+            self._transport.close()
+
+    # -- asyncio's side ----------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._ssl_object = transport.get_extra_info("ssl_object")
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        phase = self._phase
+        self._gave_sink_memory = False
+        if (phase is Phase.LENGTH or phase is Phase.UNTIL_CLOSE) and not self._paused and not self._pending:
+            assert self._sink is not None
+            try:
+                if phase is Phase.UNTIL_CLOSE:
+                    memory = self._sink.get_buffer(SCRATCH_BYTES)
+                else:
+                    memory = self._sink.get_buffer(self._remaining)
+                    if len(memory) > self._remaining:
+                        memory = memory[: self._remaining]
+                if not memory:
+                    raise ValueError("a sink gave an empty buffer")
+                self._gave_sink_memory = True
+                return memory
+            except Exception as exc:
+                self._sink_broke(exc)
+        if self._scratch is None:
+            self._scratch = bytearray(SCRATCH_BYTES)
+        start = self._filled if self._phase is Phase.HEAD else 0
+        return memoryview(self._scratch)[start:]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            if self._gave_sink_memory:
+                self._gave_sink_memory = False
+                self._body_arrived_in_place(nbytes)
+            elif self._phase is Phase.HEAD:
+                self._received_any = True
+                self._filled += nbytes
+                self._read_heads()
+            else:
+                assert self._scratch is not None
+                self._take(memoryview(self._scratch)[:nbytes])
+        except OriginError as error:
+            self._fail(error)
+        except Exception as exc:
+            self._sink_broke(exc)
+
+    def eof_received(self) -> bool:
+        # asyncio calls this over TLS for a close without close_notify too; uvloop does not.
+        is_clean = self._drain_tls()
+        self._stream_ended(is_clean)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        is_clean = self._drain_tls() and exc is None
+        self._stream_ended(is_clean)
+        if self._call is not None and self._phase is not Phase.DONE:
+            self._fail(self._why_lost(exc))
+        if self._timer is not None and self._phase is not Phase.DONE:
+            self._timer.cancel()
+            self._timer = None
+        if self._phase is not Phase.DONE:
+            self._phase = Phase.CLOSED
+        self._transport = None
+        self._ssl_object = None
+        self._scratch = None
+        self._owner.connection_gone(self)
+
+    # -- heads -------------------------------------------------------------------------------------------------------
+
+    def _read_heads(self) -> None:
+        assert self._scratch is not None
+        start = 0
+        while True:
+            response = self._parse_head(start)
+            if response is None:
+                if start:
+                    self._scratch[: self._filled - start] = self._scratch[start : self._filled]
+                    self._filled -= start
+                    self._searched = 0
+                if self._filled >= SCRATCH_BYTES:
+                    raise OriginError("bad-head", f"{self.upstream}: head above {SCRATCH_BYTES} bytes")
+                return
+            start += response.length
+            self._searched = start
+            self._parse_again_at = 0
+            if response.status >= 200:
+                break
+            if response.status == 101:
+                raise OriginError("bad-head", f"{self.upstream}: 101 without Upgrade asked")
+            self._n_interim += 1
+            if self._n_interim > MAX_INTERIM:
+                raise OriginError("interim-flood", f"{self.upstream}: more than {MAX_INTERIM} interim responses")
+            self._counters.interim_skipped += 1
+        self._begin_body(response, start)
+
+    def _parse_head(self, start: int) -> Response | None:
+        """Parses when an end of head is there, or twice as much as last time: a dripping head costs linear time."""
+        assert self._scratch is not None
+        n = self._filled
+        match = _HEAD_END.search(self._scratch, max(start, self._searched - 2), n)
+        self._searched = n
+        if match is None and n - start < self._parse_again_at:
+            return None
+        self._parse_again_at = 2 * (n - start)
+        end = n if match is None else match.end()
+        try:
+            return self._parse_response(bytes(memoryview(self._scratch)[start:end]))
+        except self._head_error as exc:
+            raise OriginError("bad-head", f"{self.upstream}: malformed or ambiguous head ({exc})") from exc
+
+    def _begin_body(self, response: Response, start: int) -> None:
+        sink, call = self._sink, self._call
+        assert sink is not None
+        assert call is not None
+        assert self._scratch is not None
+        self._keep_alive = response.keep_alive
+        # RFC 9112 section 6.3: these end with their head whatever follows, so excess does not make them suspect.
+        self._has_no_body = self._is_head_request or response.status in (204, 304)
+        if self._has_no_body:
+            self._phase, self._remaining = Phase.LENGTH, 0
+        elif response.chunked:
+            self._phase, self._decoder = Phase.CHUNKED, ChunkedDecoder()
+        elif response.content_length >= 0:
+            self._phase, self._remaining = Phase.LENGTH, response.content_length
+        else:
+            self._phase = Phase.UNTIL_CLOSE
+            self._keep_alive = False
+        self._set_deadline(self._body_timeout_s)
+        self._owner.head_arrived(call, self.upstream)
+        if self._paused:
+            self._pause_transport()
+        sink.head_received(response, self.upstream)
+        if self._call is not call:
+            return
+        self._take(memoryview(self._scratch)[start : self._filled])
+
+    # -- bodies ------------------------------------------------------------------------------------------------------
+
+    def _body_arrived_in_place(self, n: int) -> None:
+        sink, call = self._sink, self._call
+        assert sink is not None
+        self._deadline_s = self._now() + self._body_timeout_s
+        if self._phase is Phase.LENGTH:
+            self._remaining -= n
+            sink.bytes_received(n)
+            if self._remaining == 0 and self._call is call:
+                self._complete()
+        else:
+            sink.bytes_received(n)
+
+    def _take(self, data: memoryview) -> None:
+        """Bytes after the head that stand in the scratch buffer. None at all may complete an empty body."""
+        call = self._call
+        if data and self._phase in _BODY and not self._paused:
+            self._deadline_s = self._now() + self._body_timeout_s
+        if self._phase is Phase.LENGTH:
+            body = data[: self._remaining]
+            self._remaining -= len(body)
+            self._deliver(body)
+            if self._call is call and self._remaining == 0:
+                self._excess_n += len(data) - len(body)
+                self._complete()
+        elif self._phase is Phase.CHUNKED and data:
+            assert self._decoder is not None
+            consumed = self._decoder.feed(data, self._deliver)
+            if self._call is call and self._decoder.finished:
+                self._excess_n += len(data) - consumed
+                self._complete()
+        elif self._phase is Phase.UNTIL_CLOSE:
+            self._deliver(data)
+        elif self._phase is Phase.DONE:
+            self._excess_n += len(data)
+        elif self._phase is Phase.IDLE and data:
+            self._count_excess(len(data))
+            self._abort()
+
+    def _deliver(self, data: memoryview) -> None:
+        """Copies body bytes into the sink's memory; keeps what a pause leaves over."""
+        while data:
+            sink = self._sink
+            if sink is None:
+                return
+            if self._paused or self._pending:
+                self._pending += data
+                return
+            memory = sink.get_buffer(len(data))
+            n = min(len(memory), len(data))
+            if n == 0:
+                raise ValueError("a sink gave an empty buffer")
+            memory[:n] = data[:n]
+            sink.bytes_received(n)
+            data = data[n:]
+
+    def _complete(self) -> None:
+        """The body is whole. Excess that is there already makes it suspect; later it only costs the connection."""
+        self._phase = Phase.DONE
+        self._deadline_s = None
+        if self._pending:
+            return
+        if self._ssl_object is None:
+            if self._excess_n == 0 and self._keep_alive and self._transport is not None:
+                # A read that ends exactly at Content-Length hides what stands behind it.
+                self._excess_n = max(0, self._peek())
+            self._finish(self._call)
+        else:
+            # The transport may hold decrypted bytes: it delivers them before this callback runs.
+            self._loop.call_soon(self._finish, self._call)
+
+    def _finish(self, call: CallT | None) -> None:
+        """Tells the end of `call`, unless that has been done meanwhile."""
+        if call is None or self._call is not call or self._phase is not Phase.DONE or self._pending:
+            return
+        if self._excess_n:
+            self._count_excess(self._excess_n)
+            self._keep_alive = False
+            if not self._has_no_body:
+                self._fail(OriginError("excess", f"{self.upstream}: bytes after the end of the body"))
+                return
+        can_reuse = self._keep_alive and self._transport is not None and not self._transport.is_closing()
+        self._detach()
+        if can_reuse:
+            self._phase = Phase.IDLE
+        self._owner.exchange_ended(self, call, can_reuse)
+        if not can_reuse and self._transport is not None:
+            self._transport.close()
+
+    def _resume_soon(self, call: CallT | None) -> None:
+        if call is None or self._call is not call or self._paused:
+            return
+        try:
+            data, self._pending = self._pending, bytearray()
+            self._deliver(memoryview(data))
+        except Exception as exc:
+            self._sink_broke(exc)
+            return
+        if self._call is not call or self._paused:
+            return
+        if self._phase is Phase.DONE:
+            self._finish(call)
+        elif self._transport is not None and self._deadline_s is None:
+            self._set_deadline(self._left_s)
+            self._transport.resume_reading()
+
+    # -- ends --------------------------------------------------------------------------------------------------------
+
+    def _stream_ended(self, is_clean: bool) -> None:
+        """The origin has closed its side; `is_clean`: by FIN, over TLS by close_notify (RFC 9112 section 9.8)."""
+        if self._phase is Phase.UNTIL_CLOSE and is_clean:
+            self._complete()
+        if self._phase is Phase.DONE:
+            self._keep_alive = False
+            self._finish(self._call)
+
+    def _drain_tls(self) -> bool:
+        """Reads what the TLS transport received but, at EOF, did not deliver. True: close_notify came (or no TLS).
+
+        asyncio's and uvloop's transports drop what the last buffer had no room for (sslproto: _do_flush, eof_received).
+        """
+        tls = self._ssl_object
+        if tls is None:
+            return True
+        while self._phase not in (Phase.CLOSED, Phase.IDLE):
+            memory = self.get_buffer(-1)
+            try:
+                # typeshed knows only bytearray, read() takes any writable buffer.
+                n = cast(int, tls.read(len(memory), cast(bytearray, memory)))
+            except ssl.SSLError:
+                return False
+            if n == 0:
+                return True
+            self.buffer_updated(n)
+        return False
+
+    def _why_lost(self, exc: Exception | None) -> OriginError:
+        message = f"{self.upstream}: {exc or 'closed'}"
+        if isinstance(exc, ssl.SSLError):
+            return OriginError("tls", message)
+        if exc is not None:
+            return OriginError("reset", message, can_retry=True)
+        if not self._received_any:
+            return OriginError("closed", f"{self.upstream}: closed without a response", can_retry=True)
+        return OriginError("truncated", f"{self.upstream}: closed within the response", can_retry=True)
+
+    def _fail(self, error: OriginError) -> None:
+        call, received_any = self._call, self._received_any
+        self._detach()
+        self._abort()
+        if call is not None:
+            self._owner.exchange_failed(self, call, error, received_any)
+
+    def _sink_broke(self, exc: Exception) -> None:
+        """A fault of ours: whoever waits for this response must hear of it, and nothing else be harmed."""
+        self._loop.call_exception_handler({"message": "upstream sink or parser failed", "exception": exc})
+        self._fail(OriginError("internal", f"{self.upstream}: {exc!r}"))
+
+    def _detach(self) -> None:
+        self._call = self._sink = self._decoder = None
+        self._phase = Phase.CLOSED
+        self._pending = bytearray()
+        self._paused = False
+        self._deadline_s = None
+
+    def _abort(self) -> None:
+        self._phase = Phase.CLOSED
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _count_excess(self, n: int) -> None:
+        self._counters.excess_bytes += n
+        self._counters.excess_connections += 1
+
+    def _peek(self) -> int:
+        """Bytes that wait in the socket (a sample), 0 at end of file or after an error, -1 for none."""
+        try:
+            return len(self._sock.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return -1
+        except OSError:
+            return 0
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def _pause_transport(self) -> None:
+        if self._deadline_s is not None:
+            self._left_s = max(0.0, self._deadline_s - self._now())
+            self._deadline_s = None
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def _set_deadline(self, seconds: float) -> None:
+        at_s = self._now() + seconds
+        self._deadline_s = at_s
+        if self._timer is not None:
+            if self._timer_at_s <= at_s:
+                return
+            self._timer.cancel()
+        self._timer_at_s = at_s
+        self._timer = self._loop.call_at(at_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._deadline_s is None or self._phase is Phase.CLOSED:
+            return
+        left_s = self._deadline_s - self._now()
+        # uvloop's timers count whole milliseconds.
+        if left_s > 0.001:
+            self._timer_at_s = self._deadline_s
+            self._timer = self._loop.call_at(self._deadline_s, self._tick)
+        elif self._phase is Phase.IDLE:
+            self.close()
+        elif self._phase is Phase.HEAD:
+            self._counters.timeouts += 1
+            message = f"{self.upstream}: no response head in time"
+            self._fail(OriginError("head-timeout", message, status=504, can_retry=True))
+        elif self._phase in _BODY:
+            self._counters.timeouts += 1
+            message = f"{self.upstream}: no byte for {self._body_timeout_s:g} s"
+            self._fail(OriginError("body-timeout", message, status=504, can_retry=True))
+
