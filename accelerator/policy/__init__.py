@@ -1,4 +1,4 @@
-"""Policy text to checked values to flat tables. Pure: reads files, but no clock, socket, thread, log or compiled code of ours."""
+"""Policy text to checked values to flat tables. Pure: it reads files, but no clock, and logs nothing."""
 
 from __future__ import annotations
 

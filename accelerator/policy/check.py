@@ -5,7 +5,9 @@ A value that is wrong is reported and taken out, and the rest is checked on, so 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -16,17 +18,17 @@ from accelerator.policy.load import Source, load, load_texts
 from accelerator.policy.model import Policy
 from accelerator.policy.rules import Rules, dotted
 from accelerator.policy.shape import keys_of, section_at
-from accelerator.policy.tree import Items, Map, Path, Text, key_mark, plain, remove, value_mark, walk
+from accelerator.policy.tree import Entry, Items, Map, Node, Path, Text, key_mark, plain, put, remove, value_mark, walk
 from accelerator.policy.units import nearest, quoted
 
 # More than anybody reads; a file of 20,000 wrong keys shall still be answered at once.
 PROBLEMS_MAX = 1000
-# Taking out a wrong value can make its section wrong (its last host), which is then taken out: as often as sections nest.
+# Taking out a wrong value can make its section wrong, which is then taken out: at most as often as sections nest.
 _ROUNDS_MAX = 6
 
 
 def load_policy(path: FilePath) -> Policy:
-    """The policy of a file or directory. Raises PolicyError with every problem; warnings are dropped (check_policy has them)."""
+    """The policy of a file or directory. Raises PolicyError with every problem; warnings are left to check_policy."""
     policy, problems = check_policy(path)
     if policy is None:
         raise PolicyError(tuple(problem for problem in problems if not problem.is_warning))
@@ -42,7 +44,7 @@ def check_policy(path: FilePath) -> tuple[Policy | None, tuple[Problem, ...]]:
 
 
 def check_texts(files: Sequence[tuple[str, bytes]], folder: str = "") -> tuple[Policy | None, tuple[Problem, ...]]:
-    """Like check_policy, of (name, content) pairs that are already in memory; `folder` is what relative file names start from."""
+    """Like check_policy, of (name, content) pairs in memory; `folder` is what relative file names start from."""
     return _check(load_texts(files, folder), files[0][0] if files else "")
 
 
@@ -60,15 +62,13 @@ def _check(source: Source, name: str) -> tuple[Policy | None, tuple[Problem, ...
     if len(ordered) > PROBLEMS_MAX:
         # Errors first where not all are told: a thousand warnings must not hide the one reason for a refusal.
         kept = sorted(sorted(ordered, key=lambda problem: problem.is_warning)[:PROBLEMS_MAX])
-        ordered = [
-            *kept,
-            Problem(name, 0, 0, f"{len(ordered) - PROBLEMS_MAX} more problems are not shown", policy is not None),
-        ]
+        more = f"{len(ordered) - PROBLEMS_MAX:,} more problems are not shown"
+        ordered = [*kept, Problem(name, 0, 0, more, is_warning=policy is not None)]
     return policy, tuple(ordered)
 
 
 def _typed(source: Source, problems: list[Problem]) -> Policy | None:
-    """The policy's typed values, without those that are wrong; None where too little is left. Changes the tree alike."""
+    """The policy's typed values, without those that are wrong; None if too little is left. The tree changes alike."""
     root = source.root
     context = {"folder": source.folder}
     for round_number in range(_ROUNDS_MAX):
@@ -87,19 +87,17 @@ def _report(root: Map, details: Sequence[Any], problems: list[Problem]) -> None:
     for detail in details:
         path: Path = tuple(detail["loc"])
         kind: str = detail["type"]
+        where = f" in {dotted(path[:-1])}" if path[:-1] else ""
         if kind == "extra_forbidden":
-            where = f" in {dotted(path[:-1])}" if path[:-1] else ""
-            hint = nearest(str(path[-1]), _known_keys(path[:-1])) if hints_left > 0 else ""
+            key = str(path[-1])
+            hint = nearest(key, _known_keys(path[:-1])) if hints_left > 0 else ""
             hints_left -= 1
-            problems.append(Problem(*key_mark(root, path), f"unknown key {quoted(str(path[-1]))}{where}{hint}"))
+            problems.append(Problem(*key_mark(root, path), f"unknown key {quoted(key)}{where}{hint}"))
         elif kind == "missing":
-            where = f" in {dotted(path[:-1])}" if path[:-1] else ""
             problems.append(Problem(*key_mark(root, path), f"missing required key '{path[-1]}'{where}"))
         elif path[-1] == "[key]":
             problems.append(Problem(*key_mark(root, path[:-1]), f"{dotted(path[:-2])}: {_reason(detail)}"))
-        elif kind == "too_short" and detail["input"]:
-            continue  # an item is wrong, and has been told
-        else:
+        elif kind != "too_short" or not detail["input"]:  # too short for want of a good item: the bad one is told
             problems.append(Problem(*value_mark(root, path), f"{dotted(path)}: {_reason(detail)}"))
 
 
@@ -108,29 +106,30 @@ def _known_keys(path: Path) -> list[str]:
     return list(keys_of(section)) if section is not None else []
 
 
+def _kind_of(value: object) -> str:
+    return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "a map"
+
+
 def _reason(detail: Any) -> str:
+    """What is wrong with a value, in a DSI's words and not in Python's."""
     kind, value = detail["type"], detail["input"]
     if value is None:
         return "has no value"
-    got = {str: "text", list: "a list", dict: "a map"}.get(type(value), "something else")
     if kind == "value_error":
-        return str(detail["ctx"]["error"])
+        got = "" if isinstance(value, str) else f", got {_kind_of(value)}"
+        return f"{detail['ctx']['error']}{got}"
     if kind == "tuple_type":
-        hint = (
-            f" (did you mean '[{value}]'?)"
-            if isinstance(value, str) and len(value) <= 60 and value.isprintable()
-            else ""
-        )
-        return f"expected a list, got {got}{hint}"
-    if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
-        return f"expected a map, got {got}"
+        is_short = isinstance(value, str) and len(value) <= 60 and value.isprintable()
+        return f"expected a list, got {_kind_of(value)}" + (f" (did you mean '[{value}]'?)" if is_short else "")
+    if kind in ("model_type", "mapping_type", "dict_type"):
+        return f"expected a map, got {_kind_of(value)}"
     if kind == "string_type":
-        return f"expected text, got {got}"
+        return f"expected text, got {_kind_of(value)}"
     if kind == "literal_error":
-        expected: str = detail["ctx"]["expected"]
+        expected: str = detail["ctx"]["expected"].replace("'", "")
         if not isinstance(value, str):
-            return f"expected {expected}, got {got}"
-        return f"expected {expected}, got {quoted(value)}{nearest(value, expected.replace(' or ', ', ').replace(chr(39), '').split(', '))}"
+            return f"expected {expected}, got {_kind_of(value)}"
+        return f"expected {expected}, got {quoted(value)}{nearest(value, re.split(', | or ', expected))}"
     if kind == "too_short":
         return "must not be empty"
     if kind == "too_long":
@@ -139,39 +138,39 @@ def _reason(detail: Any) -> str:
 
 
 def _take_out(root: Map, details: Sequence[Any]) -> None:
+    numbers = count(1)
     paths: set[Path] = set()
     for detail in details:
         path: Path = tuple(detail["loc"])
-        if path[-1] == "[key]":
-            path = path[:-1]
         if detail["type"] == "missing":
-            if path == ("version",) or path[0] == "site":
-                _stand_in(root, str(path[0]))
-                continue
-            path = path[:-1]
-        elif path[0] in ("version", "site") and detail["type"] != "extra_forbidden":
-            _stand_in(root, str(path[0]))
-            continue
-        paths.add(path)
+            put(root, path, _stand_in(root, path, next(numbers)) or Items(key_mark(root, path), []))
+        else:
+            paths.add(path[:-1] if path[-1] == "[key]" else path)
     # From the last item of a list to its first: taking one out moves those behind it.
-    for path in sorted(
-        paths, key=lambda path: [(step, "") if isinstance(step, int) else (-1, step) for step in path], reverse=True
-    ):
+    for path in sorted(paths, key=_from_last_item, reverse=True):
         remove(root, path)
-        _remove_if_required(root, path)
+        above = list(walk(root, path[:-1]))
+        if above and isinstance(above[-1][1], Items) and not above[-1][1].items:
+            path = path[:-1]
+            remove(root, path)
+        stand_in = _stand_in(root, path, next(numbers))
+        if stand_in is not None and section_at(path[:-1]) is not None:
+            put(root, path, stand_in)
 
 
-def _stand_in(root: Map, key: str) -> None:
-    """Something valid in the place of a required key that is wrong, so that the rest can be checked."""
-    from accelerator.policy.tree import Entry
-
-    mark = key_mark(root, (key,))
-    one = Text(mark, "1")
-    root.entries[key] = Entry(mark, one if key == "version" else Map(mark, {"name": Entry(mark, Text(mark, "site"))}))
+def _from_last_item(path: Path) -> list[tuple[int, str]]:
+    return [(step, "") if isinstance(step, int) else (-1, step) for step in path]
 
 
-def _remove_if_required(root: Map, path: Path) -> None:
-    """Take out a list that has lost its last item to a mistake: empty it would mean something else (everybody, any path)."""
-    steps = list(walk(root, path[:-1]))
-    if len(steps) == len(path) - 1 and steps and isinstance(steps[-1][1], Items) and not steps[-1][1].items:
-        remove(root, path[:-1])
+def _stand_in(root: Map, path: Path, number: int) -> Node | None:
+    """What collides with nothing, in the place of a value whose lack would be a second mistake, or mean something."""
+    mark = key_mark(root, path)
+    name = f"stand-in-{number}"
+    texts = {"version": "1", "name": name, "address": "127.0.0.1:0"}
+    lists = {"from": f"https://{name}.invalid:1", "hosts": f"{name}.invalid", "paths": f"/{name}"}
+    key = str(path[-1])
+    if key in texts:
+        return Text(mark, texts[key])
+    if key in lists:
+        return Items(mark, [Text(mark, lists[key])])
+    return Map(mark, {"name": Entry(mark, Text(mark, name))}) if path == ("site",) else None

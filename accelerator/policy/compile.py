@@ -1,6 +1,6 @@
-"""Compiles a checked policy to flat rows, frozen and of plain values only, from which the data plane's tables are filled.
+"""Compiles a checked policy to flat rows, frozen and of plain values, from which the data plane's tables are filled.
 
-Nothing is checked here: a policy that check_policy accepted compiles. Rows of services (upstreams, timeouts) are not made here;
+Nothing is checked here: a policy that check_policy accepted compiles. No rows of upstreams or timeouts are made here:
 services read them from the policy.
 """
 
@@ -41,9 +41,10 @@ class PathRow:
 
 @dataclass(frozen=True, slots=True)
 class HostRow:
-    """`kind` 0 exact ("media.corp.example", lower case, no port), 1 suffix (".corp.example"), 2 any ("*"). `paths`: longest first.
+    """`kind` 0 exact ("media.corp.example", no port), 1 suffix (".corp.example"), 2 any ("*"); `paths` longest first.
 
-    Paths of less specific rows that match the same hosts are in here too (the row's own win), so the first row that matches decides.
+    Paths of less specific rows that match the same hosts are here too (the row's own win): the first row that matches
+    decides alone.
     """
 
     pattern: str
@@ -63,7 +64,7 @@ class ListenerRow:
 
 @dataclass(frozen=True, slots=True)
 class NetRow:
-    """`network` 16 bytes, IPv4 mapped (RFC 4291 section 2.5.5.2); `prefix_bits` of 128; `zone` an index of Tables.zones."""
+    """`network` 16 bytes, IPv4 mapped (RFC 4291 section 2.5.5.2); `prefix_bits` of 128; `zone`: of Tables.zones."""
 
     network: bytes
     prefix_bits: int
@@ -84,7 +85,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """One policy for the data plane. `hosts` exact first, then longest suffix, then any; `nets` most specific first; `workers` 0 = auto."""
+    """One policy for the data plane. `workers` 0 = auto.
+
+    `hosts` exact first, then longest suffix, then any; `nets` most specific first.
+    """
 
     site: str
     origins: tuple[OriginRow, ...]

@@ -1,7 +1,7 @@
-"""Reads a policy's files into one tree with a place for each key and value. Knows YAML and files; knows no key of the policy.
+"""Reads a policy's files into one tree with a place for each key and value. Knows YAML; knows no key of the policy.
 
-Only a small part of YAML is accepted: maps, lists and scalars of one document. Anchors and aliases (bombs), tags (types that YAML
-would choose), duplicate keys (the last silently wins elsewhere) and keys that are no text are refused.
+Only a small part of YAML is accepted: maps, lists and scalars of one document. Anchors and aliases (bombs), tags (types
+that YAML would choose), duplicate keys (the last silently wins elsewhere) and keys that are no text are refused.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ FILES_MAX = 1000
 # libyaml parses 1 MiB of keys some ten times faster than PyYAML's Python; both count lines and columns alike.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# Control characters, line breaks that only YAML knows (NEL, LS, PS: line numbers would differ from the editor's), and bidirectional
-# overrides, which show a reviewer another text than the one that is read (CVE-2021-42574).
+# Control characters, line breaks that only YAML knows (NEL, LS, PS: editors count lines otherwise), and
+# bidirectional overrides, which show a reviewer another text than the one that is read (CVE-2021-42574).
 _REFUSED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
 _BREAK = re.compile("\r\n|\r|\n")
 
 
 @dataclass
 class Source:
-    """One merged policy text. `is_whole` is false when a file could not be read to its end: what it lacks means nothing then."""
+    """One merged policy text. `is_whole` is false if a file could not be read to its end: a lack means nothing."""
 
     root: Map
     folder: str
@@ -92,10 +92,10 @@ class _TreeBuilder:
     def _node(self, loader: Any, event: Any, depth: int) -> Node:
         mark = self._mark(event.start_mark)
         if isinstance(event, yaml.AliasEvent):
-            self._problem(mark, f"alias '*{event.anchor[:40]}' is refused: write the value out")
+            self._problem(mark, f"alias {quoted('*' + str(event.anchor))} is refused: write the value out")
             return Text(mark, "", is_empty=True)
         if event.anchor is not None:
-            self._problem(mark, f"anchor '&{event.anchor[:40]}' is refused: write values out where they are used")
+            self._problem(mark, f"anchor {quoted('&' + event.anchor)} is refused: write values out where they are used")
         if event.tag is not None:
             self._problem(mark, f"tag {quoted(event.tag)} is refused: values are read by what their key expects")
         if isinstance(event, yaml.ScalarEvent):
@@ -189,7 +189,7 @@ def parse_text(file: str, data: bytes, problems: list[Problem]) -> tuple[Map, bo
 
 
 def load_texts(files: Sequence[tuple[str, bytes]], folder: str) -> Source:
-    """Parse and merge files that are already in memory, in the order given. `folder` is what relative file names start from."""
+    """Parse and merge files in memory, in the order given. `folder` is what relative file names start from."""
     problems: list[Problem] = []
     trees = [parse_text(file, data, problems) for file, data in files]
     root = merge([tree for tree, _ in trees], problems)
@@ -208,19 +208,22 @@ def load(path: FilePath) -> Source:
     folder = os.path.abspath(name if is_folder else os.path.dirname(name) or ".")
     files: list[tuple[str, bytes]] = []
     size_bytes = 0
+    are_all_read = True
     for file in paths:
         try:
-            files.append((file, _read(file)))
+            data = _read(file)
         except (OSError, ValueError) as error:
             problems.append(Problem(file, 0, 0, _reason(error)))
+            are_all_read = False
             continue
-        size_bytes += len(files[-1][1])
-        if size_bytes > SIZE_MAX_BYTES and len(files) > 1:
+        size_bytes += len(data)
+        if size_bytes > SIZE_MAX_BYTES and files:
             problems.append(Problem(file, 0, 0, "with this file the policy is larger than 1 MiB, which no policy is"))
+            are_all_read = False
             break
-    are_all_read = not any(not problem.is_warning for problem in problems)
-    source = load_texts(files if are_all_read or not size_bytes > SIZE_MAX_BYTES else [], folder)
-    source.problems[:0] = problems
+        files.append((file, data))
+    source = load_texts(files, folder)
+    source.problems += problems
     source.is_whole = source.is_whole and are_all_read
     return source
 

@@ -1,4 +1,4 @@
-"""Merges the trees of several files: maps by key, lists and scalars replace, `locked:` keys stay. Knows no other key of the policy."""
+"""Merges the trees of files: maps by key, lists and scalars replace, `locked:` keys stay. Knows no other key."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _joined(first: Node, second: Node) -> Node:
 
 
 def merge(trees: Sequence[Map], problems: list[Problem]) -> Map:
-    """One tree of all, in order. A key that an earlier file locks is left as it was, and told in `problems` with both places."""
+    """One tree of all, in order. A key that an earlier file locks stays as it was; `problems` tells both places."""
     if len(trees) == 1:
         return trees[0]
     state = _Merge(problems)

@@ -1,7 +1,7 @@
-"""The policy, version 1, as typed and frozen values; each key's default and description. No YAML, files or checks across keys here.
+"""The policy, version 1, as typed and frozen values: each key's default and description. No YAML, no check across keys.
 
-Values come as the text that was written (see units.py) and are converted by what their key expects. Values that already have the
-right type are taken too, so that a dump can be read again. An empty section counts as left out.
+Values come as the text that was written (see units.py) and are converted by what their key expects. Values that already
+have the right type are taken too, so that a dump can be read again. An empty section counts as left out.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _QUANTITY = r"^[0-9]{1,15}(\.[0-9]{1,6})?"
 
 
 def _quantity(
-    parse: Callable[[str], T], unit_names: Mapping[str, int], lowest: str, highest: str, what: str
+    parse: Callable[[str], T], form: Callable[[T], str], unit_names: Mapping[str, int], lowest: str, highest: str
 ) -> tuple[PlainValidator, PlainSerializer, WithJsonSchema]:
-    """A number with a unit between two bounds, which are written as a policy writes them."""
+    """A number with a unit between two bounds, which are written as a policy writes them; dumped as text again."""
     low: Any = parse(lowest)
     high: Any = parse(highest)
 
@@ -49,39 +49,34 @@ def _quantity(
         if isinstance(value, str):
             value = parse(value)
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ValueError(f"expected {what} such as '{highest}'")
+            raise ValueError(f"expected text such as '{highest}'")
         if not low <= value <= high:
             raise ValueError(f"must be from {lowest} to {highest}")
         return value  # type: ignore[return-value]  # T is the int or float that `parse` gives
 
-    pattern = f"{_QUANTITY}({'|'.join(unit_names)})$"
-    schema = {"type": "string", "pattern": pattern}
-    return PlainValidator(convert), PlainSerializer(lambda value: value), WithJsonSchema(schema)
+    schema = {"type": "string", "pattern": f"{_QUANTITY}({'|'.join(unit_names)})$"}
+    return PlainValidator(convert), PlainSerializer(form, return_type=str), WithJsonSchema(schema)
 
 
 def _size(lowest: str, highest: str) -> Any:
-    return _quantity(units.parse_size_bytes, units.SIZE_UNITS, lowest, highest, "a size")
+    return _quantity(units.parse_size_bytes, units.format_size, units.SIZE_UNITS, lowest, highest)
 
 
 def _rate(lowest: str, highest: str) -> Any:
-    return _quantity(units.parse_rate_bps, units.RATE_UNITS, lowest, highest, "a rate")
+    return _quantity(units.parse_rate_bps, units.format_rate, units.RATE_UNITS, lowest, highest)
 
 
 def _time(lowest: str, highest: str) -> Any:
-    return _quantity(units.parse_time_s, units.TIME_UNITS_MS, lowest, highest, "a time")
+    return _quantity(units.parse_time_s, units.format_time, units.TIME_UNITS_MS, lowest, highest)
 
 
 def _text(parse: Callable[[str], T], pattern: str | None = None, example: str | None = None) -> Any:
     """Text that `parse` reads; dumped as text again."""
 
     def convert(value: object) -> T:
-        if value is None:
-            raise ValueError("has no value")
-        if not isinstance(value, str):
-            if isinstance(value, list | dict):
-                raise ValueError(f"expected text, got a {'list' if isinstance(value, list) else 'map'}")
-            value = str(value)
-        return parse(value)
+        if isinstance(value, list | dict) or value is None:
+            raise ValueError("expected text")
+        return parse(str(value))
 
     schema: dict[str, Any] = {"type": "string"}
     if pattern is not None:
@@ -93,8 +88,6 @@ def _text(parse: Callable[[str], T], pattern: str | None = None, example: str | 
 
 def _whole(lowest: int, highest: int) -> Any:
     def convert(value: object) -> int:
-        if value is None:
-            raise ValueError("has no value")
         if isinstance(value, str):
             value = units.parse_whole(value)
         if not isinstance(value, int) or isinstance(value, bool):
@@ -147,7 +140,7 @@ def _site_name(value: str) -> str:
 
 def _file_name(value: object, info: ValidationInfo) -> addresses.FileName:
     if not isinstance(value, str) or not value or "\0" in value or "\n" in value:
-        raise ValueError("expected the name of a file")
+        raise ValueError("expected text, the name of a file")
     folder: str = (info.context or {}).get("folder", "")
     return addresses.FileName(value, os.path.join(folder, value))
 
@@ -197,7 +190,7 @@ class Zone(_Section):
     nets: Annotated[tuple[Network, ...], _is_empty(tuple)] = Field(
         default=(),
         max_length=4096,
-        description="The networks whose viewers belong to this zone. The most specific network wins, then the first zone.",
+        description="The networks of this zone's viewers. The most specific network wins, then the first zone.",
     )
 
 
@@ -264,7 +257,8 @@ class Origin(_Section):
     )
     profile: Literal["media", "generic"] = Field(
         default="media",
-        description="media: for video (GET, HEAD, CORS preflights; live playlists and segments recognised). generic: for portals and APIs, RFC 9111 to the letter.",
+        description="media: for video (GET, HEAD, CORS preflights; live playlists and segments recognised). "
+        "generic: for portals and APIs, RFC 9111 to the letter.",
     )
     upstream_host: Literal["upstream", "viewer"] = Field(
         default="upstream",
@@ -275,7 +269,7 @@ class Origin(_Section):
     )
     ca: FileName | None = Field(
         default=None,
-        description="PEM file of certificate authorities trusted besides the system's; relative to the policy's folder.",
+        description="PEM file of authorities trusted besides the system's, relative to the policy's folder.",
     )
     connections: Annotated[int, *_whole(1, 65536)] = Field(
         default=64, description="Connections to this origin at once; more requests wait for one."
@@ -288,7 +282,8 @@ class Origin(_Section):
     )
     override_private: Switch = Field(
         default=False,
-        description="Store playlists and segments although the origin says no-store or private. Only for content that every viewer may see.",
+        description="Store playlists and segments although the origin says no-store or private. "
+        "Only for content that every viewer may see.",
     )
 
 
@@ -335,6 +330,7 @@ class Policy(_Section):
     workers: Annotated[
         int,
         PlainValidator(_workers),
+        PlainSerializer(lambda number: number or "auto"),
         WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 64}]}),
     ] = Field(
         default=0, description="Edge workers: a number, or auto, which leaves a share of a core to everything else."

@@ -1,13 +1,13 @@
-"""What keys of a policy mean together: references, double addresses and routes, loops, locks, warnings. No single value is parsed here."""
+"""What keys of a policy mean together: references, addresses and routes taken twice, loops, locks. Parses no value."""
 
 from __future__ import annotations
 
 import os.path
-from ipaddress import ip_address
+from collections.abc import Mapping
 from typing import Final
 
 from accelerator.errors import Problem
-from accelerator.policy.addresses import Address, IpAddress, literal
+from accelerator.policy.addresses import Address, literal
 from accelerator.policy.compile import ROUTES_MAX, n_routes
 from accelerator.policy.model import Origin, Policy
 from accelerator.policy.shape import keys_of, section_at
@@ -15,6 +15,8 @@ from accelerator.policy.tree import Map, Mark, Path, key_mark, value_mark, walk
 from accelerator.policy.units import nearest, quoted
 
 _PLAIN_NAME: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+
+_EVERY_ADDRESS: Final = ("0.0.0.0", "::")
 
 
 def dotted(path: Path) -> str:
@@ -25,7 +27,7 @@ def dotted(path: Path) -> str:
 
 
 class Rules:
-    """Made before wrong values are taken out of the tree, as a name that is written is known even where its section is wrong."""
+    """Made before wrong values are taken out of the tree: a name that is written counts even in a wrong section."""
 
     def __init__(self, root: Map, problems: list[Problem]) -> None:
         self._root = root
@@ -88,6 +90,7 @@ class Rules:
     def _origins(self, policy: Policy) -> None:
         if not self._collections["origins"]:
             self._warn(key_mark(self._root, ("origins",)), "no origins: every request is answered 421")
+        own = _own_addresses(policy)
         for name, origin in policy.origins.items():
             if origin.class_ is not None and origin.class_ not in self._classes:
                 hint = nearest(origin.class_, self._classes)
@@ -95,7 +98,7 @@ class Rules:
                     self._value("origins", name, "class"),
                     f"origins.{name}.class: unknown class '{origin.class_}'{hint}",
                 )
-            self._loops(name, origin, policy)
+            self._loops(name, origin, own)
             self._switches(name, origin)
         if n_routes(policy) > ROUTES_MAX:
             self._error(key_mark(self._root, ("origins",)), f"origins: more than {ROUTES_MAX:,} pairs of host and path")
@@ -111,29 +114,24 @@ class Rules:
                     if owner == name:
                         continue
                     place = self._value("origins", owner, "hosts", owner_index)
-                    self._error(
-                        self._value("origins", name, "hosts", host_index),
-                        f"origins.{name}: host '{host}' with path '{path}' belongs to origin '{owner}' already ({place})",
-                    )
+                    what = f"host '{host}' with path '{path}' belongs to origin '{owner}' already ({place})"
+                    self._error(self._value("origins", name, "hosts", host_index), f"origins.{name}: {what}")
 
-    def _loops(self, name: str, origin: Origin, policy: Policy) -> None:
-        own = [(f"listen.{key}", row.address) for key, row in policy.listen.items()]
-        if policy.admin is not None:
-            own.append(("admin", policy.admin.address))
+    def _loops(self, name: str, origin: Origin, own: Mapping[tuple[str, int], str]) -> None:
         for index, url in enumerate(origin.from_):
-            targets = [(self._value("origins", name, "from", index), address) for address in _addresses(url.host)]
-            if not targets:
-                targets = [
-                    (self._value("origins", name, "resolve", i), ip_address(pin))
-                    for i, pin in enumerate(origin.resolve)
-                ]
-            for mark, target in targets:
-                for listener, address in own:
-                    if address.port == url.port and _reaches(target, address):
-                        self._error(
-                            mark,
-                            f"origins.{name}: {url} at {target} is our own {listener} ({address}): requests would go in a circle",
-                        )
+            if _own(own, url.host, url.port):
+                self._loop(("origins", name, "from", index), _own(own, url.host, url.port))
+        if not all(literal(url.host) for url in origin.from_):
+            ports = {url.port for url in origin.from_ if not literal(url.host)}
+            for index, pin in enumerate(origin.resolve):
+                for port in sorted(ports):
+                    if _own(own, pin, port):
+                        self._loop(("origins", name, "resolve", index), _own(own, pin, port))
+
+    def _loop(self, path: Path, listener: str) -> None:
+        self._error(
+            value_mark(self._root, path), f"{dotted(path)}: this is our own {listener}: a request would go in a circle"
+        )
 
     def _switches(self, name: str, origin: Origin) -> None:
         path = ("origins", name)
@@ -177,21 +175,29 @@ class Rules:
 
 
 def _overlap(one: Address, other: Address) -> bool:
-    if one.port != other.port or one.port == 0:
-        return False
-    first, second = ip_address(one.host), ip_address(other.host)
-    # Linux refuses 127.0.0.1:80 beside 0.0.0.0:80 (EADDRINUSE); the families are apart, as asyncio sets IPV6_V6ONLY.
-    return first.version == second.version and (first == second or first.is_unspecified or second.is_unspecified)
+    if one.port != other.port or one.port == 0 or (":" in one.host) != (":" in other.host):
+        return False  # the families are apart, as asyncio sets IPV6_V6ONLY
+    # Linux refuses 127.0.0.1:80 beside 0.0.0.0:80 (EADDRINUSE).
+    return one.host == other.host or one.host in _EVERY_ADDRESS or other.host in _EVERY_ADDRESS
 
 
-def _addresses(host: str) -> list[IpAddress]:
-    """What an upstream's host is for sure, without asking DNS: a literal, or loopback (RFC 6761 section 6.3)."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return [ip_address("127.0.0.1"), ip_address("::1")]
-    address = literal(host)
-    return [] if address is None else [address]
+def _own_addresses(policy: Policy) -> dict[tuple[str, int], str]:
+    """(canonical address, port) -> what of ours listens there; "loopback" stands for each loopback address."""
+    own: dict[tuple[str, int], str] = {}
+    rows = [(f"listen.{name}", row.address) for name, row in policy.listen.items()]
+    if policy.admin is not None:
+        rows.append(("admin", policy.admin.address))
+    for name, address in rows:
+        own.setdefault((address.host, address.port), f"{name} ({address})")
+        if address.host in _EVERY_ADDRESS:
+            own.setdefault(("loopback", address.port), f"{name} ({address})")
+    return own
 
 
-def _reaches(target: IpAddress, listener: Address) -> bool:
-    address = literal(listener.host)
-    return address is not None and (target == address or (address.is_unspecified and target.is_loopback))
+def _own(own: Mapping[tuple[str, int], str], host: str, port: int) -> str:
+    """What of ours a host (canonical literal or name) and port are for sure, without asking DNS; empty if nothing."""
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 section 6.3
+        hosts = ["127.0.0.1", "::1", "loopback"]
+    else:
+        hosts = [host, "loopback"] if host == "::1" or (host.startswith("127.") and literal(host)) else [host]
+    return next((own[host, port] for host in hosts if (host, port) in own), "")

@@ -13,7 +13,7 @@ from accelerator.policy.model import Policy
 
 
 class Key(NamedTuple):
-    """A key of a section: as it is written, its field, the section below it (if any), and whether names stand between the two."""
+    """A key of a section: as written, its field, the section below it, if any, and whether names stand between them."""
 
     name: str
     field: str

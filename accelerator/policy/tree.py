@@ -80,10 +80,8 @@ def walk(root: Map, path: Path) -> Iterator[tuple[Mark, Node]]:
 
 def key_mark(root: Map, path: Path) -> Mark:
     """Where the last key of `path` that exists was written; the file's start when none does."""
-    mark = Mark(root.mark.file, 1, 1)
-    for mark, _ in walk(root, path):
-        pass
-    return mark
+    marks = [mark for mark, _ in walk(root, path)]
+    return marks[-1] if marks else Mark(root.mark.file, 1, 1)
 
 
 def value_mark(root: Map, path: Path) -> Mark:
@@ -105,3 +103,13 @@ def remove(root: Map, path: Path) -> None:
         parent.entries.pop(step, None)
     elif isinstance(parent, Items) and isinstance(step, int) and step < len(parent.items):
         del parent.items[step]
+
+
+def put(root: Map, path: Path, value: Node) -> None:
+    """Set the key at the end of `path`, whose sections above are there; nothing where they are not."""
+    parents: list[Node] = [root, *(node for _, node in walk(root, path[:-1]))]
+    parent, step = parents[-1], path[-1]
+    if len(parents) == len(path) and isinstance(parent, Map) and isinstance(step, str):
+        parent.entries[step] = Entry(value.mark, value)
+    elif len(parents) == len(path) and isinstance(parent, Text) and parent.is_empty and len(path) > 1:
+        put(root, path[:-1], Map(parent.mark, {str(step): Entry(value.mark, value)}))

@@ -1,7 +1,7 @@
 """Sizes, rates, times, whole numbers and switches, from the text that was written in a policy. No YAML, no model here.
 
-YAML 1.1 would read `010` as 8, `1:30` as 90 and `on` as true, so nothing is taken from YAML's own typing: every function
-here takes the text and raises ValueError with a clear line (and a nearest spelling where there is one).
+YAML 1.1 would read `010` as 8, `1:30` as 90 and `on` as true, so nothing is taken from YAML's own typing: every
+function here takes the text and raises ValueError with a clear line (and a nearest spelling where there is one).
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ SIZE_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6
 RATE_UNITS = {"bit/s": 1, "kbit/s": 10**3, "Mbit/s": 10**6, "Gbit/s": 10**9}
 TIME_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
-# int() refuses text of more than 4,300 digits and C works with 64 bits: 15 digits times the largest unit stay below 2**80,
-# and the bounds of each key do the rest.
+# int() refuses text of more than 4,300 digits; 15 are enough for all, and each key has bounds of its own.
 _QUANTITY = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?(.*)", re.DOTALL)
 _WHOLE = re.compile(r"[0-9]{1,18}")
 
 # What people write by habit from other tools (nginx, tc, iptables); difflib would guess wrong for one-letter units.
 _HABITS = {
     "k": "KiB", "m": "MiB", "g": "GiB", "kb": "kB", "mb": "MB", "gb": "GB", "kib": "KiB", "mib": "MiB", "gib": "GiB",
-    "ki": "KiB", "mi": "MiB", "gi": "GiB",
-    "bps": "bit/s", "kbps": "kbit/s", "mbps": "Mbit/s", "gbps": "Gbit/s", "kbit": "kbit/s", "mbit": "Mbit/s", "gbit": "Gbit/s",
-    "kb/s": "kbit/s", "mb/s": "Mbit/s", "gb/s": "Gbit/s",
+    "ki": "KiB", "mi": "MiB", "gi": "GiB", "bps": "bit/s", "kbps": "kbit/s", "mbps": "Mbit/s", "gbps": "Gbit/s",
+    "kbit": "kbit/s", "mbit": "Mbit/s", "gbit": "Gbit/s", "kb/s": "kbit/s", "mb/s": "Mbit/s", "gb/s": "Gbit/s",
     "msec": "ms", "sec": "s", "secs": "s", "second": "s", "seconds": "s", "min": "m", "mins": "m", "minute": "m",
     "minutes": "m", "hour": "h", "hours": "h", "hr": "h", "day": "d", "days": "d",
 }  # fmt: skip
@@ -95,6 +93,30 @@ def parse_time_s(text: str) -> float:
     """`30s`, `1.5h` -> seconds. ValueError: no unit, unknown unit, not a number (`1:30` is not one)."""
     value, divisor = _quantity(text, "a time", TIME_UNITS_MS, "s")
     return value / divisor / 1000
+
+
+def format_size(size_bytes: int) -> str:
+    """The shortest text that parse_size_bytes reads as `size_bytes`."""
+    for unit in ("GiB", "MiB", "KiB", "GB", "MB", "kB"):
+        if size_bytes % SIZE_UNITS[unit] == 0:
+            return f"{size_bytes // SIZE_UNITS[unit]}{unit}"
+    return f"{size_bytes // 1000}.{size_bytes % 1000:03}kB"
+
+
+def format_rate(rate_bps: int) -> str:
+    """The shortest text that parse_rate_bps reads as `rate_bps`."""
+    unit = next(
+        unit for unit in reversed(RATE_UNITS) if rate_bps % RATE_UNITS[unit] == 0 and (rate_bps or unit == "bit/s")
+    )
+    return f"{rate_bps // RATE_UNITS[unit]}{unit}"
+
+
+def format_time(time_s: float) -> str:
+    """The shortest text that parse_time_s reads as `time_s`, to the nanosecond."""
+    for unit in ("d", "h", "m", "s"):
+        if time_s * 1000 % TIME_UNITS_MS[unit] == 0 and (time_s or unit == "s"):
+            return f"{int(time_s * 1000) // TIME_UNITS_MS[unit]}{unit}"
+    return f"{time_s * 1000:.6f}".rstrip("0").rstrip(".") + "ms"
 
 
 def parse_whole(text: str) -> int:
