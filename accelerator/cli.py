@@ -56,9 +56,9 @@ def _run(command: Command, options: argparse.Namespace) -> int:
     if command.name == "policy check":
         return _policy_check(options.path, is_json=options.json)
     if command.name == "policy schema":
-        from accelerator.policy.schema import policy_schema
+        from accelerator.policy.schema import schema_text
 
-        print(json.dumps(policy_schema(), indent=2))
+        sys.stdout.write(schema_text())
         return 0
     if command.name == "top":
         return _top(options)
@@ -151,8 +151,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    # --socket and --json may stand before and after the command: SUPPRESS keeps the later parser from resetting what the
-    # earlier one read. (Not set_defaults: it would change the actions that all parsers share.)
+    # --socket and --json may stand before and after the command: SUPPRESS keeps the later parser from resetting what
+    # the earlier one read. (Not set_defaults: it would change the actions that all parsers share.)
     anywhere = _Parser(add_help=False)
     anywhere.add_argument(
         "--socket",

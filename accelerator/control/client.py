@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
 import time
@@ -103,5 +102,5 @@ def _unreachable(path: str, error: OSError) -> ControlError:
         return ControlError("not-permitted", f"{path}: permission denied; join the group of the control socket")
     if isinstance(error, BlockingIOError):
         return ControlError("no-daemon", f"{path}: the daemon does not accept connections", exit_code=NO_DAEMON)
-    reason = "no daemon listens there" if isinstance(error, ConnectionRefusedError) else error.strerror or str(error)
-    return ControlError("no-daemon", f"{os.fspath(path)}: {reason}", exit_code=NO_DAEMON)
+    reason = error.strerror or str(error)
+    return ControlError("no-daemon", f"no daemon on {path}: {reason}", exit_code=NO_DAEMON)
