@@ -14,15 +14,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from accelerator.errors import PolicyError, Problem
-from accelerator.policy.load import Source, load, load_texts
+from accelerator.policy.load import PROBLEMS_MAX, Source, load, load_texts
 from accelerator.policy.model import Policy
 from accelerator.policy.rules import Rules, dotted
 from accelerator.policy.shape import keys_of, section_at
 from accelerator.policy.tree import Entry, Items, Map, Node, Path, Text, key_mark, plain, put, remove, value_mark, walk
 from accelerator.policy.units import nearest, quoted
 
-# More than anybody reads; a file of 20,000 wrong keys shall still be answered at once.
-PROBLEMS_MAX = 1000
 # Taking out a wrong value can make its section wrong, which is then taken out: at most as often as sections nest.
 _ROUNDS_MAX = 6
 
@@ -62,7 +60,7 @@ def _check(source: Source, name: str) -> tuple[Policy | None, tuple[Problem, ...
     if len(ordered) > PROBLEMS_MAX:
         # Errors first where not all are told: a thousand warnings must not hide the one reason for a refusal.
         kept = sorted(sorted(ordered, key=lambda problem: problem.is_warning)[:PROBLEMS_MAX])
-        more = f"{len(ordered) - PROBLEMS_MAX:,} more problems are not shown"
+        more = f"more than {PROBLEMS_MAX:,} problems: the others are not shown"
         ordered = [*kept, Problem(name, 0, 0, more, is_warning=policy is not None)]
     return policy, tuple(ordered)
 
@@ -77,21 +75,21 @@ def _typed(source: Source, problems: list[Problem]) -> Policy | None:
         except ValidationError as error:
             details = error.errors(include_url=False)
         if round_number == 0:
-            _report(root, details, problems)
+            _report(root, details[: PROBLEMS_MAX + 1], problems)
+        if len(details) > PROBLEMS_MAX:
+            return None  # more than anybody reads, and slow to take out one by one
         _take_out(root, details)
     return None
 
 
 def _report(root: Map, details: Sequence[Any], problems: list[Problem]) -> None:
-    hints_left = PROBLEMS_MAX
     for detail in details:
         path: Path = tuple(detail["loc"])
         kind: str = detail["type"]
         where = f" in {dotted(path[:-1])}" if path[:-1] else ""
         if kind == "extra_forbidden":
             key = str(path[-1])
-            hint = nearest(key, _known_keys(path[:-1])) if hints_left > 0 else ""
-            hints_left -= 1
+            hint = nearest(key, _known_keys(path[:-1]))
             problems.append(Problem(*key_mark(root, path), f"unknown key {quoted(key)}{where}{hint}"))
         elif kind == "missing":
             problems.append(Problem(*key_mark(root, path), f"missing required key '{path[-1]}'{where}"))

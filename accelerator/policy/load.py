@@ -23,6 +23,10 @@ from accelerator.policy.units import quoted
 
 SIZE_MAX_BYTES = 2**20
 DEPTH_MAX = 20
+# In all files. 1 MiB of "1," would be half a million values, which take 15 s to report as wrong (measured); 1,000 origins
+# with every key written out are 30,000.
+VALUES_MAX = 50_000
+PROBLEMS_MAX = 1000
 FILES_MAX = 1000
 
 # libyaml parses 1 MiB of keys some ten times faster than PyYAML's Python; both count lines and columns alike.
@@ -47,10 +51,11 @@ class Source:
 class _TreeBuilder:
     """Builds one file's tree from YAML events, which are taken one by one so that a bomb is never expanded."""
 
-    def __init__(self, file: str, text: str, problems: list[Problem]) -> None:
+    def __init__(self, file: str, text: str, problems: list[Problem], n_values: int) -> None:
         self._file = file
         self._text = text
         self._problems = problems
+        self.n_values = n_values
         self.is_whole = True
 
     def build(self) -> Map:
@@ -91,6 +96,11 @@ class _TreeBuilder:
 
     def _node(self, loader: Any, event: Any, depth: int) -> Node:
         mark = self._mark(event.start_mark)
+        self.n_values += 1
+        if self.n_values > VALUES_MAX:
+            self._stop(mark, f"more than {VALUES_MAX:,} keys and values, which no policy has")
+        elif len(self._problems) > PROBLEMS_MAX:
+            self.is_whole = False
         if isinstance(event, yaml.AliasEvent):
             self._problem(mark, f"alias {quoted('*' + str(event.anchor))} is refused: write the value out")
             return Text(mark, "", is_empty=True)
@@ -164,36 +174,43 @@ def _place(file: str, text: str, index: int) -> Mark:
     return Mark(file, line, index - start + 1)
 
 
-def parse_text(file: str, data: bytes, problems: list[Problem]) -> tuple[Map, bool]:
-    """One file's tree, and whether it was read to its end. Every problem goes to `problems`; nothing is raised."""
-    nothing = Map(Mark(file, 1, 1), {})
+def _decode(file: str, data: bytes, problems: list[Problem]) -> str | None:
+    """The file's text, or None with a problem."""
     if len(data) > SIZE_MAX_BYTES:
         problems.append(Problem(file, 0, 0, "larger than 1 MiB, which no policy is"))
-        return nothing, False
+        return None
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8")
         problems.append(Problem(*_place(file, before, len(before)), "not UTF-8"))
-        return nothing, False
-    text = text.removeprefix("\ufeff")
+        return None
     refused = _REFUSED.search(text)
     if refused is not None:
-        problems.append(
-            Problem(*_place(file, text, refused.start()), f"character U+{ord(refused.group()):04X} is refused")
-        )
-        return nothing, False
-    builder = _TreeBuilder(file, text, problems)
-    root = builder.build()
-    return root, builder.is_whole
+        place = _place(file, text, refused.start())
+        problems.append(Problem(*place, f"character U+{ord(refused.group()):04X} is refused"))
+        return None
+    return text
 
 
 def load_texts(files: Sequence[tuple[str, bytes]], folder: str) -> Source:
     """Parse and merge files in memory, in the order given. `folder` is what relative file names start from."""
     problems: list[Problem] = []
-    trees = [parse_text(file, data, problems) for file, data in files]
-    root = merge([tree for tree, _ in trees], problems)
-    return Source(root, folder, problems, all(is_whole for _, is_whole in trees))
+    trees: list[Map] = []
+    n_values = 0
+    is_whole = True
+    for file, data in files:
+        text = _decode(file, data, problems)
+        if text is None:
+            is_whole = False
+            continue
+        builder = _TreeBuilder(file, text, problems, n_values)
+        trees.append(builder.build())
+        n_values = builder.n_values
+        is_whole = is_whole and builder.is_whole
+        if n_values > VALUES_MAX:
+            break
+    return Source(merge(trees, problems), folder, problems, is_whole)
 
 
 def load(path: FilePath) -> Source:

@@ -1,4 +1,4 @@
-"""The JSON Schema of the policy, for editors. Made from the model; what a schema can't say (references, loops) check says.
+"""The JSON Schema of the policy, for editors, made from the model. What a schema can't say, check.py says.
 
 `python -m accelerator.policy.schema` prints it; config/accelerator.schema.json is that, committed.
 """
