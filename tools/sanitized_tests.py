@@ -41,9 +41,13 @@ def fixed_addresses() -> list[str]:
 def main(arguments: list[str]) -> int:
     kind, *pytest_arguments = arguments
     built = PROJECT / "build" / kind
+    # Into files: pytest holds stderr when the process ends, and a program that a test started has its own.
+    reports = built / "reports"
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir()
     environment = {
         **os.environ,
-        **OPTIONS,
+        **{name: f"{options}:log_path={reports}/report" for name, options in OPTIONS.items()},
         "LD_PRELOAD": " ".join(runtime(library) for library in RUNTIMES[kind]),
         "PYTHONPATH": str(built),
         "PYTHONSAFEPATH": "1",
@@ -52,7 +56,11 @@ def main(arguments: list[str]) -> int:
     }
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow"]
     command = [*fixed_addresses(), *pytest, *(pytest_arguments or ["tests/dataplane"])]
-    return subprocess.run(command, env=environment, check=False, cwd=PROJECT).returncode
+    exit_code = subprocess.run(command, env=environment, check=False, cwd=PROJECT).returncode
+    found = sorted(reports.iterdir())
+    for report in found:
+        print(f"\n{report.name}:\n{report.read_text(errors='replace')}", file=sys.stderr)
+    return exit_code or (1 if found else 0)
 
 
 if __name__ == "__main__":
