@@ -1,0 +1,192 @@
+"""What goes to the origin: which request fields, and which values tell variants apart. The target goes up as received.
+
+Profile media sends an allow-list, because a field that can change a response without standing in the key or in Vary
+lets one viewer poison the answer of all others (reliability.md section 4). Who wants more writes `forward: [NAME]`:
+
+    Authorization    sent: access control must work, and RFC 9111 section 3.5 keeps its answers from other viewers
+    Origin           sent: origins allow CORS by it; the answer counts as varying by it unless it allows `*`
+    (cache_decide) Accept-Encoding  sent as `gzip` or not at all: two variants, not dozens Via, CDN-Loop    sent with
+    our own entry: loops are found by them Accept           not sent: `*/*` for all; User-Agent: our own, for all.
+    Both are negotiated on without a Vary too often Cookie           not sent: sessions make answers personal without
+    a word. With `forward: [Cookie]` see cache_decide Accept-Language, Referer, DNT, Sec-*, X-*, CMCD-*   not sent.
+    Players choose languages by URL; of CMCD the origin would see
+                     the misses only, so a wrong picture, and viewers' session names that should stay on site
+
+Docs: docs/decisions/0010-media-allow-list.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from accelerator.protocols.fields import HOP_BY_HOP, Field, Fields, get_all, get_list, without_hop_by_hop
+from accelerator.protocols.origin_rules import OriginRules
+
+MEDIA_FORWARDED = frozenset({b"authorization", b"origin"})
+USER_AGENT = b"video-accelerator"
+
+# Ours to write: the client's conditions are answered from the store (RFC 9111 section 4.3.1), so are its ranges.
+_CONDITIONS = frozenset(
+    {b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range"}
+)
+_OWN = frozenset({b"host", b"via", b"cdn-loop", b"content-length", b"expect", b"max-forwards", b"http2-settings"})
+# DESIGN.md section 5; each has let a request override what the rest of the chain saw.
+_DENIED = frozenset(
+    {
+        b"forwarded",
+        b"x-original-url",
+        b"x-rewrite-url",
+        b"x-http-method-override",
+        b"x-http-method",
+        b"x-method-override",
+    }
+)
+_DENIED_PREFIXES = (b"x-forwarded-", b"proxy-")
+
+
+def upstream_fields(
+    request_fields: Fields,
+    rules: OriginRules,
+    *,
+    host: bytes,
+    site: bytes,
+    method: bytes = b"GET",
+    validators: tuple[bytes | None, bytes | None] | None = None,
+    byte_range: tuple[int, int | None] | None = None,
+    if_range: bytes | None = None,
+) -> list[Field]:
+    """The fields to send, Host first (left out where `host` is empty: the upstream client writes it then).
+
+    `validators`: (ETag, Last-Modified) of our stored response. `byte_range`: (first, last), inclusive; (first, None)
+    is open, (-n, None) the last n bytes. `if_range`: a strong ETag. Conditions of the client travel only with methods
+    other than GET and HEAD: `If-Match` on a PUT is for the origin. Content-Length and Transfer-Encoding are the
+    upstream client's.
+    """
+    sent: list[Field] = [(b"Host", host)] if host else []
+    if rules.profile == "media":
+        sent += _media_fields(request_fields, rules)
+    else:
+        sent += _generic_fields(request_fields, method)
+    if validators is not None:
+        # RFC 9111 section 4.3.1: the entity tag MUST, the date SHOULD be sent too
+        etag, last_modified = validators
+        if etag:
+            sent.append((b"If-None-Match", etag))
+        if last_modified:
+            sent.append((b"If-Modified-Since", last_modified))
+    if byte_range is not None:
+        sent.append((b"Range", _range(byte_range)))
+        if if_range:
+            sent.append((b"If-Range", if_range))
+    # RFC 9110 section 7.6.3 and RFC 8586 section 2: appended, what was there is kept
+    sent.append((b"Via", b", ".join([*get_all(request_fields, b"via"), b"1.1 " + site])))
+    sent.append((b"CDN-Loop", b", ".join([*get_all(request_fields, b"cdn-loop"), site])))
+    return sent
+
+
+def is_loop(request_fields: Fields, site: bytes) -> bool:
+    """Whether this request has passed here before (RFC 9110 section 7.6.3, RFC 8586 section 2)."""
+    ours = site.lower()
+    for member in get_list(request_fields, b"cdn-loop"):
+        if member.partition(b";")[0].strip(b" \t").lower() == ours:
+            return True
+    for member in get_list(request_fields, b"via"):
+        protocol_and_host = member.split(None, 2)
+        if len(protocol_and_host) >= 2 and protocol_and_host[1].lower() == ours:
+            return True
+    return False
+
+
+def travels(name: bytes, rules: OriginRules) -> bool:
+    """Whether a viewer's field of this lower-case name can reach the origin, so change its answer."""
+    if rules.profile == "generic":
+        return not _is_denied(name)
+    return name == b"accept-encoding" or name in _media_names(rules)
+
+
+def variant_values(request_fields: Fields, vary: Sequence[bytes], rules: OriginRules) -> tuple[bytes | None, ...]:
+    """The value of each field of `Vary` as the origin saw it; None: absent. Equal tuples select the same variant.
+
+    Taken from what travels, not from what the viewer sent: else `Connection: Accept-Language` would store the
+    origin's default language as the answer to the language that the viewer named. Lines are joined and white space is
+    normalised (RFC 9111 section 4.1); Accept-Encoding in profile media is b"gzip" or None.
+    """
+    sent = without_hop_by_hop(request_fields)
+    values: list[bytes | None] = []
+    for name in vary:
+        if name == b"accept-encoding" and rules.profile == "media":
+            values.append(b"gzip" if accepts_gzip(request_fields) else None)
+        elif not travels(name, rules):
+            values.append(None)
+        else:
+            lines = get_all(sent, name)
+            values.append(b", ".join(b" ".join(line.split()) for line in lines) if lines else None)
+    return tuple(values)
+
+
+def accepts_gzip(request_fields: Fields) -> bool:
+    """Whether Accept-Encoding allows gzip (RFC 9110 section 12.5.3). Absent means no: the viewer may be unable to."""
+    by_star = False
+    for member in get_list(request_fields, b"accept-encoding"):
+        coding, _, parameters = member.partition(b";")
+        coding = coding.strip(b" \t").lower()
+        if coding in (b"gzip", b"x-gzip"):
+            return not _is_zero(parameters)
+        if coding == b"*":
+            by_star = not _is_zero(parameters)
+    return by_star
+
+
+def _media_names(rules: OriginRules) -> frozenset[bytes]:
+    extra = frozenset(name.lower() for name in rules.forward)
+    return MEDIA_FORWARDED | {name for name in extra if not _is_denied(name) and name != b"accept-encoding"}
+
+
+def _media_fields(request_fields: Fields, rules: OriginRules) -> list[Field]:
+    names = _media_names(rules)
+    sent = [field for field in without_hop_by_hop(request_fields) if field[0].lower() in names]
+    if b"accept" not in names:
+        sent.append((b"Accept", b"*/*"))
+    if b"user-agent" not in names:
+        sent.append((b"User-Agent", USER_AGENT))
+    if accepts_gzip(request_fields):
+        sent.append((b"Accept-Encoding", b"gzip"))
+    return sent
+
+
+def _generic_fields(request_fields: Fields, method: bytes) -> list[Field]:
+    # RFC 9110 section 5.1: unknown fields are forwarded
+    conditions_travel = method not in (b"GET", b"HEAD")
+    return [
+        field
+        for field in without_hop_by_hop(request_fields)
+        if not _is_denied(name := field[0].lower()) or (conditions_travel and name in _CONDITIONS)
+    ]
+
+
+def _is_denied(name: bytes) -> bool:
+    # CGI-like origins read X_Forwarded_For as X-Forwarded-For
+    dashed = name.replace(b"_", b"-")
+    return (
+        dashed in HOP_BY_HOP
+        or dashed in _CONDITIONS
+        or dashed in _OWN
+        or dashed in _DENIED
+        or dashed.startswith(_DENIED_PREFIXES)
+    )
+
+
+def _is_zero(parameters: bytes) -> bool:
+    for parameter in parameters.lower().split(b";"):
+        name, _, value = parameter.strip(b" \t").partition(b"=")
+        if name.strip(b" \t") == b"q":
+            value = value.strip(b" \t")
+            return bool(value) and not value.strip(b"0.")
+    return False
+
+
+def _range(byte_range: tuple[int, int | None]) -> bytes:
+    first, last = byte_range
+    if first < 0:
+        return b"bytes=%d" % first
+    return b"bytes=%d-" % first if last is None else b"bytes=%d-%d" % (first, last)
