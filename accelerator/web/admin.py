@@ -129,16 +129,23 @@ class _AdminServer(web.Server):
         )
         self._box = box
         self._host = host.lower()
+        self._n_open = 0
         self._logged: set[type[Exception]] = set()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(BoxCollector(box))
         self._pages: Mapping[str, Callable[[], web.Response]] = {"/healthz": self._healthz, "/metrics": self._metrics}
 
     def __call__(self) -> web.RequestHandler:
-        if len(self.connections) >= CONNECTIONS_MAX:
-            # Only asyncio sees it, which wants no more than a protocol.
+        # Counted here and not by `connections`, which learns of a connection later: asyncio accepts 128 before that.
+        if self._n_open >= CONNECTIONS_MAX:
+            # Only the event loop sees it, which wants no more than a protocol.
             return cast(web.RequestHandler, _Refusal())
+        self._n_open += 1
         return super().__call__()
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        self._n_open -= 1
+        super().connection_lost(handler, exc)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if not self._is_our_host(request):
