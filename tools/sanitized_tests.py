@@ -41,7 +41,8 @@ def fixed_addresses() -> list[str]:
 def main(arguments: list[str]) -> int:
     kind, *pytest_arguments = arguments
     built = PROJECT / "build" / kind
-    # Into files: pytest holds stderr when the process ends, and a program that a test started has its own.
+    # Into files, because a program that a test started has a stderr of its own. gcc 12's UBSan writes to stderr whatever
+    # log_path says, hence --capture=sys below: pytest would swallow it when the process ends.
     reports = built / "reports"
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir()
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> int:
         "PYTHONMALLOC": "malloc",
         "ACCELERATOR_EXT_MUST_BE_IN": str(built),
     }
-    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow"]
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", "-m", "not slow"]
     command = [*fixed_addresses(), *pytest, *(pytest_arguments or ["tests/dataplane"])]
     exit_code = subprocess.run(command, env=environment, check=False, cwd=PROJECT).returncode
     found = sorted(reports.iterdir())
