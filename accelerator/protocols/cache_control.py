@@ -1,4 +1,4 @@
-"""Cache-Control, CDN-Cache-Control and Pragma as directives (RFC 9111 section 5.2, RFC 9213). Reads, decides nothing."""
+"""Cache-Control, CDN-Cache-Control and Pragma as directives (RFC 9111 section 5.2, RFC 9213). It decides nothing."""
 
 from __future__ import annotations
 

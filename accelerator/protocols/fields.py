@@ -1,4 +1,4 @@
-"""HTTP fields as lists of (name, value) bytes: look-up, lists, what passes a proxy. What fields mean is not known here."""
+"""HTTP fields as lists of (name, value) bytes: look-up, lists, what passes a proxy. No field's meaning."""
 
 from __future__ import annotations
 

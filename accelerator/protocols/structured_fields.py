@@ -1,4 +1,4 @@
-"""Structured Field dictionaries (RFC 8941 section 4.2.2), reading only: one wrong byte makes the whole field invalid."""
+"""Structured Field dictionaries (RFC 8941 section 4.2.2), reading only: one wrong byte makes a field invalid."""
 
 from __future__ import annotations
 
