@@ -1,0 +1,186 @@
+"""The rules of the source tree, checked on the tree: imports, purity, file sizes, first lines, names, ruff and mypy.
+
+The rules are DESIGN.md's sections 3 and 4. A rule that is wrong is changed here, in the open, not evaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON_FILES = sorted(
+    path for folder in ("accelerator", "ext", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+)
+CYTHON_FILES = sorted(path for suffix in ("pyx", "pxd", "pxi", "pyi") for path in (ROOT / "ext").rglob(f"*.{suffix}"))
+ACCELERATOR_FILES = [path for path in PYTHON_FILES if path.is_relative_to(ROOT / "accelerator")]
+
+LINES_MAX = 600
+FORBIDDEN_WORDS = {"util", "utils", "common", "helper", "helpers", "manager", "managers"}
+
+# accelerator.X may import these parts of accelerator, and itself. errors and clock are not parts: see NO_PART.
+MAY_IMPORT = {
+    "errors": set(),
+    "clock": set(),
+    "protocols": set(),
+    "policy": set(),
+    "dataplane": {"policy"},
+    "io": {"protocols"},
+    "store": {"io", "protocols"},
+    "kernel": set(),
+    "services": {"store", "io", "protocols", "policy", "dataplane", "kernel"},
+    "control": set(),
+    "web": {"control"},
+    "cli": {"control", "policy"},
+    "daemon": {"services", "store", "io", "protocols", "policy", "dataplane", "control", "web"},
+    "netd": {"kernel", "control"},
+    "demo": set(),  # starts the box as a newcomer does, from outside
+}
+NO_PART = {"errors", "clock", "__init__"}
+PURE = ("accelerator/protocols/", "accelerator/policy/", "accelerator/kernel/plan.py", "accelerator/store/index.py")
+IMPURE_MODULES = {"socket", "asyncio", "time", "random", "threading", "logging", "uvloop", "selectors", "ssl"}
+# `datetime` is arithmetic until it reads the clock.
+CLOCK_CALLS = {"datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
+
+
+def relative(path: Path) -> str:
+    """Path as the rules name it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every imported module with its line, also those inside functions and under TYPE_CHECKING."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            module = node.module or ""
+            yield module, node.lineno
+            for alias in node.names:
+                yield f"{module}.{alias.name}", node.lineno
+
+
+def part_of(module: str) -> str | None:
+    """`protocols` of `accelerator.protocols.fields`; None for what is not ours, and for the package itself."""
+    words = module.split(".")
+    return words[1] if words[0] == "accelerator" and len(words) > 1 else None
+
+
+def import_problems(name: str, source: str) -> list[str]:
+    """What is wrong with the imports of one file of accelerator/, by its path `name`."""
+    problems = []
+    part = part_of(name.removesuffix(".py").replace("/", "."))
+    is_pure = name.startswith(PURE)
+    tree = ast.parse(source)
+    for module, line in imports(tree):
+        root, target = module.split(".")[0], part_of(module)
+        place = f"{name}:{line}: imports {module}"
+        if root == "ext" and name != "accelerator/dataplane.py":
+            problems.append(f"{place}: only dataplane.py may")
+        if is_pure and (root in IMPURE_MODULES or target == "clock"):
+            problems.append(f"{place}: this part is pure, `now` and bytes come in as arguments")
+        if target in MAY_IMPORT and target not in NO_PART | {part} and target not in MAY_IMPORT[part or "daemon"]:
+            problems.append(f"{place}: {part} may import {sorted(MAY_IMPORT[part or 'daemon'])}")
+    if part == "cli" and any(module.startswith("accelerator.control.server") for module, _ in imports(tree)):
+        problems.append(f"{name}: the CLI talks to control.server through the socket only")
+    if is_pure:
+        calls = (
+            node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        )
+        problems += [f"{name}:{call.lineno}: reads the clock" for call in calls if ast.unparse(call) in CLOCK_CALLS]
+    return sorted(set(problems))
+
+
+@pytest.mark.parametrize("path", ACCELERATOR_FILES, ids=relative)
+def test_imports_go_one_way(path: Path) -> None:
+    assert import_problems(relative(path), path.read_text()) == []
+
+
+def test_every_part_has_a_place_in_the_import_order() -> None:
+    parts = {path.relative_to(ROOT / "accelerator").parts[0].removesuffix(".py") for path in ACCELERATOR_FILES}
+    assert parts - {"__init__"} <= MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("accelerator/protocols/x.py", "import time"),
+        ("accelerator/protocols/x.py", "from asyncio import sleep"),
+        ("accelerator/policy/x.py", "def f():\n    import socket"),
+        ("accelerator/policy/x.py", "from accelerator.clock import wall_s"),
+        ("accelerator/policy/x.py", "from datetime import datetime\nprint(datetime.now())"),
+        ("accelerator/policy/x.py", "from accelerator.protocols import fields"),
+        ("accelerator/protocols/x.py", "from accelerator import io"),
+        ("accelerator/io/x.py", "from accelerator.services.fetch import Fetch"),
+        ("accelerator/io/x.py", "import ext.http_head"),
+        ("accelerator/services/x.py", "from ext import http_head"),
+        ("accelerator/cli.py", "from accelerator.control.server import ControlServer"),
+        ("accelerator/cli.py", "import accelerator.services"),
+        ("accelerator/kernel/plan.py", "import logging"),
+    ],
+)
+def test_the_import_rules_find_a_breach(name: str, source: str) -> None:
+    assert import_problems(name, source)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("accelerator/protocols/x.py", "import re\nfrom accelerator.errors import OriginError"),
+        ("accelerator/io/x.py", "import time\nfrom accelerator.protocols import fields\nfrom accelerator import clock"),
+        ("accelerator/dataplane.py", "from ext import store\nfrom accelerator.policy.compile import Tables"),
+        ("accelerator/daemon.py", "from accelerator.services import fetch\nfrom accelerator.web import admin"),
+    ],
+)
+def test_the_import_rules_let_pass(name: str, source: str) -> None:
+    assert import_problems(name, source) == []
+
+
+@pytest.mark.parametrize("path", [path for path in CYTHON_FILES if path.suffix != ".pyi"], ids=relative)
+def test_ext_never_imports_accelerator(path: Path) -> None:
+    found = re.findall(r"^\s*(?:from|import|cimport)\s+accelerator\b.*$", path.read_text(), re.MULTILINE)
+    assert found == []
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES + CYTHON_FILES, ids=relative)
+def test_file_is_not_too_long(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LINES_MAX
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES + CYTHON_FILES, ids=relative)
+def test_first_lines_say_what_the_file_is_for(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(("# cython:", "# distutils:", "#!"))]
+    if not lines and path.name == "__init__.pxd":  # Cython wants it to exist; there is nothing to say
+        return
+    assert lines, "an empty file says nothing"
+    assert re.match(r'r?"""\S|# ?\S', lines[0]), f"the first line is {lines[0]!r}"
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES + CYTHON_FILES, ids=relative)
+def test_names_mean_something(path: Path) -> None:
+    words = {word for part in path.relative_to(ROOT).parts for word in re.split(r"[_.]", part.lower())}
+    assert not words & FORBIDDEN_WORDS
+    classes = re.findall(r"^\s*(?:cdef\s+)?class\s+(\w+)", path.read_text(), re.MULTILINE)
+    assert [name for name in classes if name.lower().endswith(tuple(FORBIDDEN_WORDS))] == []
+
+
+def run_checker(*arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+def test_ruff_is_clean() -> None:
+    run_checker("ruff", "check", ".")
+
+
+@pytest.mark.timeout(400)
+def test_mypy_strict_is_clean() -> None:
+    run_checker("mypy", "--strict", "accelerator/")
