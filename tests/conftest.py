@@ -27,6 +27,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
-    """The whole demo: origin, encoder and box, on ports that nobody else has."""
-    with RunningDemo(tmp_path_factory.mktemp("demo")) as running:
+    """The whole demo: origin, encoder and box, on ports that nobody else has. With DEMO_ORIGIN_ONLY set, tests play
+    straight from the origin, to tell a fault of the box from one of the media."""
+    with RunningDemo(tmp_path_factory.mktemp("demo"), has_box="DEMO_ORIGIN_ONLY" not in os.environ) as running:
         yield running

@@ -35,14 +35,15 @@ def free_port_base(n: int = 3) -> int:
 class RunningDemo:
     """`python -m accelerator.demo` in a process group of its own. Attributes are set once it said that it is ready."""
 
-    def __init__(self, work: Path, *arguments: str, port_base: int | None = None) -> None:
+    def __init__(self, work: Path, *arguments: str, has_box: bool = True, port_base: int | None = None) -> None:
         self.work = work
+        self.has_box = has_box
         self.port_base = port_base or free_port_base()
-        self.box_url = f"http://127.0.0.1:{self.port_base}"
+        self.box_url = f"http://127.0.0.1:{self.port_base + (0 if has_box else 2)}"
         self.admin_url = f"http://127.0.0.1:{self.port_base + 1}"
         self.origin_url = f"http://127.0.0.1:{self.port_base + 2}"
         self._log = work / "demo.log"
-        self._arguments = arguments
+        self._arguments = arguments if has_box else ("--origin-only", *arguments)
 
     @property
     def output(self) -> str:

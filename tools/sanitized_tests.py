@@ -41,8 +41,8 @@ def fixed_addresses() -> list[str]:
 def main(arguments: list[str]) -> int:
     kind, *pytest_arguments = arguments
     built = PROJECT / "build" / kind
-    # Into files, because a program that a test started has a stderr of its own. gcc 12's UBSan writes to stderr whatever
-    # log_path says, hence --capture=sys below: pytest would swallow it when the process ends.
+    # Into files, because a program that a test started has a stderr of its own. gcc 12's UBSan writes to stderr
+    # whatever log_path says, hence --capture=sys below: pytest would swallow it when the process ends.
     reports = built / "reports"
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir()

@@ -26,7 +26,7 @@ class Rendition:
 
 LADDER = (Rendition("720p", 1280, 720, 1500), Rendition("480p", 854, 480, 800), Rendition("360p", 640, 360, 400))
 # Changes whenever what recorded() makes changes: an older cache is then made anew.
-RECIPE = "1"
+RECIPE = "2"
 
 
 def live(folder: Path, *, start_epoch_s: int) -> list[str]:
@@ -62,7 +62,7 @@ def live(folder: Path, *, start_epoch_s: int) -> list[str]:
     return [
         *_ffmpeg(),
         *_sources(clock, is_live=True),
-        *_encoders(is_one_output=True),
+        *_encoders(*range(len(LADDER))),
         *headers,
         "-f",
         "tee",
@@ -73,9 +73,9 @@ def live(folder: Path, *, start_epoch_s: int) -> list[str]:
 def recorded(folder: Path) -> list[list[str]]:
     """Commands that, in this order, make clip_*.mp4, and from those dash/manifest.mpd and film.mp4."""
     clips = [folder / f"clip_{rendition.name}.mp4" for rendition in LADDER]
-    encode = [*_ffmpeg(), *_sources(r"%{pts\:hms}", is_live=False), *_encoders(is_one_output=False)]
+    encode = [*_ffmpeg(), *_sources(r"%{pts\:hms}", is_live=False)]
     for index, clip in enumerate(clips):
-        encode += [*_maps(index), *_rates(index), "-t", str(CLIP_S), str(clip)]
+        encode += [*_encoders(index), "-t", str(CLIP_S), str(clip)]
     package = [*_ffmpeg()]
     for clip in clips:
         package += ["-i", str(clip)]
@@ -114,26 +114,17 @@ def _drawn_clock(text: str) -> str:
     return f"drawtext=fontfile={FONT}:text='{text}':{place},"
 
 
-def _encoders(*, is_one_output: bool) -> list[str]:
-    """What all renditions share. `is_one_output`: with the maps and rates, for one output that takes them all."""
+def _encoders(*indices: int) -> list[str]:
+    """Maps and settings of one output that has these renditions of the ladder, each with its sound. ffmpeg applies
+    settings to the next output only."""
     frames = str(FRAMES_PER_S * SEGMENT_S)
-    video = ["-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-pix_fmt", "yuv420p", "-threads", "2"]
-    video += ["-g", frames, "-keyint_min", frames, "-sc_threshold", "0"]
-    audio = ["-c:a", "aac", "-b:a", "64k", "-ac", "1"]
-    if not is_one_output:
-        return [*video, *audio]
-    maps = [word for index in range(len(LADDER)) for word in _maps(index)]
-    rates = [word for index in range(len(LADDER)) for word in _rates(index, stream=f":{index}")]
-    return [*maps, *video, *audio, *rates]
-
-
-def _maps(index: int) -> list[str]:
-    return ["-map", f"[v{index}]", "-map", f"[a{index}]"]
-
-
-def _rates(index: int, *, stream: str = "") -> list[str]:
-    rate = f"{LADDER[index].rate_kbps}k"
-    return [f"-b:v{stream}", rate, f"-maxrate:v{stream}", rate, f"-bufsize:v{stream}", rate]
+    words = ["-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-pix_fmt", "yuv420p", "-threads", "2"]
+    words += ["-g", frames, "-keyint_min", frames, "-sc_threshold", "0", "-c:a", "aac", "-b:a", "64k", "-ac", "1"]
+    for stream, index in enumerate(indices):
+        rate = f"{LADDER[index].rate_kbps}k"
+        words += ["-map", f"[v{index}]", "-map", f"[a{index}]"]
+        words += [f"-b:v:{stream}", rate, f"-maxrate:v:{stream}", rate, f"-bufsize:v:{stream}", rate]
+    return words
 
 
 def _tee_output(options: dict[str, str], url: str) -> str:
