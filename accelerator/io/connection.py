@@ -7,20 +7,18 @@ go through a buffer of the connection's own. One timer per connection, moved onl
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import ssl
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from accelerator.errors import OriginError
+from accelerator.io.head_reader import HEAD_BYTES_MAX, HeadReader
 from accelerator.io.origin import OriginCounters, Upstream
 from accelerator.io.response import ParseResponse, Response, Sink
 from accelerator.protocols.chunked import ChunkedDecoder
 
-SCRATCH_BYTES = 65536  # also the limit of a head that does not end
-MAX_INTERIM = 16
-_HEAD_END = re.compile(rb"\n\r?\n")  # bare LF too: the parser must see and refuse it rather than wait for more
+SCRATCH_BYTES = HEAD_BYTES_MAX
 
 CallT = TypeVar("CallT")
 CallContra = TypeVar("CallContra", contravariant=True)
@@ -83,16 +81,15 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._has_no_body = False
         self._keep_alive = False
         self._received_any = False
-        self._n_interim = 0
         self._remaining = 0
         self._decoder: ChunkedDecoder | None = None
         self._excess_n = 0
         self._scratch: bytearray | None = None
-        self._filled = 0
-        self._searched = 0
-        self._parse_again_at = 0
+        self._reader: HeadReader | None = None
         self._gave_sink_memory = False
+        self._in_get_buffer = False
         self._paused = False
+        self._is_transport_paused = False
         self._pending = bytearray()  # body bytes that came while paused: at most what one read gave
         self._deadline_s: float | None = None
         self._left_s = 0.0
@@ -126,7 +123,9 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._is_head_request = is_head_request
         self._paused = paused
         self._received_any = False
-        self._n_interim = self._filled = self._searched = self._parse_again_at = self._excess_n = 0
+        self._excess_n = 0
+        self._scratch = bytearray(SCRATCH_BYTES)
+        self._reader = HeadReader(self._scratch, self._parse_response, self._head_error)
         self._body_timeout_s = body_timeout_s
         self._set_deadline(head_timeout_s)
         self._transport.write(request)
@@ -179,26 +178,36 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._ssl_object = transport.get_extra_info("ssl_object")
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        # libuv crashes when its allocation callback stops or closes the stream: what a sink wants of it is done later.
+        self._in_get_buffer = True
+        try:
+            return self._memory_for_read()
+        finally:
+            self._in_get_buffer = False
+
+    def _memory_for_read(self) -> memoryview:
         phase = self._phase
         self._gave_sink_memory = False
         if (phase is Phase.LENGTH or phase is Phase.UNTIL_CLOSE) and not self._paused and not self._pending:
-            assert self._sink is not None
+            sink = self._sink
+            assert sink is not None
             try:
                 if phase is Phase.UNTIL_CLOSE:
-                    memory = self._sink.get_buffer(SCRATCH_BYTES)
+                    memory = sink.get_buffer(SCRATCH_BYTES)
                 else:
-                    memory = self._sink.get_buffer(self._remaining)
+                    memory = sink.get_buffer(self._remaining)
                     if len(memory) > self._remaining:
                         memory = memory[: self._remaining]
                 if not memory:
                     raise ValueError("a sink gave an empty buffer")
-                self._gave_sink_memory = True
-                return memory
+                if self._sink is sink and not self._paused:
+                    self._gave_sink_memory = True
+                    return memory
             except Exception as exc:
                 self._sink_broke(exc)
         if self._scratch is None:
             self._scratch = bytearray(SCRATCH_BYTES)
-        start = self._filled if self._phase is Phase.HEAD else 0
+        start = self._reader.filled if self._phase is Phase.HEAD and self._reader is not None else 0
         return memoryview(self._scratch)[start:]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -208,12 +217,12 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
                 self._body_arrived_in_place(nbytes)
             elif self._phase is Phase.HEAD:
                 self._received_any = True
-                self._filled += nbytes
-                self._read_heads()
+                self._head_bytes_received(nbytes)
             else:
                 assert self._scratch is not None
                 self._take(memoryview(self._scratch)[:nbytes])
         except OriginError as error:
+            error.message = f"{self.upstream}: {error.message}"
             self._fail(error)
         except Exception as exc:
             self._sink_broke(exc)
@@ -239,50 +248,18 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._scratch = None
         self._owner.connection_gone(self)
 
-    # -- heads -------------------------------------------------------------------------------------------------------
+    # -- bodies ------------------------------------------------------------------------------------------------------
 
-    def _read_heads(self) -> None:
-        assert self._scratch is not None
-        start = 0
-        while True:
-            response = self._parse_head(start)
-            if response is None:
-                if start:
-                    self._scratch[: self._filled - start] = self._scratch[start : self._filled]
-                    self._filled -= start
-                    self._searched = 0
-                if self._filled >= SCRATCH_BYTES:
-                    raise OriginError("bad-head", f"{self.upstream}: head above {SCRATCH_BYTES} bytes")
-                return
-            start += response.length
-            self._searched = start
-            self._parse_again_at = 0
-            if response.status >= 200:
-                break
-            if response.status == 101:
-                raise OriginError("bad-head", f"{self.upstream}: 101 without Upgrade asked")
-            self._n_interim += 1
-            if self._n_interim > MAX_INTERIM:
-                raise OriginError("interim-flood", f"{self.upstream}: more than {MAX_INTERIM} interim responses")
-            self._counters.interim_skipped += 1
-        self._begin_body(response, start)
+    def _head_bytes_received(self, n: int) -> None:
+        reader = self._reader
+        assert reader is not None
+        head = reader.received(n)
+        if head is not None:
+            self._counters.interim_skipped += reader.n_interim
+            self._begin_body(*head, reader.filled)
 
-    def _parse_head(self, start: int) -> Response | None:
-        """Parses when an end of head is there, or twice as much as last time: a dripping head costs linear time."""
-        assert self._scratch is not None
-        n = self._filled
-        match = _HEAD_END.search(self._scratch, max(start, self._searched - 2), n)
-        self._searched = n
-        if match is None and n - start < self._parse_again_at:
-            return None
-        self._parse_again_at = 2 * (n - start)
-        end = n if match is None else match.end()
-        try:
-            return self._parse_response(bytes(memoryview(self._scratch)[start:end]))
-        except self._head_error as exc:
-            raise OriginError("bad-head", f"{self.upstream}: malformed or ambiguous head ({exc})") from exc
-
-    def _begin_body(self, response: Response, start: int) -> None:
+    def _begin_body(self, response: Response, start: int, end: int) -> None:
+        """The final head is there; `start` to `end` of the scratch buffer is what followed it in the same reads."""
         sink, call = self._sink, self._call
         assert sink is not None
         assert call is not None
@@ -306,9 +283,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         sink.head_received(response, self.upstream)
         if self._call is not call:
             return
-        self._take(memoryview(self._scratch)[start : self._filled])
-
-    # -- bodies ------------------------------------------------------------------------------------------------------
+        self._take(memoryview(self._scratch)[start:end])
 
     def _body_arrived_in_place(self, n: int) -> None:
         sink, call = self._sink, self._call
@@ -361,6 +336,8 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             n = min(len(memory), len(data))
             if n == 0:
                 raise ValueError("a sink gave an empty buffer")
+            if self._sink is not sink or self._paused:
+                continue
             memory[:n] = data[:n]
             sink.bytes_received(n)
             data = data[n:]
@@ -394,6 +371,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._detach()
         if can_reuse:
             self._phase = Phase.IDLE
+            self._resume_transport()
         self._owner.exchange_ended(self, call, can_reuse)
         if not can_reuse and self._transport is not None:
             self._transport.close()
@@ -413,7 +391,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             self._finish(call)
         elif self._transport is not None and self._deadline_s is None:
             self._set_deadline(self._left_s)
-            self._transport.resume_reading()
+            self._resume_transport()
 
     # -- ends --------------------------------------------------------------------------------------------------------
 
@@ -468,7 +446,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._fail(OriginError("internal", f"{self.upstream}: {exc!r}"))
 
     def _detach(self) -> None:
-        self._call = self._sink = self._decoder = None
+        self._call = self._sink = self._decoder = self._reader = None
         self._phase = Phase.CLOSED
         self._pending = bytearray()
         self._paused = False
@@ -476,7 +454,11 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
 
     def _abort(self) -> None:
         self._phase = Phase.CLOSED
-        if self._transport is not None:
+        if self._transport is None:
+            return
+        if self._in_get_buffer:
+            self._loop.call_soon(self._transport.abort)
+        else:
             self._transport.abort()
 
     def _count_excess(self, n: int) -> None:
@@ -498,8 +480,21 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         if self._deadline_s is not None:
             self._left_s = max(0.0, self._deadline_s - self._now())
             self._deadline_s = None
-        if self._transport is not None:
-            self._transport.pause_reading()
+        if self._in_get_buffer:
+            self._loop.call_soon(self._pause_transport_if_needed)
+        else:
+            self._pause_transport_if_needed()
+
+    def _pause_transport_if_needed(self) -> None:
+        if self._transport is None or self._is_transport_paused or not self._paused or self._phase not in _BODY:
+            return
+        self._is_transport_paused = True
+        self._transport.pause_reading()
+
+    def _resume_transport(self) -> None:
+        if self._transport is not None and self._is_transport_paused:
+            self._is_transport_paused = False
+            self._transport.resume_reading()
 
     def _set_deadline(self, seconds: float) -> None:
         at_s = self._now() + seconds

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any
 
 from accelerator.errors import OriginError
+from accelerator.io.origin import OriginCounters
 
 IPAddress = IPv4Address | IPv6Address
 # Like loop.getaddrinfo(host, port, type=...).
@@ -156,17 +157,17 @@ class Resolver:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        counters: OriginCounters,
         getaddrinfo: GetAddrInfo | None = None,
         is_own: Callable[[IPAddress], bool] = is_own_address,
     ) -> None:
         self._loop = loop
+        self._counters = counters
         self._getaddrinfo: GetAddrInfo = loop.getaddrinfo if getaddrinfo is None else getaddrinfo
         self._is_own = is_own
         self._lookups: dict[str, asyncio.Task[tuple[IPAddress, ...]]] = {}
         self._started_s: dict[str, float] = {}
         self._last_good: dict[str, tuple[float, tuple[IPAddress, ...]]] = {}
-        self.failures = 0
-        self.answers_by_last_good = 0
 
     async def addresses(
         self,
@@ -213,10 +214,10 @@ class Resolver:
             # Shielded: others wait for the same lookup, and a resolver that answers late is still worth hearing.
             ips = await asyncio.wait_for(asyncio.shield(task), timeout_s)
         except (OSError, UnicodeError, TimeoutError) as exc:
-            self.failures += 1
+            self._counters.resolve_failures += 1
             good = self._last_good.get(host)
             if good is not None and now_s - good[0] <= LAST_GOOD_S:
-                self.answers_by_last_good += 1
+                self._counters.resolved_by_last_good += 1
                 return good[1]
             is_late = isinstance(exc, TimeoutError)
             status = 504 if is_late else 502

@@ -7,23 +7,19 @@ died without a byte (RFC 9112 section 9.3.1).
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from accelerator.errors import OriginError
 from accelerator.io.connection import Connection
+from accelerator.io.dial import Dialler
+from accelerator.io.failover import UpstreamOrder
 from accelerator.io.origin import OriginCounters, OriginSettings, Upstream
 from accelerator.io.request import build_request
-from accelerator.io.resolve import Address, GetAddrInfo, IPAddress, Resolver, is_own_address
+from accelerator.io.resolve import GetAddrInfo, IPAddress, Resolver, is_own_address
 from accelerator.io.response import ParseResponse, Response, Sink
-from accelerator.io.tls import client_context
 
 __all__ = ["Call", "OriginCounters", "OriginSettings", "Response", "Sink", "Upstream", "UpstreamClient"]
-
-FIRST_AGAIN_S = 30.0  # after fail-over the first upstream is tried again this often
-_TLS_CLOSE_S = 2.0  # asyncio waits 30 s for a peer's close_notify, which no pool needs
 
 
 class Call:
@@ -102,8 +98,9 @@ class UpstreamClient:
         self._loop = loop
         self._parse_response = parse_response
         self._head_error = head_error
-        self._resolver = Resolver(loop, getaddrinfo, is_own)
-        self._tls_context: ssl.SSLContext | None = None
+        self._resolver = Resolver(loop, self.counters, getaddrinfo, is_own)
+        self._dialler = Dialler(loop, settings, self._resolver, self.counters)
+        self._upstreams = UpstreamOrder(settings.upstreams)
         self._generation = 0
         self._n_active = 0
         self._queue: OrderedDict[Call, None] = OrderedDict()
@@ -111,8 +108,6 @@ class UpstreamClient:
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[Connection[Call]] = set()
         self._idle: dict[Upstream, OrderedDict[Connection[Call], None]] = {}
-        self._lead = 0
-        self._first_again_at_s = 0.0
         self._is_closed = False
         self._all_gone: asyncio.Event | None = None
 
@@ -167,10 +162,11 @@ class UpstreamClient:
         """For requests that start from now on; connections that these settings would not have opened are not reused."""
         same = settings.reaches_same(self.settings)
         self.settings = settings
+        # A new one also reads the CA file again, whose content may be why settings are set.
+        self._dialler = Dialler(self._loop, settings, self._resolver, self.counters)
         if not same:
             self._generation += 1
-            self._tls_context = None
-            self._lead = 0
+            self._upstreams = UpstreamOrder(settings.upstreams)
             self._close_idle()
         self._pump()
 
@@ -198,7 +194,7 @@ class UpstreamClient:
 
     def _begin(self, call: Call) -> None:
         self._n_active += 1
-        order = self._order(call.avoid)
+        order = self._upstreams.order(self._loop.time(), call.avoid)
         connection = self._take_idle(order[0])
         if connection is not None:
             self._start(call, connection)
@@ -256,32 +252,6 @@ class UpstreamClient:
             method(*arguments)
         except Exception as exc:
             self._loop.call_exception_handler({"message": "upstream sink failed", "exception": exc})
-
-    # -- which upstream ----------------------------------------------------------------------------------------------
-
-    def _order(self, avoid: Upstream | None) -> list[Upstream]:
-        upstreams = self.settings.upstreams
-        lead = self._lead
-        order = [upstreams[lead], *(upstream for i, upstream in enumerate(upstreams) if i != lead)]
-        if lead and self._loop.time() >= self._first_again_at_s:
-            # One request finds out; the others stay where answers come from.
-            self._first_again_at_s = self._loop.time() + FIRST_AGAIN_S
-            order.remove(upstreams[0])
-            order.insert(0, upstreams[0])
-        if avoid in order:
-            order.remove(avoid)
-            order.append(avoid)
-        return order
-
-    def head_arrived(self, call: Call, upstream: Upstream) -> None:
-        """Connection's word (see connection.Owner): `upstream` answers, so it is tried first from now on."""
-        self.counters.responses += 1
-        if call.avoid is not None or upstream not in self.settings.upstreams:
-            return
-        index = self.settings.upstreams.index(upstream)
-        if index != self._lead:
-            self._lead = index
-            self._first_again_at_s = self._loop.time() + FIRST_AGAIN_S
 
     # -- connections -------------------------------------------------------------------------------------------------
 
@@ -351,67 +321,14 @@ class UpstreamClient:
         self._fail(call, OriginError(last.kind, message, status=last.status, can_retry=last.can_retry))
 
     async def _connect(self, upstream: Upstream) -> Connection[Call]:
-        """A new connection to one of the upstream's addresses. Raises OriginError."""
-        settings = self.settings
-        refused_before, failed_before = self._resolver.answers_by_last_good, self._resolver.failures
-        try:
-            addresses = await self._resolver.addresses(
-                upstream.host,
-                upstream.port,
-                pins=settings.resolve,
-                own_listeners=settings.own_listeners,
-                timeout_s=settings.connect_timeout_s,
-            )
-        except OriginError as error:
-            self.counters.connect_failures += 1
-            self.counters.addresses_refused += error.kind == "forbidden-address"
-            raise
-        finally:
-            self.counters.resolved_by_last_good += self._resolver.answers_by_last_good - refused_before
-            self.counters.resolve_failures += self._resolver.failures - failed_before
-        failure = OriginError("dns", f"{upstream}: no address")
-        for address in addresses:
-            self._make_room()
-            try:
-                return await self._connect_to(upstream, address, settings)
-            except OriginError as error:
-                self.counters.connect_failures += 1
-                self.counters.timeouts += error.kind == "connect-timeout"
-                failure = error
-        raise failure
-
-    async def _connect_to(self, upstream: Upstream, address: Address, settings: OriginSettings) -> Connection[Call]:
-        where = f"{upstream} ({address.ip})"
-        tls: ssl.SSLContext | None = None
-        if upstream.is_tls:
-            if self._tls_context is None:
-                self._tls_context = client_context(settings.ca_file)
-            tls = self._tls_context
-        sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        connection: Connection[Call] = Connection(
-            self._loop, self, upstream, sock, self.counters, self._parse_response, self._head_error, self._generation
+        generation = self._generation
+        self._make_room()
+        connection = await self._dialler.connect(
+            upstream,
+            lambda sock: Connection(
+                self._loop, self, upstream, sock, self.counters, self._parse_response, self._head_error, generation
+            ),
         )
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.timeout(settings.connect_timeout_s):
-                await self._loop.sock_connect(sock, (address.ip, address.port))
-                await self._loop.create_connection(
-                    lambda: connection,
-                    sock=sock,
-                    ssl=tls,
-                    server_hostname=upstream.host if tls else None,
-                    ssl_handshake_timeout=settings.connect_timeout_s + 1 if tls else None,
-                    ssl_shutdown_timeout=_TLS_CLOSE_S if tls else None,
-                )
-        except BaseException as exc:
-            connection.abandon()
-            sock.close()
-            if isinstance(exc, Exception):
-                raise _connect_error(where, exc) from exc
-            raise
-        if not connection.is_open:
-            raise OriginError("closed", f"{where}: closed at once", can_retry=True)
-        self.counters.connections_opened += 1
         self._open.add(connection)
         return connection
 
@@ -426,6 +343,11 @@ class UpstreamClient:
                 return
 
     # -- connection.Owner --------------------------------------------------------------------------------------------
+
+    def head_arrived(self, call: Call, upstream: Upstream) -> None:
+        self.counters.responses += 1
+        if call.avoid is None:
+            self._upstreams.answered(upstream, self._loop.time())
 
     def exchange_ended(self, connection: Connection[Call], call: Call, can_reuse: bool) -> None:
         if can_reuse and connection.generation == self._generation and not self._is_closed:
@@ -443,7 +365,7 @@ class UpstreamClient:
             call._is_retry = True
             call._connection = None
             self.counters.retries += 1
-            order = self._order(call.avoid)
+            order = self._upstreams.order(self._loop.time(), call.avoid)
             if connection.upstream in order:
                 order.remove(connection.upstream)
                 order.insert(0, connection.upstream)
@@ -459,17 +381,3 @@ class UpstreamClient:
         if self._all_gone is not None and not self._open:
             self._all_gone.set()
 
-
-def _connect_error(where: str, exc: Exception) -> OriginError:
-    if isinstance(exc, OriginError):
-        return exc
-    message = f"{where}: {exc or type(exc).__name__}"
-    if isinstance(exc, TimeoutError):
-        return OriginError("connect-timeout", f"{where}: no connection in time", status=504, can_retry=True)
-    if isinstance(exc, ssl.SSLError):
-        return OriginError("tls", message)
-    if isinstance(exc, ConnectionRefusedError):
-        return OriginError("refused", message, can_retry=True)
-    if isinstance(exc, ConnectionError):
-        return OriginError("reset", message, can_retry=True)
-    return OriginError("unreachable", message, can_retry=True)

@@ -1,6 +1,6 @@
-"""An HTTP/1.1 origin on a raw socket that does what each path's script says, right or wrong. Test support, no test here.
+"""An HTTP/1.1 origin on a raw socket that does what each path's script says, right or wrong. Test support, no test.
 
-    origin = HostileOrigin({b"/a": reply(b"hello"), b"/b": raw(b"HTTP/1.1 200 OK\\r\\nContent-Length: 9\\r\\n\\r\\nabc")})
+    origin = HostileOrigin({b"/a": reply(b"ok"), b"/b": raw(b"HTTP/1.1 200 OK\\r\\nContent-Length: 9\\r\\n\\r\\nabc")})
     await origin.start()            # within a loop; origin.port, origin.requests, origin.n_connections
     await origin.close()
 
@@ -108,7 +108,7 @@ def raw(data: bytes, then: str = "close") -> Script:
 
 
 def pieces(*parts: bytes, gate: str = "", then: str = "close") -> Script:
-    """Sends the first part, then each other one when the test has set `origin.gate(gate)`, which is cleared each time."""
+    """Sends the first part, then each other one when the test has set `origin.gate(gate)` (cleared each time)."""
 
     async def script(peer: Peer, request: Request) -> bool:
         for i, part in enumerate(parts):
@@ -235,7 +235,7 @@ STANDARD: Mapping[bytes, Script] = {
     b"/endless-reason": endless(line=b"a" * 1024, start=b"HTTP/1.1 200 "),
     b"/reason-none": raw(b"HTTP/1.1 200 \r\nContent-Length: 5\r\n\r\nhello", "keep"),
     b"/reason-odd": raw(_ok(b"Content-Length: 5\r\n", b"hello", b"200 \xff\xfe (odd)\t%s%n{}"), "keep"),
-    b"/interim": raw(b"HTTP/1.1 103 Early Hints\r\nX-H: a\r\n\r\n" * 16 + _ok(b"Content-Length: 5\r\n", b"hello"), "keep"),
+    b"/interim": raw(b"HTTP/1.1 103 Early\r\nX-H: a\r\n\r\n" * 16 + _ok(b"Content-Length: 5\r\n", b"hello"), "keep"),
     b"/interim-flood": raw(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 17 + _ok(b"Content-Length: 5\r\n", b"hello"), "hang"),
     b"/head-cut": raw(b"HTTP/1.1 200 OK\r\nContent-Le"),
     b"/reset-in-head": raw(b"HTTP/1.1 200 OK\r\nContent-Le", "reset"),
@@ -265,7 +265,7 @@ class HostileOrigin:
         self.port = 0
         self._tls = tls
         self._server: asyncio.Server | None = None
-        self._peers: set[Peer] = set()
+        self.peers: list[Peer] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._gates: dict[str, asyncio.Event] = _Gates()
 
@@ -307,6 +307,7 @@ class HostileOrigin:
         number = self.n_connections
         self.n_connections += 1
         peer = Peer(reader, writer, self._gates)
+        self.peers.append(peer)
         index = 0
         try:
             keep = True
@@ -321,6 +322,7 @@ class HostileOrigin:
             pass
         finally:
             self._tasks.discard(task)
+            self.peers.remove(peer)
             writer.close()
 
 
