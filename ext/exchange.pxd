@@ -1,6 +1,6 @@
 # How the planes talk: exchange slots, a ring from each worker to the control plane, a mailbox to each worker.
 # A slot is freed only by the control plane's answer, so that a late answer never meets a slot's next tenant.
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from ext.store cimport Object
 
@@ -32,6 +32,11 @@ cdef enum:                      # Message.disposition of an answer
     ANSWER_ERROR = 4            # our own `status` to everybody who waits
     ANSWER_DONE = 5             # only frees the slot (refreshes, wants)
 
+cdef struct List:               # of connections; each is in one list at most
+    void* first
+    void* last
+    uint32_t n
+
 cdef struct Exchange:
     uint32_t index
     uint32_t generation
@@ -51,10 +56,8 @@ cdef struct Exchange:
     uint32_t key_length
     uint32_t bytes_size
     uint32_t kind
-    void* first_waiter          # the worker's own from here on
-    void* last_waiter
+    List waiters                # the worker's own from here on
     Exchange* next_in_bucket
-    uint32_t n_waiters
     uint32_t is_free
     uint8_t is_joinable
     uint8_t fwd_reason

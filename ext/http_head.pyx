@@ -1,17 +1,21 @@
-"""The strict HTTP/1.1 head parser (RFC 9110, 9112): bytes in, offsets out, for viewers' requests and origins' responses.
+"""The strict HTTP/1.1 head parser (RFC 9110, 9112) of viewers' requests and origins' responses: bytes in, offsets out.
 
-Only the head's syntax and framing live here: no socket, no body, no routing, no caching, no allocation. Errors are found in byte
-order and each one depends only on the bytes up to it, so a prefix of a head is incomplete or gets the status that the whole head gets.
+Only the head's syntax and framing live here: no socket, no body, no routing, no caching, no allocation. Errors are
+found in byte order and depend only on the bytes up to them: a prefix is incomplete or gets the whole head's status.
 
 Choices where the RFCs leave one, all towards refusing:
 - HTTP/1.x with x > 1 is read as 1.1 (RFC 9110 section 2.5) in a request, refused in a response; other majors are 505.
-- Host takes letters, digits, `-._~`, or an IPv6 address in brackets, and a port of 1 to 65535 without leading zero. RFC 3986 also has
-  percent-encoding, sub-delims, an empty host, an empty port: two parsers read those as different hosts, and no player sends them.
-- Absolute-form must have the authority of Host (the scheme's default port may be left out on one side), so it needs a Host in HTTP/1.0
-  too, and a query without path (`http://a?x`) is refused. Without path and query `path_length` is 0 and callers take "/".
-- Expect: other than one `100-continue` is 400 (417 is no status of ours); in HTTP/1.0 the expectation is ignored (RFC 9110 section 10.1.1).
-- `length` counts a skipped leading CRLF; a head that fills MAX_HEAD_BYTES without ending is refused, so a buffer of that size never sticks.
-- A response with status 1xx or 204 and Transfer-Encoding or a Content-Length above 0 is refused (RFC 9112 section 6.1, RFC 9110 section 8.6).
+- Host takes letters, digits, `-._~`, or an IPv6 address in brackets, and a port of 1 to 65535 without leading zero.
+  RFC 3986 also has percent-encoding, sub-delims, empty hosts and ports: parsers differ there, and no player sends them.
+- Absolute-form must have the authority of Host (the scheme's default port may be left out on one side), so it needs a
+  Host in HTTP/1.0 too; a query without path (`http://a?x`) is refused. Without both `path_length` is 0: callers take "/".
+- Expect: other than one `100-continue` is 400 (417 is no status of ours); in HTTP/1.0 `100-continue` means nothing
+  (RFC 9110 section 10.1.1).
+- A Content-Length or Transfer-Encoding with HTAB around its value is refused: llhttp takes `chunked<HTAB>` in a response
+  for another coding and reads until the connection closes (found by tests/dataplane/test_http_head_differential.py).
+- `length` counts a skipped leading CRLF. MAX_HEAD_BYTES without an end are refused: a buffer of that size never sticks.
+- Responses with status 1xx or 204 and Transfer-Encoding or a Content-Length above 0 are refused (RFC 9112 section 6.1,
+  RFC 9110 section 8.6): some readers take a body there and some don't.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -40,7 +44,7 @@ cdef struct Lines:              # what the field lines say together
 
 
 cdef inline void read_connection(const uint8_t* p, const uint8_t* end, Lines* lines) noexcept nogil:
-    """The members `close` and `keep-alive` of a Connection value (RFC 9110 section 7.6.1); other members mean nothing to framing."""
+    """`close` and `keep-alive` in a Connection value (RFC 9110 section 7.6.1); other members don't matter to framing."""
     cdef const uint8_t* member
     cdef const uint8_t* last
     while p < end:
@@ -56,6 +60,14 @@ cdef inline void read_connection(const uint8_t* p, const uint8_t* end, Lines* li
             lines.says_close = True
         elif last - member == 10 and same(member, b"keep-alive", 10):
             lines.says_keep_alive = True
+
+
+cdef inline bint has_tab(const uint8_t* p, const uint8_t* end) noexcept nogil:
+    while p < end:
+        if p[0] == HTAB:
+            return True
+        p += 1
+    return False
 
 
 cdef inline int read_known(
@@ -152,6 +164,10 @@ cdef inline int read_lines(
         field.value_length = <uint16_t>(last - value)
         n += 1
         if kind != FIELD_OTHER:
+            if kind == FIELD_CONTENT_LENGTH or kind == FIELD_TRANSFER_ENCODING:
+                # Around the value is what counts; in it HTAB is refused anyway.
+                if has_tab(line + field.name_length, p - 2):
+                    return -400
             if count[kind] == 0:
                 known[kind] = <uint8_t>n
             count[kind] += 1    # MAX_FIELDS is below 255
@@ -192,7 +208,8 @@ cdef int check_target(const uint8_t* data, RequestHead* head) noexcept nogil:
     if not read_authority(target, p, &asked) or asked.host_length != named.host_length:
         return -400
     for i in range(asked.host_length):
-        if (target[i] | 0x20) != (host[i] | 0x20):      # no two characters of class HOST but a letter's cases fold together
+        # In class HOST nothing but the two cases of a letter folds together.
+        if (target[i] | 0x20) != (host[i] | 0x20):
             return -400
     if (asked.port or default_port) != (named.port or default_port):
         return -400
@@ -318,7 +335,7 @@ cdef int parse_request(const uint8_t* data, size_t n, RequestHead* head) noexcep
 
 
 cdef inline int read_status_line(const uint8_t* data, const uint8_t* end, ResponseHead* head) noexcept nogil:
-    """Length of the status line; 0: incomplete; below 0: refused. RFC 9112 section 4; the space before no reason may be missing."""
+    """RFC 9112 section 4; the space before no reason may be missing. Its length; 0: incomplete; below 0: refused."""
     cdef const uint8_t* p = data
     cdef const char* version = b"HTTP/1."
     cdef int i
@@ -393,7 +410,7 @@ cdef int parse_response(const uint8_t* data, size_t n, ResponseHead* head) noexc
 
 
 class HeadError(Exception):
-    """A head that is refused: `status` (400, 414, 431, 501, 505; 502 for a response) and the status' name as `reason`."""
+    """A refused head: `status` (400, 414, 431, 501, 505; 502 for a response) and the status' name as `reason`."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(f"{status} {reason}")
@@ -410,7 +427,8 @@ REASONS = {
 cdef class Request:
     """One request's head. `length` bytes belong to it; `content_length` is -1 when there is none.
 
-    `path` has the query, is "/" for an absolute-form without path and "*" for asterisk-form; `host` is without port, `authority` with.
+    `path` has the query, is "/" for an absolute-form without path and "*" for asterisk-form; `host` is without port,
+    `authority` with.
     """
 
     cdef readonly bytes method, target, path, host, authority
@@ -425,7 +443,7 @@ cdef class Request:
 
 
 cdef class Response:
-    """One response's head. `length` bytes belong to it; `content_length` is -1 when there is none. The reason phrase is the origin's."""
+    """One response's head. `length` bytes belong to it; `content_length` is -1 when there is none."""
 
     cdef readonly int status
     cdef readonly bytes reason
@@ -506,18 +524,18 @@ def request_numbers(const uint8_t[::1] data not None) -> dict[str, object]:
     if result <= 0:
         return {"result": result}
     return {
-        "result": result, "length": head.length, "start": head.start, "method_length": head.method_length, "target": head.target,
-        "target_length": head.target_length, "path": head.path, "path_length": head.path_length, "host": head.host,
-        "host_length": head.host_length, "authority_length": head.authority_length, "content_length": head.content_length,
-        "n_fields": head.n_fields, "method": head.method, "form": head.form, "minor": head.minor, "keep_alive": head.keep_alive,
-        "chunked": head.chunked, "expects_continue": head.expects_continue,
+        "result": result, "length": head.length, "start": head.start, "method_length": head.method_length,
+        "target": head.target, "target_length": head.target_length, "path": head.path, "path_length": head.path_length, "host": head.host,
+        "host_length": head.host_length, "authority_length": head.authority_length,
+        "content_length": head.content_length, "n_fields": head.n_fields, "method": head.method, "form": head.form,
+        "minor": head.minor, "keep_alive": head.keep_alive, "chunked": head.chunked, "expects_continue": head.expects_continue,
         "known": [head.known[i] for i in range(N_FIELD_IDS)], "count": [head.count[i] for i in range(N_FIELD_IDS)],
         "ids": [head.fields[i].id for i in range(head.n_fields)],
     }
 
 
 def bench_parse(const uint8_t[::1] data not None, int n) -> float:
-    """Nanoseconds per parse_request of `data` as the data plane pays them: n times without the GIL or Python objects."""
+    """Nanoseconds per parse_request of `data` as the data plane pays them: n times, no GIL, no Python object."""
     cdef RequestHead head
     cdef const uint8_t* p = &data[0]
     cdef size_t size = data.shape[0]
@@ -533,5 +551,5 @@ def bench_parse(const uint8_t[::1] data not None, int n) -> float:
     return ((end.tv_sec - begin.tv_sec) * 1e9 + (end.tv_nsec - begin.tv_nsec)) / n
 
 
-# The names parse_request and parse_response are those of the C functions in this file; Python gets its wrappers under them here.
+# In this file these two names are the C functions'; Python finds its wrappers under them.
 globals().update(parse_request=read_request, parse_response=read_response)

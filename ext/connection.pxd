@@ -1,0 +1,170 @@
+# One viewer's connection and the worker that owns it: states, lists, timers, buffers, writing. No HTTP decisions here.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from ext.exchange cimport Bell, Exchange, List, Mailbox, Ring
+from ext.http_head cimport RequestHead
+from ext.layout cimport Tables
+from ext.store cimport Object, Store, pthread_mutex_t
+
+cdef enum:
+    READ_BYTES = 65536
+    WHEEL_SLOTS = 1024
+    WHEEL_TICK_NS = 250000000
+    WAIT_BUCKETS = 1024
+    EXCHANGE_SLOTS = 8192       # per worker; a slot is one key that is being asked for, not one viewer
+    EXCHANGE_BUCKETS = 8192
+    MAX_LISTENERS = 64
+    PUMP_BYTES = 4194304        # one connection's share of a pass
+    ADDRESS_BUCKETS = 131072
+
+cdef enum:                      # what an epoll event points at: the first field of each
+    IS_CONNECTION = 0
+    IS_LISTENER = 1
+    IS_MAILBOX = 2
+
+cdef enum:                      # Connection.state
+    STATE_READ = 0              # between requests, or in a head
+    STATE_WAIT = 1              # its exchange isn't answered
+    STATE_ANSWERED = 2          # answered; in the ready list
+    STATE_SEND = 3              # a response is under way
+    STATE_CLOSED = 4
+
+cdef enum:                      # what a step did
+    DONE = 0                    # the response is written
+    PENDING = 1
+    CLOSED = 2
+
+cdef enum:                      # why it went forward (RFC 9211 section 2.2)
+    FWD_NONE = 0
+    FWD_URI_MISS = 1
+    FWD_VARY_MISS = 2
+    FWD_STALE = 3
+    FWD_PARTIAL = 4
+    FWD_BYPASS = 5
+
+cdef struct Connection:
+    uint32_t is_what
+    int fd
+    uint8_t state
+    uint8_t close_after         # the response
+    uint8_t is_head
+    uint8_t is_chunked
+    uint8_t chunk_phase         # 0 first chunk, 1 later, 2 the last one is written
+    uint8_t is_leader
+    uint8_t is_joined
+    uint8_t is_readable         # an edge came while a response was under way
+    uint8_t is_blocked          # the socket is full
+    uint8_t fwd_reason
+    uint8_t n_tries
+    uint8_t answer              # disposition, in STATE_ANSWERED
+    uint8_t is_stored
+    uint8_t has_head_begun
+    uint16_t answer_status
+    uint16_t fwd_status
+    uint32_t listener
+    int32_t zone
+    uint64_t zone_generation
+    uint8_t address[16]
+    Connection* next            # in `list`
+    Connection* previous
+    List* list
+    Connection* next_all
+    Connection* previous_all
+    Connection* next_timer
+    Connection* previous_timer
+    int32_t timer_slot          # -1: none
+    int64_t deadline_ns
+    int64_t arrival_ns
+    uint64_t window_bytes       # sent since the window began
+    Exchange* exchange
+    Object* object              # referenced, counted as a reader
+    int64_t offset
+    int64_t end                 # INT64_MAX: to the body's end, wherever that will be
+    uint64_t chunk_left
+    uint8_t* buffer             # the request under way, then what came after it
+    uint32_t buffer_length
+    uint32_t buffer_capacity
+    uint32_t head_length        # of the request under way
+    uint32_t out_offset
+    uint32_t out_length
+    uint32_t out_capacity
+    uint8_t* out                # head bytes that the socket didn't take
+
+cdef struct Listener:
+    uint32_t is_what
+    int fd
+    uint32_t index
+
+cdef struct AddressCount:
+    uint64_t hash
+    uint32_t n
+
+cdef struct Addresses:          # connections per viewer address, shared by the workers; locked at open and close only
+    pthread_mutex_t lock
+    AddressCount* buckets
+    uint64_t secret[2]
+
+cdef struct Shared:             # what all workers and the control plane have in common
+    Store store
+    Tables* tables
+    Bell bell
+    Addresses addresses
+    uint64_t n_connections
+
+cdef struct Worker:
+    uint32_t index
+    int epoll
+    Shared* shared
+    Store* store
+    Tables* tables
+    uint64_t* counters
+    int64_t now_ns
+    Mailbox mailbox
+    Ring ring
+    uint32_t is_mailbox
+    uint32_t must_ring
+    uint32_t is_draining
+    uint32_t is_closing
+    uint64_t progress           # passes, for the watchdog
+    uint64_t n_connections
+    List ready
+    Connection* all
+    Connection* graveyard
+    Connection* spare
+    void* chunks                # memory that connections are cut from
+    int64_t wheel_tick
+    Connection* wheel[1024]
+    List waiting[1024]          # readers of filling objects, by object
+    Exchange* exchanges
+    uint32_t* free_exchanges
+    uint32_t n_free_exchanges
+    Exchange* exchange_buckets[8192]
+    Listener listeners[64]
+    uint32_t n_listeners
+    uint8_t* input              # READ_BYTES + a head
+    uint8_t* scratch
+    uint8_t* key
+    char date[40]
+    int64_t date_s
+    RequestHead head
+
+cdef void list_append(List* list, Connection* c) noexcept nogil
+cdef void list_remove(Connection* c) noexcept nogil
+cdef void set_deadline(Worker* w, Connection* c, int64_t deadline_ns) noexcept nogil
+cdef void clear_deadline(Worker* w, Connection* c) noexcept nogil
+cdef Connection* connection_new(Worker* w) noexcept nogil
+cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nogil
+cdef void bury(Worker* w) noexcept nogil
+cdef bint keep_input(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil
+cdef bint keep_output(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil
+cdef void release_input(Worker* w, Connection* c) noexcept nogil
+cdef void attach(Connection* c, Object* object) noexcept nogil
+cdef void detach(Worker* w, Connection* c) noexcept nogil
+cdef void let_go(Worker* w, Object* object) noexcept nogil
+cdef int pump(Worker* w, Connection* c) noexcept nogil
+cdef List* waiting_list(Worker* w, Object* object) noexcept nogil
+cdef bint address_enter(Addresses* addresses, const uint8_t* address, uint32_t most) noexcept nogil
+cdef void address_leave(Addresses* addresses, const uint8_t* address) noexcept nogil
+cdef bint ask_slice(Worker* w, Connection* c) noexcept nogil
+cdef Exchange* exchange_take(Worker* w, uint32_t bytes) noexcept nogil
+cdef void exchange_give(Worker* w, Exchange* e) noexcept nogil

@@ -1,0 +1,548 @@
+# Connections behind connection.pxd: lists, the timer wheel, buffers, and `pump`, the only place that writes bodies.
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport INT64_MAX, uintptr_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memmove, memset
+
+from ext.atomics cimport *
+from ext.exchange cimport EXCHANGE_WANT, RING_CANCEL, RING_NUDGE, RING_REQUEST, ring_push
+from ext.layout cimport *
+from ext.store cimport (
+    OBJECT_FAILED,
+    OBJECT_FILLING,
+    Directory,
+    body_at,
+    body_wait,
+    hash_bytes,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum: SOL_SOCKET
+    enum: SO_LINGER
+    enum: MSG_NOSIGNAL
+    cdef struct linger:
+        int l_onoff
+        int l_linger
+    cdef struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
+    int setsockopt(int, int, int, const void*, unsigned int)
+    ssize_t sendmsg(int, const msghdr*, int)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int)
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+cdef void list_append(List* list, Connection* c) noexcept nogil:
+    c.list = list
+    c.next = NULL
+    c.previous = <Connection*>list.last
+    if list.last != NULL:
+        (<Connection*>list.last).next = c
+    else:
+        list.first = c
+    list.last = c
+    list.n += 1
+
+
+cdef void list_remove(Connection* c) noexcept nogil:
+    cdef List* list = c.list
+    if list == NULL:
+        return
+    if c.previous != NULL:
+        c.previous.next = c.next
+    else:
+        list.first = c.next
+    if c.next != NULL:
+        c.next.previous = c.previous
+    else:
+        list.last = c.previous
+    list.n -= 1
+    c.list = NULL
+    c.next = NULL
+    c.previous = NULL
+
+
+cdef List* waiting_list(Worker* w, Object* object) noexcept nogil:
+    return &w.waiting[(<uintptr_t>object >> 6) * 0x9E3779B97F4A7C15ULL >> 54 & (WAIT_BUCKETS - 1)]
+
+
+# --- the timer wheel --------------------------------------------------------------------------------------------------
+# A later deadline only changes the number: the slot is looked at when it comes, and the connection put further on.
+
+cdef void unlink_timer(Worker* w, Connection* c) noexcept nogil:
+    if c.timer_slot < 0:
+        return
+    if c.previous_timer != NULL:
+        c.previous_timer.next_timer = c.next_timer
+    else:
+        w.wheel[c.timer_slot] = c.next_timer
+    if c.next_timer != NULL:
+        c.next_timer.previous_timer = c.previous_timer
+    c.timer_slot = -1
+
+
+cdef void set_deadline(Worker* w, Connection* c, int64_t deadline_ns) noexcept nogil:
+    cdef int64_t tick = deadline_ns // WHEEL_TICK_NS + 1
+    cdef bint is_later = c.timer_slot >= 0 and deadline_ns >= c.deadline_ns
+    c.deadline_ns = deadline_ns
+    if is_later:
+        return
+    unlink_timer(w, c)
+    if tick <= w.wheel_tick:
+        tick = w.wheel_tick + 1
+    if tick >= w.wheel_tick + WHEEL_SLOTS:
+        tick = w.wheel_tick + WHEEL_SLOTS - 1
+    c.timer_slot = <int32_t>(tick & (WHEEL_SLOTS - 1))
+    c.previous_timer = NULL
+    c.next_timer = w.wheel[c.timer_slot]
+    if c.next_timer != NULL:
+        c.next_timer.previous_timer = c
+    w.wheel[c.timer_slot] = c
+
+
+cdef void clear_deadline(Worker* w, Connection* c) noexcept nogil:
+    unlink_timer(w, c)
+
+
+# --- life -------------------------------------------------------------------------------------------------------------
+
+cdef inline void charge(Worker* w, int64_t bytes) noexcept nogil:
+    add_u64_relaxed(&w.store.outside, <uint64_t>bytes)
+
+
+cdef Connection* connection_new(Worker* w) noexcept nogil:
+    """A zeroed connection, linked into the worker's list of all."""
+    cdef Connection* c = w.spare
+    cdef char* chunk
+    cdef int i
+    cdef int n = 64
+    if c == NULL:
+        chunk = <char*>malloc(sizeof(void*) * 2 + n * sizeof(Connection))
+        if chunk == NULL:
+            return NULL
+        charge(w, n * sizeof(Connection))
+        (<void**>chunk)[0] = w.chunks
+        w.chunks = chunk
+        for i in range(n):
+            c = <Connection*>(chunk + sizeof(void*) * 2 + i * sizeof(Connection))
+            c.next_all = w.spare
+            w.spare = c
+        c = w.spare
+    w.spare = c.next_all
+    memset(c, 0, sizeof(Connection))
+    c.timer_slot = -1
+    c.zone = -1
+    c.next_all = w.all
+    if w.all != NULL:
+        w.all.previous_all = c
+    w.all = c
+    store_u64_relaxed(&w.n_connections, w.n_connections + 1)
+    return c
+
+
+cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nogil:
+    """Closes the socket and lets go of everything; the memory is reused from the next pass on, because this pass's
+    events may still name it. `abruptly`: by reset, so that nobody takes a cut body for a whole one."""
+    cdef linger option
+    cdef Exchange* e = c.exchange
+    if c.state == STATE_CLOSED:
+        return
+    if abruptly:
+        option.l_onoff = 1
+        option.l_linger = 0
+        setsockopt(c.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+    close(c.fd)
+    unlink_timer(w, c)
+    list_remove(c)
+    if e != NULL:
+        c.exchange = NULL
+        if e.waiters.n == 0:
+            count(&w.counters[C_EXCHANGES_CANCELLED], 1)
+            e.is_joinable = 0
+            ring_push(&w.ring, RING_CANCEL, e.index, e.generation, NULL)
+            w.must_ring = 1
+    detach(w, c)
+    release_input(w, c)
+    if c.out != NULL:
+        charge(w, -<int64_t>c.out_capacity)
+        free(c.out)
+        c.out = NULL
+    address_leave(&w.shared.addresses, c.address)
+    add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
+    store_u64_relaxed(&w.n_connections, w.n_connections - 1)
+    count(&w.counters[C_CONNECTIONS_CLOSED], 1)
+    if c.previous_all != NULL:
+        c.previous_all.next_all = c.next_all
+    else:
+        w.all = c.next_all
+    if c.next_all != NULL:
+        c.next_all.previous_all = c.previous_all
+    c.state = STATE_CLOSED
+    c.next_all = w.graveyard
+    w.graveyard = c
+
+
+cdef void bury(Worker* w) noexcept nogil:
+    """Makes the connections closed in the pass before usable again."""
+    cdef Connection* c
+    while w.graveyard != NULL:
+        c = w.graveyard
+        w.graveyard = c.next_all
+        c.next_all = w.spare
+        w.spare = c
+
+
+# --- buffers ----------------------------------------------------------------------------------------------------------
+
+cdef bint keep_input(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
+    """Keeps exactly these bytes (they may lie in the buffer itself). False: no memory."""
+    cdef uint32_t capacity
+    cdef uint8_t* buffer
+    if n == 0:
+        release_input(w, c)
+        return True
+    if c.buffer != NULL and n <= c.buffer_capacity:
+        memmove(c.buffer, data, n)
+        c.buffer_length = n
+        return True
+    capacity = (n + 511) & ~<uint32_t>511
+    buffer = <uint8_t*>malloc(capacity)
+    if buffer == NULL:
+        return False
+    memcpy(buffer, data, n)
+    release_input(w, c)
+    charge(w, capacity)
+    c.buffer = buffer
+    c.buffer_capacity = capacity
+    c.buffer_length = n
+    return True
+
+
+cdef void release_input(Worker* w, Connection* c) noexcept nogil:
+    if c.buffer != NULL:
+        charge(w, -<int64_t>c.buffer_capacity)
+        free(c.buffer)
+        c.buffer = NULL
+    c.buffer_length = 0
+    c.buffer_capacity = 0
+
+
+cdef bint keep_output(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
+    """Queues bytes before the body. False: no memory."""
+    cdef uint32_t rest = c.out_length - c.out_offset
+    cdef uint32_t capacity
+    cdef uint8_t* out
+    if rest + n > c.out_capacity:
+        capacity = (rest + n + 255) & ~<uint32_t>255
+        out = <uint8_t*>malloc(capacity)
+        if out == NULL:
+            return False
+        if rest:
+            memcpy(out, c.out + c.out_offset, rest)
+        charge(w, <int64_t>capacity - <int64_t>c.out_capacity)
+        free(c.out)
+        c.out = out
+        c.out_capacity = capacity
+    elif rest:
+        memmove(c.out, c.out + c.out_offset, rest)
+    memcpy(c.out + rest, data, n)
+    c.out_offset = 0
+    c.out_length = rest + n
+    return True
+
+
+cdef void attach(Connection* c, Object* object) noexcept nogil:
+    """Called while the object can't go: within the pass that found it, or under another reference."""
+    add_u64(&object.refs, 1)
+    add_u32(&object.readers, 1)
+    c.object = object
+
+
+cdef void detach(Worker* w, Connection* c) noexcept nogil:
+    cdef Object* object = c.object
+    if object == NULL:
+        return
+    c.object = NULL
+    let_go(w, object)
+
+
+cdef void let_go(Worker* w, Object* object) noexcept nogil:
+    """The other half of attach. The object may be gone when this returns."""
+    if add_u32(&object.readers, <uint32_t>-1) == 1 and load_u32(&object.flags) & OBJECT_FILLING:
+        nudge(w, object)
+    add_u64(&object.refs, <uint64_t>-1)
+
+
+cdef void nudge(Worker* w, Object* object) noexcept nogil:
+    if exchange_u32(&object.nudged, 1):
+        return
+    add_u64(&object.refs, 1)
+    if ring_push(&w.ring, RING_NUDGE, 0, 0, object):
+        w.must_ring = 1
+    else:                       # the control plane also looks at its fills by a timer
+        add_u64(&object.refs, <uint64_t>-1)
+        exchange_u32(&object.nudged, 0)
+
+
+# --- exchanges --------------------------------------------------------------------------------------------------------
+
+cdef Exchange* exchange_take(Worker* w, uint32_t bytes) noexcept nogil:
+    """A free slot with room for `bytes`; NULL: none, or no memory."""
+    cdef Exchange* e
+    cdef uint8_t* room
+    cdef uint32_t index, generation
+    if w.n_free_exchanges == 0:
+        return NULL
+    room = <uint8_t*>malloc(bytes)
+    if room == NULL:
+        return NULL
+    w.n_free_exchanges -= 1
+    index = w.free_exchanges[w.n_free_exchanges]
+    e = &w.exchanges[index]
+    generation = e.generation + 1
+    memset(e, 0, sizeof(Exchange))
+    e.index = index
+    e.generation = generation
+    e.worker = w.index
+    e.bytes = room
+    e.bytes_size = bytes
+    e.range_first = -1
+    e.range_last = -1
+    charge(w, bytes)
+    return e
+
+
+cdef void exchange_give(Worker* w, Exchange* e) noexcept nogil:
+    charge(w, -<int64_t>e.bytes_size)
+    free(e.bytes)
+    e.bytes = NULL
+    if e.object != NULL:
+        add_u64(&e.object.refs, <uint64_t>-1)
+        e.object = NULL
+    e.is_free = 1
+    w.free_exchanges[w.n_free_exchanges] = e.index
+    w.n_free_exchanges += 1
+
+
+cdef bint ask_slice(Worker* w, Connection* c) noexcept nogil:
+    """Asks the control plane for the slice that a reader is at, unless somebody has. False: it can't be asked for."""
+    cdef Object* object = c.object
+    cdef Directory* directory = <Directory*>load_ptr(<void**>&object.directory)
+    cdef uint64_t index = <uint64_t>c.offset // w.store.slice_bytes
+    cdef Exchange* e
+    if index >= directory.n or exchange_u32(&directory.slices[index].wanted, 1):
+        return True
+    e = exchange_take(w, c.head_length) if c.buffer != NULL else NULL
+    if e == NULL:
+        count(&w.counters[C_EXCHANGES_EXHAUSTED], 1)
+        exchange_u32(&directory.slices[index].wanted, 0)
+        return False
+    memcpy(e.bytes, c.buffer, c.head_length)
+    e.head_length = c.head_length
+    e.kind = EXCHANGE_WANT
+    e.origin = object.origin
+    e.listener = c.listener
+    e.zone = c.zone
+    e.arrival_ns = w.now_ns
+    e.offset = c.offset
+    e.object = object
+    add_u64(&object.refs, 1)
+    count(&w.counters[C_SLICES_WANTED], 1)
+    ring_push(&w.ring, RING_REQUEST, e.index, e.generation, NULL)
+    w.must_ring = 1
+    return True
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+cdef int wait_for_body(Worker* w, Connection* c) noexcept nogil:
+    """Waits for more of the body. DONE: there is more already; CLOSED: there never will be."""
+    cdef Object* object = c.object
+    if load_u32(&object.flags) & OBJECT_FAILED:
+        count(&w.counters[C_BROKEN_TRANSFERS], 1)
+        connection_close(w, c, True)
+        return CLOSED
+    list_append(waiting_list(w, object), c)
+    if body_wait(w.store, object, c.offset, w.index):
+        list_remove(c)
+        return DONE
+    if load_i64_seq(&object.resume_at) != INT64_MAX:
+        nudge(w, object)
+    if not ask_slice(w, c):
+        list_remove(c)
+        count(&w.counters[C_BROKEN_TRANSFERS], 1)
+        connection_close(w, c, True)
+        return CLOSED
+    c.is_blocked = 0
+    return PENDING
+
+
+cdef int pump(Worker* w, Connection* c) noexcept nogil:
+    """Sends what there is. DONE: the response is out; PENDING: it waits for the socket, the body or its turn; CLOSED."""
+    cdef iovec parts[16]
+    cdef msghdr message
+    cdef char text[32]
+    cdef int n_parts, step
+    cdef uint64_t n, head_bytes, body_bytes, budget = PUMP_BYTES
+    cdef int64_t offset, end, total
+    cdef uint8_t* data
+    cdef ssize_t written
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = parts
+    while True:
+        n_parts = 0
+        body_bytes = 0
+        if c.object != NULL and not c.is_head:
+            end = c.end
+            total = load_i64_seq(&c.object.total_length)
+            if total >= 0 and end > total:
+                end = total
+            if c.is_chunked and c.chunk_left == 0 and c.chunk_phase < 2 and c.out_length == c.out_offset:
+                data = body_at(w.store, c.object, c.offset, &n) if c.offset < end else NULL
+                if data != NULL:
+                    if n > <uint64_t>w.store.slice_bytes:
+                        n = w.store.slice_bytes
+                    c.chunk_left = n
+                    step = snprintf(text, sizeof(text), "%s%llx\r\n", b"\r\n" if c.chunk_phase else b"", <unsigned long long>n)
+                    c.chunk_phase = 1
+                    if not keep_output(w, c, <uint8_t*>text, step):
+                        count(&w.counters[C_CLOSED_MEMORY], 1)
+                        connection_close(w, c, True)
+                        return CLOSED
+                elif c.offset == end and total >= 0:
+                    step = snprintf(text, sizeof(text), "%s0\r\n\r\n", b"\r\n" if c.chunk_phase else b"")
+                    c.chunk_phase = 2
+                    if not keep_output(w, c, <uint8_t*>text, step):
+                        count(&w.counters[C_CLOSED_MEMORY], 1)
+                        connection_close(w, c, True)
+                        return CLOSED
+            if c.is_chunked and end > c.offset + <int64_t>c.chunk_left:
+                end = c.offset + <int64_t>c.chunk_left
+        else:
+            end = c.offset
+        head_bytes = c.out_length - c.out_offset
+        if head_bytes:
+            parts[0].iov_base = c.out + c.out_offset
+            parts[0].iov_len = head_bytes
+            n_parts = 1
+        offset = c.offset
+        while n_parts < 16 and offset < end and body_bytes < budget:
+            data = body_at(w.store, c.object, offset, &n)
+            if data == NULL:
+                break
+            if <int64_t>n > end - offset:
+                n = <uint64_t>(end - offset)
+            parts[n_parts].iov_base = data
+            parts[n_parts].iov_len = n
+            n_parts += 1
+            offset += <int64_t>n
+            body_bytes += n
+        if n_parts == 0:
+            if c.object == NULL or c.is_head or (c.is_chunked and c.chunk_phase == 2):
+                return DONE
+            if not c.is_chunked and load_i64_seq(&c.object.total_length) >= 0 and c.offset >= end:
+                return DONE
+            step = wait_for_body(w, c)
+            if step == DONE:
+                continue
+            return step
+        message.msg_iovlen = n_parts
+        written = sendmsg(c.fd, &message, MSG_NOSIGNAL)
+        if written < 0:
+            if errno == EINTR:
+                continue
+            if errno == EAGAIN:
+                c.is_blocked = 1
+                return PENDING
+            count(&w.counters[C_CLOSED_BY_VIEWER], 1)
+            connection_close(w, c, False)
+            return CLOSED
+        n = <uint64_t>written
+        c.window_bytes += n
+        if n < head_bytes:
+            c.out_offset += <uint32_t>n
+            c.is_blocked = 1
+            return PENDING
+        c.out_offset = 0
+        c.out_length = 0
+        n -= head_bytes
+        c.offset += <int64_t>n
+        if c.is_chunked:
+            c.chunk_left -= n
+        count(&w.counters[C_BYTES_TO_VIEWERS], n)
+        if c.object != NULL and load_u32(&c.object.flags) & OBJECT_FILLING:
+            note_progress(w, c)
+        if n < body_bytes:
+            c.is_blocked = 1
+            return PENDING
+        if n >= budget:
+            list_append(&w.ready, c)        # the others first
+            return PENDING
+        budget -= n
+
+
+cdef void note_progress(Worker* w, Connection* c) noexcept nogil:
+    """Tells the fill how far its readers are, and that it may go on."""
+    if c.offset > load_i64_relaxed(&c.object.want):
+        store_i64_relaxed(&c.object.want, c.offset)
+    if c.offset >= load_i64_relaxed(&c.object.resume_at):
+        nudge(w, c.object)
+
+
+# --- connections per address ------------------------------------------------------------------------------------------
+
+cdef AddressCount* address_find(Addresses* addresses, uint64_t hash) noexcept nogil:
+    cdef uint64_t i = hash & (ADDRESS_BUCKETS - 1)
+    while addresses.buckets[i].n != 0 and addresses.buckets[i].hash != hash:
+        i = (i + 1) & (ADDRESS_BUCKETS - 1)
+    return &addresses.buckets[i]
+
+
+cdef bint address_enter(Addresses* addresses, const uint8_t* address, uint32_t most) noexcept nogil:
+    """Counts a connection in; False: the address has `most` already. Only the keyed hash of an address is kept."""
+    cdef uint64_t hash = hash_bytes(addresses.secret, address, 16)
+    cdef AddressCount* found
+    cdef bint is_allowed
+    pthread_mutex_lock(&addresses.lock)
+    found = address_find(addresses, hash)
+    is_allowed = found.n < most
+    if is_allowed:
+        found.hash = hash
+        found.n += 1
+    pthread_mutex_unlock(&addresses.lock)
+    return is_allowed
+
+
+cdef void address_leave(Addresses* addresses, const uint8_t* address) noexcept nogil:
+    cdef uint64_t hash = hash_bytes(addresses.secret, address, 16)
+    cdef AddressCount* found
+    cdef uint64_t i, j, home
+    pthread_mutex_lock(&addresses.lock)
+    found = address_find(addresses, hash)
+    if found.n:
+        found.n -= 1
+    if found.n == 0:
+        # Linear probing without tombstones: whoever hashed before the hole moves into it (Knuth, 6.4 algorithm R).
+        i = <uint64_t>(found - addresses.buckets)
+        j = i
+        while True:
+            j = (j + 1) & (ADDRESS_BUCKETS - 1)
+            if addresses.buckets[j].n == 0:
+                break
+            home = addresses.buckets[j].hash & (ADDRESS_BUCKETS - 1)
+            if ((j - home) & (ADDRESS_BUCKETS - 1)) >= ((j - i) & (ADDRESS_BUCKETS - 1)):
+                addresses.buckets[i] = addresses.buckets[j]
+                addresses.buckets[j].n = 0
+                i = j
+    pthread_mutex_unlock(&addresses.lock)

@@ -1,0 +1,847 @@
+# The edge worker's loop and the way of a request (docs/architecture.md): accept, read, route, look up, answer or ask.
+# No freshness rules (compiled into each head by the control plane), no Python object, no lock held over a system call.
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memset, strlen
+
+from ext.atomics cimport *
+from ext.connection cimport *
+from ext.exchange cimport *
+from ext.http_head cimport *
+from ext.layout cimport *
+from ext.request cimport (
+    RANGE_OK,
+    ROUTE_NO_PATH,
+    ROUTE_UNKNOWN_HOST,
+    build_key,
+    first_field,
+    range_bounds,
+    route,
+    zone_of,
+)
+from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, refresh_date, respond_error, respond_object, respond_preflight
+from ext.store cimport *
+
+cdef extern from "<sys/epoll.h>" nogil:
+    enum: EPOLLIN
+    enum: EPOLLOUT
+    enum: EPOLLERR
+    enum: EPOLLHUP
+    enum: EPOLLRDHUP
+    enum: EPOLLET
+    enum: EPOLL_CTL_ADD
+    enum: EPOLL_CTL_DEL
+    enum: EPOLL_CLOEXEC
+    ctypedef union epoll_data:
+        void* ptr
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data data
+    int epoll_create1(int)
+    int epoll_ctl(int, int, int, epoll_event*)
+    int epoll_wait(int, epoll_event*, int, int)
+
+cdef extern from * nogil:
+    """
+    #include <sys/epoll.h>
+    #ifndef EPOLLEXCLUSIVE
+    #define EPOLLEXCLUSIVE (1u << 28)
+    #endif
+    static const uint32_t acc_exclusive = EPOLLEXCLUSIVE;
+    """
+    uint32_t acc_exclusive
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    enum: EFD_NONBLOCK
+    enum: EFD_CLOEXEC
+    int eventfd(unsigned int, int)
+
+cdef extern from * nogil:
+    """
+    #define _GNU_SOURCE 1
+    #include <sys/socket.h>
+    #include <netinet/in.h>
+    #include <string.h>
+    #include <stdint.h>
+    int accept4(int, struct sockaddr *, socklen_t *, int);
+    /* A connection and its peer's address as 16 bytes (IPv4 mapped). */
+    static int acc_accept(int fd, uint8_t *address) {
+        struct sockaddr_storage peer;
+        socklen_t n = sizeof(peer);
+        int s = accept4(fd, (struct sockaddr *)&peer, &n, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (s < 0) return s;
+        memset(address, 0, 16);
+        if (peer.ss_family == AF_INET) {
+            address[10] = address[11] = 0xff;
+            memcpy(address + 12, &((struct sockaddr_in *)&peer)->sin_addr, 4);
+        } else if (peer.ss_family == AF_INET6)
+            memcpy(address, &((struct sockaddr_in6 *)&peer)->sin6_addr, 16);
+        return s;
+    }
+    """
+    int acc_accept(int, uint8_t*)
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum: MSG_DONTWAIT
+    ssize_t recv(int, void*, size_t, int)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int)
+    ssize_t read(int, void*, size_t)
+
+cdef extern from "<time.h>" nogil:
+    cdef struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int, timespec*)
+
+cdef enum:
+    EVENTS = 256
+    READY_PER_PASS = 256
+    ACCEPTS_PER_PASS = 64
+    MAX_TRIES = 4               # looks per request before it asks for itself alone
+    WAIT_LIMIT_NS = 120000000000  # the control plane's own time-outs end earlier; this only guards against its death
+
+cdef const char* ROOT_PATH = b"/"
+cdef const char* HEALTH_PATH = b"/.well-known/accelerator/health"
+
+
+cdef inline int64_t now_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(1, &t)
+    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+# --- asking the control plane -----------------------------------------------------------------------------------------
+
+cdef Exchange** bucket_of(Worker* w, uint64_t hash) noexcept nogil:
+    return &w.exchange_buckets[hash & (EXCHANGE_BUCKETS - 1)]
+
+
+cdef void leave_bucket(Worker* w, Exchange* e) noexcept nogil:
+    cdef Exchange** link = bucket_of(w, e.hash)
+    while link[0] != NULL:
+        if link[0] == e:
+            link[0] = e.next_in_bucket
+            return
+        link = &link[0].next_in_bucket
+
+
+cdef Exchange* new_exchange(Worker* w, Connection* c, uint32_t kind, const uint8_t* data, const RequestHead* head,
+                            uint32_t origin, uint64_t hash, const uint8_t* key, uint32_t key_length, Object* object) noexcept nogil:
+    cdef Exchange* e = exchange_take(w, head.length + key_length)
+    cdef const Field* field
+    if e == NULL:
+        count(&w.counters[C_EXCHANGES_EXHAUSTED], 1)
+        return NULL
+    memcpy(e.bytes, data, head.length)
+    memcpy(e.bytes + head.length, key, key_length)
+    e.head_length = head.length
+    e.key_length = key_length
+    e.kind = kind
+    e.origin = origin
+    e.hash = hash
+    e.listener = c.listener
+    e.zone = c.zone
+    e.arrival_ns = c.arrival_ns
+    e.tables_generation = w.tables.generation
+    e.fwd_reason = c.fwd_reason
+    if head.count[FIELD_RANGE] == 1 and head.method == METHOD_GET:
+        field = first_field(head, FIELD_RANGE)
+        if range_bounds(data + field.value, field.value_length, &e.range_first, &e.range_last) != RANGE_OK:
+            e.range_first = -1
+            e.range_last = -1
+    if object != NULL:
+        add_u64(&object.refs, 1)
+        e.object = object
+    count(&w.counters[C_EXCHANGES], 1)
+    ring_push(&w.ring, RING_REQUEST, e.index, e.generation, NULL)   # as large as the slots are many: never full
+    w.must_ring = 1
+    return e
+
+
+cdef int ask(Worker* w, Connection* c, uint32_t kind, const uint8_t* data, uint32_t n, const RequestHead* head,
+             uint32_t origin, uint64_t hash, const uint8_t* key, uint32_t key_length, Object* object) noexcept nogil:
+    """Waits for the control plane: joins the exchange of the same key, or begins one."""
+    cdef Exchange* e = NULL
+    c.is_leader = 0
+    if kind != EXCHANGE_ALONE:
+        e = bucket_of(w, hash)[0]
+        while e != NULL:
+            if (e.is_joinable and e.hash == hash and e.origin == origin and e.key_length == key_length
+                    and memcmp(e.bytes + e.head_length, key, key_length) == 0):
+                break
+            e = e.next_in_bucket
+    if e == NULL:
+        e = new_exchange(w, c, kind, data, head, origin, hash, key, key_length, object)
+        if e == NULL:
+            return respond_error(w, c, 503, False)
+        c.is_leader = 1
+        if kind != EXCHANGE_ALONE:
+            e.is_joinable = 1
+            e.next_in_bucket = bucket_of(w, hash)[0]
+            bucket_of(w, hash)[0] = e
+    else:
+        c.is_joined = 1
+    c.head_length = head.length
+    if not keep_input(w, c, data, n):
+        count(&w.counters[C_CLOSED_MEMORY], 1)
+        connection_close(w, c, True)
+        return CLOSED
+    c.state = STATE_WAIT
+    c.exchange = e
+    list_append(&e.waiters, c)
+    set_deadline(w, c, w.now_ns + WAIT_LIMIT_NS)
+    return PENDING
+
+
+cdef void refresh_behind(Worker* w, Connection* c, const uint8_t* data, const RequestHead* head, uint32_t origin,
+                         uint64_t hash, const uint8_t* key, uint32_t key_length, Object* object) noexcept nogil:
+    """stale-while-revalidate (RFC 5861 section 3): one refresh at a time per object, nobody waits for it."""
+    if load_u32_relaxed(&object.refreshing) or exchange_u32(&object.refreshing, 1):
+        return
+    if new_exchange(w, c, EXCHANGE_REFRESH, data, head, origin, hash, key, key_length, object) == NULL:
+        exchange_u32(&object.refreshing, 0)
+        return
+    count(&w.counters[C_REVALIDATIONS_BACKGROUND], 1)
+
+
+# --- the way of a request ---------------------------------------------------------------------------------------------
+
+cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head, uint32_t origin) noexcept nogil:
+    """Answers from the table, or asks."""
+    cdef uint8_t* key = w.key
+    cdef uint32_t key_length
+    cdef uint64_t hash
+    cdef Entry* entry
+    cdef Object* object = NULL
+    cdef Head* stored
+    cdef uint32_t how = AS_HIT
+    cdef uint32_t kind = EXCHANGE_MISS
+    cdef const uint8_t* path = data + head.path
+    cdef uint32_t path_length = head.path_length
+    if path_length == 0 or path[0] != 47:       # absolute-form without a path, perhaps with a query: "/" goes before
+        w.scratch[0] = 47
+        memcpy(w.scratch + 1, path, path_length)
+        path = w.scratch
+        path_length += 1
+    key_length = build_key(w.tables, origin, path, path_length, key)
+    hash = hash_key(w.store, origin, key, key_length)
+    entry = table_find(w.store, hash, origin, key, key_length)
+    if w.tables.origins[origin].profile != 0 and head.method == METHOD_OPTIONS:
+        c.fwd_reason = FWD_BYPASS
+        return ask(w, c, EXCHANGE_ALONE, data, n, head, origin, hash, key, key_length, NULL)
+    if entry != NULL:
+        object = entry_match(entry, data, head)
+        if object == NULL and entry.variants != NULL:
+            c.fwd_reason = FWD_VARY_MISS
+    if object != NULL and not load_u32(&object.flags) & OBJECT_FAILED:
+        if c.n_tries:
+            how = AS_COLLAPSED if c.is_joined or not c.is_leader else AS_MISS
+        stored = <Head*>load_ptr(<void**>&object.head)
+        if w.now_ns < stored.fresh_until_ns or c.arrival_ns <= stored.validated_ns:
+            return respond_object(w, c, data, n, head, object, how)
+        if w.now_ns < stored.stale_until_ns:
+            refresh_behind(w, c, data, head, origin, hash, key, key_length, object)
+            count(&w.counters[C_STALE_SERVED], 1)
+            return respond_object(w, c, data, n, head, object, how)
+        kind = EXCHANGE_STALE
+        c.fwd_reason = FWD_STALE
+    elif c.fwd_reason == FWD_NONE:
+        c.fwd_reason = FWD_URI_MISS
+    if entry != NULL and load_i64(&entry.unshareable_until_ns) > w.now_ns or c.n_tries >= MAX_TRIES:
+        kind = EXCHANGE_ALONE
+    return ask(w, c, kind, data, n, head, origin, hash, key, key_length, object if kind == EXCHANGE_STALE else NULL)
+
+
+cdef int answer_health(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head) noexcept nogil:
+    """The routers' probe: a stored object of origin 0, so that an answer proves worker, table and store."""
+    cdef uint32_t length = <uint32_t>31
+    cdef uint64_t hash = hash_key(w.store, 0, <const uint8_t*>HEALTH_PATH, length)
+    cdef Entry* entry = table_find(w.store, hash, 0, <const uint8_t*>HEALTH_PATH, length)
+    cdef Object* object = NULL if entry == NULL else <Object*>load_ptr(<void**>&entry.variants)
+    if object == NULL or w.is_draining:
+        return respond_error(w, c, 503, False)
+    count(&w.counters[C_HEALTH_PROBES], 1)
+    return respond_object(w, c, data, n, head, object, AS_HIT)
+
+
+cdef bint is_allowed_here(Worker* w, Connection* c) noexcept nogil:
+    """Whether the listener is for the viewer's zone; the zone is looked up once per connection and policy."""
+    cdef uint64_t mask
+    if c.zone_generation != w.tables.generation:
+        c.zone = zone_of(w.tables, c.address)
+        c.zone_generation = w.tables.generation
+    if c.listener >= w.tables.n_listeners:
+        return False
+    mask = w.tables.listeners[c.listener].zone_mask
+    return mask == 0 or (c.zone >= 0 and (mask >> c.zone) & 1)
+
+
+cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
+    """One request, whose head is parsed into w.head; `n` bytes are there from its start on."""
+    cdef RequestHead* head = &w.head
+    cdef int origin
+    cdef const uint8_t* path = data + head.path
+    cdef uint32_t path_length = head.path_length
+    c.is_head = head.method == METHOD_HEAD
+    c.close_after = not head.keep_alive or w.is_draining
+    if not c.n_tries:
+        c.arrival_ns = w.now_ns
+        c.fwd_reason = FWD_NONE
+        c.fwd_status = 0
+        c.is_stored = 0
+        c.is_joined = 0
+        c.is_leader = 0
+    c.window_bytes = 0
+    if head.content_length > 0 or head.chunked:
+        return respond_error(w, c, 413, True)
+    if path_length == 0 or path[0] != 47:
+        path = <const uint8_t*>ROOT_PATH
+        path_length = 1
+    if path_length == 31 and memcmp(path, HEALTH_PATH, 31) == 0:
+        return answer_health(w, c, data, n, head)
+    if head.form == FORM_ASTERISK:
+        return respond_preflight(w, c, data, head)
+    if not is_allowed_here(w, c):
+        count(&w.counters[C_REFUSED_ZONE], 1)
+        return respond_error(w, c, 403, True)
+    origin = route(w.tables, data + head.host, head.host_length, path, path_length)
+    if origin == ROUTE_UNKNOWN_HOST:
+        return respond_error(w, c, 421, False)
+    if origin == ROUTE_NO_PATH:
+        return respond_error(w, c, 404, False)
+    if head.method == METHOD_OPTIONS and w.tables.origins[origin].profile == 0:
+        return respond_preflight(w, c, data, head)
+    if head.method != METHOD_GET and head.method != METHOD_HEAD and head.method != METHOD_OPTIONS:
+        return respond_error(w, c, 501 if head.method == METHOD_OTHER else 405, False)
+    return look_up(w, c, data, n, head, <uint32_t>origin)
+
+
+cdef void settle(Worker* w, Connection* c, int result) noexcept nogil:
+    """After a step on a connection whose response may have ended."""
+    if result == CLOSED:
+        return
+    if result == PENDING:
+        if c.state == STATE_WAIT:
+            return
+        if c.state != STATE_SEND:
+            c.state = STATE_SEND
+            c.window_bytes = 0
+        set_deadline(w, c, w.now_ns + w.tables.limits.send_window_ns)
+        return
+    detach(w, c)
+    c.n_tries = 0
+    if c.close_after:
+        connection_close(w, c, False)
+        return
+    c.state = STATE_READ
+    c.has_head_begun = 0
+    set_deadline(w, c, w.now_ns + w.tables.limits.idle_timeout_ns)
+
+
+cdef bint finish_request(Worker* w, Connection* c) noexcept nogil:
+    """A response that took several steps is out: what came after its request is next. False: closed."""
+    cdef uint32_t rest
+    settle(w, c, DONE)
+    if c.state == STATE_CLOSED:
+        return False
+    rest = c.buffer_length - c.head_length
+    keep_input(w, c, c.buffer + c.head_length, rest)
+    c.head_length = 0
+    if c.out != NULL:
+        add_u64_relaxed(&w.store.outside, -<uint64_t>c.out_capacity)
+        free(c.out)
+        c.out = NULL
+        c.out_capacity = 0
+    if (rest or c.is_readable) and c.list == NULL:
+        list_append(&w.ready, c)
+    return True
+
+
+cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
+    """Answers the requests in `data` one after the other (pipelining). Returns the bytes used up; what a pending
+    response needs of the rest is kept already."""
+    cdef uint32_t used = 0
+    cdef int length, result
+    while used < n and c.state == STATE_READ:
+        length = parse_request(data + used, n - used, &w.head)
+        if length == HEAD_INCOMPLETE:
+            break
+        if length < 0:
+            c.is_head = 0
+            c.head_length = 0
+            result = respond_error(w, c, <uint32_t>-length, True)
+            if result == PENDING:
+                keep_input(w, c, data, 0)
+            settle(w, c, result)
+            return n
+        result = handle(w, c, data + used, n - used)
+        if result == PENDING:
+            if c.state != STATE_WAIT and c.buffer == NULL:
+                # A short answer that the socket didn't take whole: keep what follows.
+                c.head_length = 0
+                if not keep_input(w, c, data + used + length, n - used - length):
+                    connection_close(w, c, True)
+            settle(w, c, result)
+            return n
+        settle(w, c, result)
+        if result == CLOSED:
+            return n
+        used += <uint32_t>length
+    return used
+
+
+cdef void on_readable(Worker* w, Connection* c) noexcept nogil:
+    """Reads once; a short read means that the socket is empty (epoll(7), edge-triggered use)."""
+    cdef uint32_t before, used, total, room
+    cdef ssize_t n
+    while c.state == STATE_READ:
+        before = c.buffer_length
+        if before:
+            memcpy(w.input, c.buffer, before)
+        room = READ_BYTES
+        n = recv(c.fd, w.input + before, room, MSG_DONTWAIT)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            if errno == EAGAIN:
+                c.is_readable = 0
+            else:
+                connection_close(w, c, False)
+            return
+        if n == 0:
+            connection_close(w, c, False)
+            return
+        total = before + <uint32_t>n
+        if before:
+            release_input(w, c)
+        used = consume(w, c, w.input, total)
+        if c.state == STATE_CLOSED:
+            return
+        if c.state != STATE_READ:
+            c.is_readable = 1       # look again once the response is out
+            return
+        if used < total:
+            if not keep_input(w, c, w.input + used, total - used):
+                count(&w.counters[C_CLOSED_MEMORY], 1)
+                connection_close(w, c, True)
+                return
+            if not c.has_head_begun:
+                c.has_head_begun = 1
+                unset_deadline(w, c)
+                set_deadline(w, c, w.now_ns + w.tables.limits.head_timeout_ns)
+        if n < <ssize_t>room:
+            c.is_readable = 0
+            return
+
+
+cdef inline void unset_deadline(Worker* w, Connection* c) noexcept nogil:
+    clear_deadline(w, c)
+
+
+cdef void resume(Worker* w, Connection* c) noexcept nogil:
+    """A connection from the ready list."""
+    cdef int result
+    cdef Object* object
+    cdef uint32_t n, used
+    if c.state == STATE_SEND:
+        result = pump(w, c)
+        if result == DONE:
+            finish_request(w, c)
+        elif result == PENDING:
+            settle(w, c, result)
+        return
+    if c.state == STATE_ANSWERED:
+        c.state = STATE_READ
+        n = c.buffer_length
+        object = c.object           # carried by reference since the answer
+        c.object = NULL
+        if parse_request(c.buffer, c.head_length, &w.head) <= 0:
+            result = respond_error(w, c, 400, True)
+        else:
+            c.is_head = w.head.method == METHOD_HEAD
+            c.close_after = not w.head.keep_alive or w.is_draining
+            if c.answer == ANSWER_ERROR:
+                result = respond_error(w, c, c.answer_status, False)
+            elif object != NULL and c.answer == ANSWER_STALE:
+                count(&w.counters[C_STALE_SERVED], 1)
+                result = respond_object(w, c, c.buffer, n, &w.head, object, AS_HIT)
+            elif object != NULL:
+                result = respond_object(w, c, c.buffer, n, &w.head, object,
+                                        AS_PASSED if c.answer == ANSWER_LEADER else (AS_MISS if c.is_leader else AS_COLLAPSED))
+            else:
+                result = handle(w, c, c.buffer, n)
+        if object != NULL:
+            let_go(w, object)
+        if result == DONE:
+            finish_request(w, c)
+        elif result == PENDING:
+            settle(w, c, result)
+        return
+    if c.state == STATE_READ:
+        if c.buffer_length:
+            n = c.buffer_length
+            memcpy(w.input, c.buffer, n)
+            release_input(w, c)
+            used = consume(w, c, w.input, n)
+            if c.state != STATE_READ:
+                return
+            if used < n and not keep_input(w, c, w.input + used, n - used):
+                connection_close(w, c, True)
+                return
+        if c.is_readable and c.state == STATE_READ:
+            on_readable(w, c)
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+cdef void on_answer(Worker* w, Message* m) noexcept nogil:
+    cdef Exchange* e = &w.exchanges[m.index]
+    cdef Connection* c
+    cdef uint32_t disposition
+    if e.is_free or e.generation != m.generation:
+        return
+    leave_bucket(w, e)
+    if e.kind == EXCHANGE_REFRESH and e.object != NULL:
+        exchange_u32(&e.object.refreshing, 0)
+    while e.waiters.first != NULL:
+        c = <Connection*>e.waiters.first
+        list_remove(c)
+        c.exchange = NULL
+        c.fwd_status = <uint16_t>m.detail
+        c.is_stored = <uint8_t>m.is_stored
+        c.n_tries += 1
+        disposition = m.disposition
+        if disposition == ANSWER_LEADER and not c.is_leader:
+            disposition = ANSWER_MATCH
+        c.answer = <uint8_t>disposition
+        c.answer_status = <uint16_t>m.status
+        if m.object != NULL and disposition != ANSWER_MATCH:
+            attach(c, m.object)
+        c.state = STATE_ANSWERED
+        list_append(&w.ready, c)
+    exchange_give(w, e)
+
+
+cdef void on_wake(Worker* w, Object* object) noexcept nogil:
+    cdef Connection* c = <Connection*>waiting_list(w, object).first
+    cdef Connection* following
+    while c != NULL:
+        following = c.next
+        if c.object == object:
+            list_remove(c)
+            list_append(&w.ready, c)
+        c = following
+
+
+cdef void on_listen(Worker* w, Message* m) noexcept nogil:
+    cdef epoll_event event
+    cdef Listener* listener
+    cdef uint32_t i
+    for i in range(MAX_LISTENERS):
+        listener = &w.listeners[i]
+        if listener.fd < 0:
+            listener.is_what = IS_LISTENER
+            listener.fd = <int>m.detail
+            listener.index = m.index
+            event.events = EPOLLIN | acc_exclusive
+            event.data.ptr = listener
+            epoll_ctl(w.epoll, EPOLL_CTL_ADD, listener.fd, &event)
+            return
+
+
+cdef void stop_listening(Worker* w, int32_t index) noexcept nogil:
+    """`index` -1: everywhere. The descriptor belongs to the control plane."""
+    cdef uint32_t i
+    cdef epoll_event event
+    for i in range(MAX_LISTENERS):
+        if w.listeners[i].fd >= 0 and (index < 0 or w.listeners[i].index == <uint32_t>index):
+            epoll_ctl(w.epoll, EPOLL_CTL_DEL, w.listeners[i].fd, &event)
+            w.listeners[i].fd = -1
+
+
+cdef void on_drain(Worker* w) noexcept nogil:
+    cdef Connection* c = w.all
+    cdef Connection* following
+    stop_listening(w, -1)
+    w.is_draining = 1
+    while c != NULL:
+        following = c.next_all
+        if c.state == STATE_READ and not c.has_head_begun and c.list == NULL and c.buffer_length == 0:
+            connection_close(w, c, False)
+        elif c.state != STATE_READ:
+            c.close_after = 1
+        c = following
+
+
+cdef void read_mail(Worker* w) noexcept nogil:
+    cdef Message* m = mailbox_take(&w.mailbox)
+    cdef Message* following
+    while m != NULL:
+        following = m.next
+        if m.kind == MESSAGE_ANSWER:
+            on_answer(w, m)
+        elif m.kind == MESSAGE_WAKE:
+            on_wake(w, m.object)
+        elif m.kind == MESSAGE_LISTEN:
+            on_listen(w, m)
+        elif m.kind == MESSAGE_UNLISTEN:
+            stop_listening(w, <int32_t>m.index)
+        elif m.kind == MESSAGE_DRAIN:
+            on_drain(w)
+        elif m.kind == MESSAGE_CLOSE:
+            w.is_closing = 1
+        if m.object != NULL:
+            add_u64(&m.object.refs, <uint64_t>-1)
+        free(m)
+        m = following
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+cdef void turn_away(Worker* w, int fd, uint8_t* address) noexcept nogil:
+    """A connection above a cap: one 503 where the socket takes it, then closed. Nothing is kept of it."""
+    cdef const char* text = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+    send_text(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT)
+    close(fd)
+
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum: MSG_NOSIGNAL
+    ssize_t send_text "send" (int, const void*, size_t, int)
+
+
+cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
+    cdef int i, fd
+    cdef uint8_t address[16]
+    cdef epoll_event event
+    cdef Connection* c
+    for i in range(ACCEPTS_PER_PASS):
+        if listener.fd < 0:
+            return
+        fd = acc_accept(listener.fd, address)
+        if fd < 0:
+            return
+        if add_u64(&w.shared.n_connections, 1) >= w.tables.limits.connections:
+            count(&w.counters[C_REFUSED_CONNECTIONS_ALL], 1)
+            add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
+            turn_away(w, fd, address)
+            continue
+        if not address_enter(&w.shared.addresses, address, w.tables.limits.connections_per_address):
+            count(&w.counters[C_REFUSED_CONNECTIONS_ADDRESS], 1)
+            add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
+            turn_away(w, fd, address)
+            continue
+        c = connection_new(w)
+        if c == NULL:
+            count(&w.counters[C_CLOSED_MEMORY], 1)
+            address_leave(&w.shared.addresses, address)
+            add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
+            close(fd)
+            continue
+        c.fd = fd
+        c.is_what = IS_CONNECTION
+        c.listener = listener.index
+        memcpy(c.address, address, 16)
+        count(&w.counters[C_CONNECTIONS_ACCEPTED], 1)
+        event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+        event.data.ptr = c
+        if epoll_ctl(w.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+            connection_close(w, c, False)
+            continue
+        set_deadline(w, c, w.now_ns + w.tables.limits.head_timeout_ns)
+
+
+cdef void on_event(Worker* w, Connection* c, uint32_t events) noexcept nogil:
+    if c.state == STATE_CLOSED:
+        return
+    if events & (EPOLLERR | EPOLLHUP):
+        if c.state != STATE_READ:
+            count(&w.counters[C_CLOSED_BY_VIEWER], 1)
+        connection_close(w, c, False)
+        return
+    if events & EPOLLOUT and c.state == STATE_SEND and c.list == NULL and c.is_blocked:
+        c.is_blocked = 0
+        resume(w, c)
+        if c.state == STATE_CLOSED:
+            return
+    if events & (EPOLLIN | EPOLLRDHUP):
+        # A half-closed viewer still gets its answer (RFC 9112 section 9.6 lets it say "no more requests" this way).
+        if c.state == STATE_READ and c.list == NULL:
+            on_readable(w, c)
+        else:
+            c.is_readable = 1
+
+
+cdef void on_deadline(Worker* w, Connection* c) noexcept nogil:
+    cdef int result
+    if c.state == STATE_READ:
+        if c.has_head_begun:
+            count(&w.counters[C_CLOSED_SLOW_HEAD], 1)
+            c.is_head = 0
+            c.head_length = 0
+            result = respond_error(w, c, 408, True)
+            if result != CLOSED:
+                connection_close(w, c, False)
+        else:
+            count(&w.counters[C_CLOSED_IDLE], 1)
+            connection_close(w, c, False)
+    elif c.state == STATE_WAIT:
+        list_remove(c)
+        if c.exchange.waiters.n == 0:
+            c.exchange.is_joinable = 0
+            ring_push(&w.ring, RING_CANCEL, c.exchange.index, c.exchange.generation, NULL)
+            w.must_ring = 1
+        c.exchange = NULL
+        c.state = STATE_READ
+        result = respond_error(w, c, 504, True)
+        if result != CLOSED:
+            connection_close(w, c, False)
+    elif c.state == STATE_SEND:
+        # Only a full socket is the viewer's fault; a body that isn't there yet has the control plane's time-outs.
+        if c.is_blocked and c.list == NULL and c.window_bytes < w.tables.limits.send_window_bytes:
+            count(&w.counters[C_CLOSED_SLOW_READER], 1)
+            connection_close(w, c, True)
+            return
+        c.window_bytes = 0
+        set_deadline(w, c, w.now_ns + w.tables.limits.send_window_ns)
+
+
+cdef void turn_wheel(Worker* w) noexcept nogil:
+    cdef int64_t tick = w.now_ns // WHEEL_TICK_NS
+    cdef Connection* c
+    cdef Connection* following
+    while w.wheel_tick < tick:
+        w.wheel_tick += 1
+        c = w.wheel[w.wheel_tick & (WHEEL_SLOTS - 1)]
+        while c != NULL:
+            following = c.next_timer
+            clear_deadline(w, c)
+            if c.deadline_ns > w.now_ns:
+                set_deadline(w, c, c.deadline_ns)
+            else:
+                on_deadline(w, c)
+            c = following
+
+
+cdef int64_t ms_to_tick(Worker* w) noexcept nogil:
+    return ((w.wheel_tick + 1) * WHEEL_TICK_NS - w.now_ns) // 1000000 + 1
+
+
+cdef void edge_run(Worker* w) noexcept nogil:
+    """The loop (docs/architecture.md, "A worker's pass")."""
+    cdef epoll_event events[EVENTS]
+    cdef int n, i, wait_ms
+    cdef uint32_t ready
+    cdef uint64_t ignored
+    cdef bint is_asleep
+    cdef Connection* c
+    while True:
+        wait_ms = 0
+        is_asleep = w.ready.n == 0 and mailbox_may_sleep(&w.mailbox)
+        if is_asleep:
+            wait_ms = <int>ms_to_tick(w) if w.all != NULL else 1000
+            if wait_ms < 0:
+                wait_ms = 0
+        if w.must_ring:
+            w.must_ring = 0
+            bell_ring(&w.shared.bell)
+        epoch_leave(w.store, w.index)
+        n = epoll_wait(w.epoll, events, EVENTS, wait_ms)
+        epoch_enter(w.store, w.index)
+        if is_asleep:
+            mailbox_awake(&w.mailbox)
+        w.now_ns = now_ns()
+        w.tables = <Tables*>load_ptr(<void**>&w.shared.tables)
+        store_u64_relaxed(&w.progress, w.progress + 1)
+        count(&w.counters[C_PASSES], 1)
+        for i in range(n):
+            if (<uint32_t*>events[i].data.ptr)[0] == IS_CONNECTION:
+                on_event(w, <Connection*>events[i].data.ptr, events[i].events)
+            elif (<uint32_t*>events[i].data.ptr)[0] == IS_LISTENER:
+                on_accept(w, <Listener*>events[i].data.ptr)
+            else:
+                read(w.mailbox.fd, &ignored, 8)
+        read_mail(w)
+        ready = w.ready.n if w.ready.n < READY_PER_PASS else READY_PER_PASS
+        while ready and w.ready.first != NULL:
+            ready -= 1
+            c = <Connection*>w.ready.first
+            list_remove(c)
+            resume(w, c)
+        turn_wheel(w)
+        bury(w)
+        if w.is_closing:
+            break
+    while w.all != NULL:
+        connection_close(w, w.all, w.all.state != STATE_READ)
+    bury(w)
+    epoch_leave(w.store, w.index)
+    if w.must_ring:
+        bell_ring(&w.shared.bell)
+
+
+cdef bint edge_open(Worker* w, Shared* shared, uint32_t index, uint64_t* counters) noexcept nogil:
+    cdef epoll_event event
+    cdef uint32_t i
+    memset(w, 0, sizeof(Worker))
+    w.index = index
+    w.shared = shared
+    w.store = &shared.store
+    w.counters = counters
+    w.tables = shared.tables
+    w.now_ns = now_ns()
+    w.wheel_tick = w.now_ns // WHEEL_TICK_NS
+    w.epoll = epoll_create1(EPOLL_CLOEXEC)
+    w.mailbox.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+    w.is_mailbox = IS_MAILBOX
+    w.input = <uint8_t*>malloc(READ_BYTES + MAX_HEAD_BYTES + READ_BYTES)
+    w.scratch = <uint8_t*>malloc(MAX_HEAD_BYTES)
+    w.key = <uint8_t*>malloc(MAX_HEAD_BYTES)
+    w.exchanges = <Exchange*>calloc(EXCHANGE_SLOTS, sizeof(Exchange))
+    w.free_exchanges = <uint32_t*>malloc(EXCHANGE_SLOTS * sizeof(uint32_t))
+    if (w.epoll < 0 or w.mailbox.fd < 0 or w.input == NULL or w.scratch == NULL or w.key == NULL or w.exchanges == NULL
+            or w.free_exchanges == NULL or not ring_open(&w.ring, 4 * EXCHANGE_SLOTS)):
+        return False
+    for i in range(EXCHANGE_SLOTS):
+        w.free_exchanges[i] = EXCHANGE_SLOTS - 1 - i
+        w.exchanges[i].is_free = 1
+    w.n_free_exchanges = EXCHANGE_SLOTS
+    for i in range(MAX_LISTENERS):
+        w.listeners[i].fd = -1
+    event.events = EPOLLIN
+    event.data.ptr = &w.is_mailbox
+    return epoll_ctl(w.epoll, EPOLL_CTL_ADD, w.mailbox.fd, &event) == 0
+
+
+cdef void edge_close(Worker* w) noexcept nogil:
+    """Frees what the worker had; its thread has ended."""
+    cdef void* chunk = w.chunks
+    cdef void* following
+    cdef uint32_t i
+    cdef RingItem item
+    read_mail(w)
+    if w.exchanges != NULL:
+        for i in range(EXCHANGE_SLOTS):
+            if not w.exchanges[i].is_free:
+                exchange_give(w, &w.exchanges[i])
+    if w.ring.items != NULL:
+        while ring_pop(&w.ring, &item):
+            if item.object != NULL:
+                add_u64(&item.object.refs, <uint64_t>-1)
+        ring_close(&w.ring)
+    while chunk != NULL:
+        following = (<void**>chunk)[0]
+        free(chunk)
+        chunk = following
+    free(w.input)
+    free(w.scratch)
+    free(w.key)
+    free(w.exchanges)
+    free(w.free_exchanges)
+    if w.epoll >= 0:
+        close(w.epoll)
+    if w.mailbox.fd >= 0:
+        close(w.mailbox.fd)

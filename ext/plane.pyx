@@ -1,0 +1,791 @@
+# The data plane as Python sees it: Plane, Exchange, StoredObject. Every call that changes shared memory takes the
+# store's lock; nothing here runs per request of a hit. Names and policy stay outside: rows and indices only.
+from cpython.buffer cimport PyBUF_WRITE
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+
+import os
+import threading
+
+import numpy as np
+
+from ext.arena cimport arena_free
+from ext.atomics cimport *
+from ext.connection cimport ADDRESS_BUCKETS, AddressCount, Shared, Worker
+from ext.edge cimport edge_close, edge_open, edge_run
+from ext.exchange cimport (
+    ANSWER_ALL,
+    ANSWER_DONE,
+    ANSWER_ERROR,
+    ANSWER_LEADER,
+    ANSWER_MATCH,
+    ANSWER_STALE,
+    MESSAGE_ANSWER,
+    MESSAGE_CLOSE,
+    MESSAGE_DRAIN,
+    MESSAGE_LISTEN,
+    MESSAGE_UNLISTEN,
+    MESSAGE_WAKE,
+    RING_CANCEL,
+    RING_REQUEST,
+    Message,
+    RingItem,
+    bell_hear,
+    mailbox_post,
+    ring_pop,
+)
+from ext.exchange cimport Exchange as Slot
+from ext.http_head cimport RequestHead, parse_request
+from ext.layout cimport *
+from ext.store cimport *
+
+from ext import layout as _layout
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    enum: EFD_NONBLOCK
+    enum: EFD_CLOEXEC
+    int eventfd(unsigned int, int)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int)
+
+KINDS = ("miss", "stale", "refresh", "want", "alone")
+FLAG_MUST_VALIDATE = HEAD_MUST_VALIDATE
+FLAG_NO_BODY = HEAD_NO_BODY
+FLAG_HAS_AGE = HEAD_HAS_AGE
+FOREVER_NS = INT64_MAX
+_COLUMN = {name: column for column, name, _ in _layout.COUNTERS}
+
+
+cdef class StoredObject:
+    """One object, by reference: it stays while this lives, in the table or not."""
+
+    cdef Object* object
+    cdef readonly Plane plane
+
+    def __dealloc__(self):
+        if self.object == NULL or self.plane is None or self.plane.shared == NULL:
+            return
+        cdef Store* store = &self.plane.shared.store
+        pthread_mutex_lock(&store.lock)
+        if self.object.entry == NULL and not self.object.flags & OBJECT_DETACHED:
+            or_u32(&self.object.flags, OBJECT_DETACHED)
+            retire(store, self.object, 0)
+        object_release(self.object)
+        pthread_mutex_unlock(&store.lock)
+
+    def __eq__(self, other):
+        return isinstance(other, StoredObject) and (<StoredObject>other).object == self.object
+
+    def __hash__(self):
+        return hash(<uintptr_t>self.object)
+
+    @property
+    def total_length(self) -> int:
+        return load_i64(&self.object.total_length)
+
+    @property
+    def filled_bytes(self) -> int:
+        return self.object.n_filled_bytes
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.object.flags & OBJECT_COMPLETE)
+
+    @property
+    def is_failed(self) -> bool:
+        return bool(self.object.flags & OBJECT_FAILED)
+
+    @property
+    def is_listed(self) -> bool:
+        return self.object.entry != NULL
+
+    @property
+    def is_strong(self) -> bool:
+        return bool(self.object.flags & OBJECT_STRONG)
+
+    @property
+    def n_readers(self) -> int:
+        return load_u32(&self.object.readers)
+
+    @property
+    def want(self) -> int:
+        """The furthest byte that a reader is at."""
+        return load_i64(&self.object.want)
+
+    @property
+    def has_waiting(self) -> bool:
+        return load_u32_seq(&self.object.waiting) != 0
+
+    @property
+    def origin(self) -> int:
+        return self.object.origin
+
+    @property
+    def status(self) -> int:
+        return self.object.head.status
+
+    @property
+    def fresh_until_ns(self) -> int:
+        return self.object.head.fresh_until_ns
+
+    @property
+    def stale_until_ns(self) -> int:
+        return self.object.head.stale_until_ns
+
+    @property
+    def born_ns(self) -> int:
+        return self.object.head.born_ns
+
+    @property
+    def validated_ns(self) -> int:
+        return self.object.head.validated_ns
+
+    @property
+    def kind(self) -> int:
+        return self.object.kind
+
+    def lines(self) -> bytes:
+        """The stored field lines, as they were given."""
+        cdef Head* head = self.object.head
+        return head_bytes(head)[head.status_line_length:head.status_line_length + head.lines_length]
+
+    def set_head(self, int status, bytes status_line, bytes lines, bytes short_lines, bytes etag, int64_t last_modified_s,
+                 int64_t fresh_until_ns, int64_t stale_until_ns, int64_t validated_ns, int64_t born_ns, int flags) -> bool:
+        """Swaps the immutable head (a 304, or a playlist whose lifetime is known now). False: no memory."""
+        cdef Store* store = &self.plane.shared.store
+        cdef Head* old
+        cdef Head* new
+        pthread_mutex_lock(&store.lock)
+        new = make_head(store, status, status_line, lines, short_lines, etag, last_modified_s, fresh_until_ns,
+                        stale_until_ns, validated_ns, born_ns, flags)
+        if new != NULL:
+            old = self.object.head
+            store_ptr(<void**>&self.object.head, new)
+            retire(store, old, old.size)
+        pthread_mutex_unlock(&store.lock)
+        return new != NULL
+
+    def insert(self, bytes key, bytes vary, bytes request_head) -> bool:
+        """Makes it findable under its origin and `key`; `vary`: lower-case names, each ended by a newline; the values
+        are taken from `request_head`. Replaces the variant with the same values. False: no memory, or values too long."""
+        cdef Store* store = &self.plane.shared.store
+        cdef RequestHead head
+        cdef uint8_t values[MAX_VARY_BYTES]
+        cdef int n = 0
+        cdef bint done
+        cdef uint64_t hash
+        if self.object.flags & OBJECT_DETACHED:
+            return False
+        if vary:
+            if parse_request(request_head, len(request_head), &head) <= 0:
+                return False
+            n = vary_key_of(vary, <uint32_t>len(vary), request_head, &head, values)
+            if n < 0:
+                return False
+        pthread_mutex_lock(&store.lock)
+        hash = hash_key(store, self.object.origin, key, <uint32_t>len(key))
+        done = table_insert(store, self.object, hash, self.object.origin, key, <uint32_t>len(key),
+                            vary, <uint32_t>len(vary), values, <uint32_t>n)
+        pthread_mutex_unlock(&store.lock)
+        return done
+
+    def detach(self) -> None:
+        """Out of the table; readers go on."""
+        cdef Store* store = &self.plane.shared.store
+        pthread_mutex_lock(&store.lock)
+        table_detach(store, self.object)
+        pthread_mutex_unlock(&store.lock)
+
+    def room(self, int64_t offset, int64_t most):
+        """A writable memoryview of at most `most` bytes at `offset`, or None when there is no memory now. It must not be
+        used after the next call on this object."""
+        cdef Store* store = &self.plane.shared.store
+        cdef uint64_t n = 0
+        cdef uint8_t* data
+        pthread_mutex_lock(&store.lock)
+        data = object_room(store, self.object, offset, &n)
+        if data != NULL and self.object.directory.n > <uint64_t>offset // store.slice_bytes:
+            store_u32(&self.object.directory.slices[offset // store.slice_bytes].wanted, 1)
+        pthread_mutex_unlock(&store.lock)
+        if data == NULL:
+            return None
+        if <int64_t>n > most:
+            n = <uint64_t>most
+        return PyMemoryView_FromMemory(<char*>data, n, PyBUF_WRITE)
+
+    def commit(self, int64_t offset, uint64_t n) -> None:
+        """Publishes bytes that were put into room(offset) and wakes who waits for them."""
+        cdef Store* store = &self.plane.shared.store
+        cdef uint32_t mask
+        pthread_mutex_lock(&store.lock)
+        mask = object_commit(store, self.object, offset, n)
+        pthread_mutex_unlock(&store.lock)
+        self.plane.wake(self.object, mask)
+
+    def begin_fill(self) -> None:
+        self.object.fills += 1
+        or_u32(&self.object.flags, OBJECT_FILLING)
+
+    def end_fill(self) -> None:
+        """The fill is over; readers at a slice that it left unfilled ask again."""
+        cdef Store* store = &self.plane.shared.store
+        cdef uint64_t i
+        self.object.fills -= 1
+        pthread_mutex_lock(&store.lock)
+        if self.object.fills == 0:
+            and_u32(&self.object.flags, ~<uint32_t>OBJECT_FILLING)
+        for i in range(self.object.directory.n):
+            store_u32(&self.object.directory.slices[i].wanted, 0)
+        pthread_mutex_unlock(&store.lock)
+        self.plane.wake(self.object, take_waiting(self.object))
+
+    def forget_want(self) -> None:
+        """Lets readers ask again for what they wait for."""
+        cdef uint64_t i
+        for i in range(self.object.directory.n):
+            exchange_u32(&self.object.directory.slices[i].wanted, 0)
+        self.plane.wake(self.object, take_waiting(self.object))
+
+    def finish(self, int64_t total_length) -> None:
+        """The body is whole."""
+        cdef Store* store = &self.plane.shared.store
+        cdef uint32_t mask
+        pthread_mutex_lock(&store.lock)
+        mask = object_finish(store, self.object, total_length)
+        pthread_mutex_unlock(&store.lock)
+        self.plane.wake(self.object, mask)
+
+    @property
+    def is_whole(self) -> bool:
+        return is_whole(&self.plane.shared.store, self.object)
+
+    def fail(self) -> None:
+        """The source broke off for good: out of the table, readers' transfers are broken."""
+        cdef Store* store = &self.plane.shared.store
+        cdef uint32_t mask
+        pthread_mutex_lock(&store.lock)
+        mask = object_fail(store, self.object)
+        pthread_mutex_unlock(&store.lock)
+        self.plane.wake(self.object, mask)
+
+    def pause_at(self, int64_t offset) -> bool:
+        """Asks for a nudge when a reader gets to `offset`. False: somebody waits already, so don't pause."""
+        store_i64_seq(&self.object.resume_at, offset)
+        if load_u32_seq(&self.object.waiting) or load_i64(&self.object.want) >= offset:
+            store_i64_seq(&self.object.resume_at, INT64_MAX)
+            return False
+        return True
+
+    def unpause(self) -> None:
+        store_i64_seq(&self.object.resume_at, INT64_MAX)
+
+    def drop_before(self, int64_t offset) -> None:
+        """Empties what a private body's reader has passed."""
+        cdef Store* store = &self.plane.shared.store
+        pthread_mutex_lock(&store.lock)
+        drop_before(store, self.object, offset)
+        pthread_mutex_unlock(&store.lock)
+
+    def has_bytes(self, int64_t offset) -> int:
+        """How many body bytes there are in a row from `offset` on, within its slice."""
+        cdef uint64_t n = 0
+        if body_at(&self.plane.shared.store, self.object, offset, &n) == NULL:
+            return 0
+        return n
+
+    def body(self, int64_t most) -> bytes:
+        """Up to `most` bytes of the body's start, copied (for playlists)."""
+        cdef uint64_t n
+        cdef int64_t offset = 0
+        cdef uint8_t* data
+        parts = []
+        while offset < most:
+            data = body_at(&self.plane.shared.store, self.object, offset, &n)
+            if data == NULL:
+                break
+            if <int64_t>n > most - offset:
+                n = <uint64_t>(most - offset)
+            parts.append((<char*>data)[:n])
+            offset += n
+        return b"".join(parts)
+
+
+cdef Head* make_head(Store* store, int status, bytes status_line, bytes lines, bytes short_lines, bytes etag,
+                     int64_t last_modified_s, int64_t fresh_until_ns, int64_t stale_until_ns, int64_t validated_ns,
+                     int64_t born_ns, int flags):
+    cdef uint64_t size = sizeof(Head) + len(status_line) + len(lines) + len(short_lines) + len(etag)
+    cdef Head* head = <Head*>store_allocate(store, size)
+    cdef uint8_t* out
+    if head == NULL:
+        return NULL
+    out = head_bytes(head)
+    head.size = <uint32_t>size
+    head.status = status
+    head.flags = flags
+    head.fresh_until_ns = fresh_until_ns
+    head.stale_until_ns = stale_until_ns
+    head.validated_ns = validated_ns
+    head.born_ns = born_ns
+    head.last_modified_s = last_modified_s
+    head.status_line_length = <uint32_t>len(status_line)
+    head.lines_length = <uint32_t>len(lines)
+    head.short_length = <uint32_t>len(short_lines)
+    memcpy(out, <const char*>status_line, len(status_line))
+    out += len(status_line)
+    memcpy(out, <const char*>lines, len(lines))
+    out += len(lines)
+    memcpy(out, <const char*>short_lines, len(short_lines))
+    out += len(short_lines)
+    memcpy(out, <const char*>etag, len(etag))
+    head.etag_length = <uint32_t>len(etag)
+    head.etag = <uint32_t>(out - head_bytes(head)) if etag else 0
+    return head
+
+
+cdef class Exchange:
+    """One question of a worker. Answered exactly once, or its slot is lost: the last reference answers 502."""
+
+    cdef readonly Plane plane
+    cdef readonly uint32_t worker, index, generation, origin, listener
+    cdef readonly int zone
+    cdef readonly str kind
+    cdef readonly int64_t arrival_ns, offset, range_first, range_last
+    cdef readonly bytes head, key
+    cdef readonly StoredObject stored
+    cdef readonly bint is_answered
+
+    @property
+    def identity(self):
+        return (self.worker, self.index, self.generation)
+
+    def __dealloc__(self):
+        if not self.is_answered and self.plane is not None and self.plane.shared != NULL:
+            post_answer(self, ANSWER_ERROR, NULL, 502, 0, False)
+
+    def match(self, int fwd_status=0, bint stored=True) -> None:
+        """Everybody who waits looks again: the answer is in the table, or the key is marked."""
+        post_answer(self, ANSWER_MATCH, NULL, 0, fwd_status, stored)
+
+    def leader(self, StoredObject stored, int fwd_status=0) -> None:
+        """`stored` is for the first asker alone; the others look again."""
+        post_answer(self, ANSWER_LEADER, stored.object, 0, fwd_status, False)
+
+    def everybody(self, StoredObject stored, int fwd_status=0) -> None:
+        """`stored` answers all who wait now, and nobody later."""
+        post_answer(self, ANSWER_ALL, stored.object, 0, fwd_status, False)
+
+    def stale(self, StoredObject stored, int fwd_status=0) -> None:
+        """The stored object may be served stale to all who wait now."""
+        post_answer(self, ANSWER_STALE, stored.object, 0, fwd_status, True)
+
+    def error(self, int status) -> None:
+        post_answer(self, ANSWER_ERROR, NULL, status, 0, False)
+
+    def done(self) -> None:
+        """Nobody waits (refresh, want): only frees the slot."""
+        post_answer(self, ANSWER_DONE, NULL, 0, 0, False)
+
+
+cdef void post_answer(Exchange exchange, uint32_t disposition, Object* object, uint32_t status, uint32_t detail, bint is_stored):
+    cdef Message message
+    if exchange.is_answered:
+        return
+    exchange.is_answered = True
+    message.next = NULL
+    message.object = object
+    message.kind = MESSAGE_ANSWER
+    message.index = exchange.index
+    message.generation = exchange.generation
+    message.disposition = disposition
+    message.status = status
+    message.detail = detail
+    message.is_stored = is_stored
+    message.value = 0
+    exchange.plane.post(exchange.worker, &message)
+
+
+cdef class Plane:
+    """The store and its workers.
+
+    `workers`: edge threads. `memory_limit_bytes`: hard, counts all that objects, heads, connection buffers and what
+    waits to be reclaimed take. `bell_fd` becomes readable when take() has something."""
+
+    cdef Shared* shared
+    cdef Worker** workers
+    cdef readonly uint32_t n_workers
+    cdef readonly object counters
+    cdef uint64_t[:, ::1] columns
+    cdef object _threads
+    cdef object _tables          # [(epoch, arrays)]: the newest last
+    cdef readonly uint64_t generation
+
+    def __cinit__(self, uint32_t workers, uint64_t memory_limit_bytes, uint32_t slice_bytes=1048576):
+        cdef uint32_t i
+        cdef bytes secret = os.urandom(32)
+        if not 0 < workers <= MAX_WORKERS:
+            raise ValueError(f"workers must be 1 to {MAX_WORKERS}")
+        self.n_workers = workers
+        raw = np.zeros((workers + 2) * COUNTER_STRIDE, dtype="u8")
+        skip = (-raw.ctypes.data % 64) // 8
+        self.counters = raw[skip:skip + (workers + 1) * COUNTER_STRIDE].reshape(workers + 1, COUNTER_STRIDE)
+        self.columns = self.counters
+        self._threads = []
+        self._tables = []
+        self.shared = <Shared*>calloc(1, sizeof(Shared))
+        self.workers = <Worker**>calloc(workers, sizeof(Worker*))
+        if self.shared == NULL or self.workers == NULL:
+            raise MemoryError
+        if not store_open(&self.shared.store, memory_limit_bytes, slice_bytes, workers, secret):
+            raise MemoryError
+        memcpy(self.shared.addresses.secret, (<const char*>secret) + 16, 16)
+        pthread_mutex_init(&self.shared.addresses.lock, NULL)
+        self.shared.addresses.buckets = <AddressCount*>calloc(ADDRESS_BUCKETS, sizeof(AddressCount))
+        self.shared.bell.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if self.shared.addresses.buckets == NULL or self.shared.bell.fd < 0:
+            raise MemoryError
+        for i in range(workers):
+            self.workers[i] = <Worker*>calloc(1, sizeof(Worker))
+            if self.workers[i] == NULL or not edge_open(self.workers[i], self.shared, i, &self.columns[i + 1, 0]):
+                raise MemoryError
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.shared == NULL:
+            return
+        if self.workers != NULL:
+            for i in range(self.n_workers):
+                if self.workers[i] != NULL:
+                    edge_close(self.workers[i])
+                    free(self.workers[i])
+            free(self.workers)
+        store_close(&self.shared.store)
+        free(self.shared.addresses.buckets)
+        if self.shared.bell.fd > 0:
+            close(self.shared.bell.fd)
+        free(self.shared)
+        self.shared = NULL
+
+    # --- tables -------------------------------------------------------------------------------------------------------
+
+    def publish(self, bytes strings, tuple site, hosts, paths, origins, nets, listeners, parameters, limits) -> int:
+        """Publishes compiled rows (numpy arrays of the dtypes in ext.layout) and returns their generation. The old ones
+        are kept until every worker has passed."""
+        cdef Tables* tables = <Tables*>calloc(1, sizeof(Tables))
+        cdef Tables* old
+        if tables == NULL:
+            raise MemoryError
+        for array, dtype in ((hosts, _layout.HOST_DTYPE), (paths, _layout.PATH_DTYPE), (origins, _layout.ORIGIN_DTYPE),
+                             (nets, _layout.NET_DTYPE), (listeners, _layout.LISTENER_DTYPE),
+                             (parameters, _layout.STRING_DTYPE), (limits, _layout.LIMITS_DTYPE)):
+            if array.dtype != dtype or not array.flags.c_contiguous:
+                free(tables)
+                raise TypeError("a table has the wrong dtype")
+        self.generation += 1
+        tables.generation = self.generation
+        tables.strings = <uint8_t*><const char*>strings
+        tables.site, tables.site_length = site
+        tables.hosts = <HostRow*><uintptr_t>hosts.ctypes.data
+        tables.n_hosts = len(hosts)
+        tables.paths = <PathRow*><uintptr_t>paths.ctypes.data
+        tables.origins = <OriginRow*><uintptr_t>origins.ctypes.data
+        tables.n_origins = len(origins)
+        tables.nets = <NetRow*><uintptr_t>nets.ctypes.data
+        tables.n_nets = len(nets)
+        tables.listeners = <ListenerRow*><uintptr_t>listeners.ctypes.data
+        tables.n_listeners = len(listeners)
+        tables.parameters = <StringRow*><uintptr_t>parameters.ctypes.data
+        memcpy(&tables.limits, <void*><uintptr_t>limits.ctypes.data, sizeof(LimitsRow))
+        old = <Tables*>exchange_ptr(<void**>&self.shared.tables, tables)
+        epoch = add_u64(&self.shared.store.epoch, 1) + 1
+        if self._tables:
+            newest = self._tables.pop()
+            self._tables.append((epoch, newest[1], newest[2]))
+        self._tables.append((0, <uintptr_t>tables, (strings, hosts, paths, origins, nets, listeners, parameters)))
+        return self.generation
+
+    def acknowledged(self) -> int:
+        """The oldest generation that a worker may still read."""
+        self._free_tables()
+        return (<Tables*><uintptr_t>self._tables[0][1]).generation if self._tables else 0
+
+    def _free_tables(self):
+        cdef uint64_t least = ~<uint64_t>0
+        cdef uint64_t epoch
+        cdef uint32_t i
+        for i in range(self.n_workers):
+            epoch = add_u64(&self.shared.store.workers[i].epoch, 0)
+            if epoch and epoch < least:
+                least = epoch
+        while len(self._tables) > 1 and self._tables[0][0] <= least:
+            free(<void*><uintptr_t>self._tables.pop(0)[1])
+
+    # --- workers ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the worker threads; tables must be published."""
+        if self.shared.tables == NULL:
+            raise RuntimeError("publish tables first")
+        for i in range(self.n_workers):
+            self.workers[i].tables = self.shared.tables
+            thread = threading.Thread(target=self._run, args=(i,), name=f"edge-{i}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _run(self, uint32_t index):
+        cdef Worker* worker = self.workers[index]
+        with nogil:
+            edge_run(worker)
+
+    def listen(self, int fd, uint32_t index) -> None:
+        """Lets every worker accept from a listening, non-blocking socket. `index`: its row in the listeners' table."""
+        self._tell(MESSAGE_LISTEN, index, fd)
+
+    def unlisten(self, uint32_t index) -> None:
+        self._tell(MESSAGE_UNLISTEN, index, 0)
+
+    def drain(self) -> None:
+        """No new connections; idle ones close, others after their response."""
+        self._tell(MESSAGE_DRAIN, 0, 0)
+
+    def close(self) -> None:
+        """Ends the workers and their connections at once."""
+        if not self._threads:
+            return
+        self._tell(MESSAGE_CLOSE, 0, 0)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def _tell(self, uint32_t kind, uint32_t index, int fd):
+        cdef Message message
+        cdef uint32_t i
+        for i in range(self.n_workers):
+            message.next = NULL
+            message.object = NULL
+            message.kind = kind
+            message.index = index
+            message.detail = <uint32_t>fd
+            self.post(i, &message)
+
+    cdef void post(self, uint32_t worker, Message* message):
+        if message.object != NULL:
+            add_u64(&message.object.refs, 1)
+        if not mailbox_post(&self.workers[worker].mailbox, message) and message.object != NULL:
+            object_release(message.object)
+
+    cdef void wake(self, Object* object, uint32_t mask):
+        cdef Message message
+        cdef uint32_t i
+        if mask == 0:
+            return
+        message.next = NULL
+        message.object = object
+        message.kind = MESSAGE_WAKE
+        for i in range(self.n_workers):
+            if mask >> i & 1:
+                self.post(i, &message)
+
+    # --- exchanges ----------------------------------------------------------------------------------------------------
+
+    @property
+    def bell_fd(self) -> int:
+        return self.shared.bell.fd
+
+    def take(self) -> tuple:
+        """(new exchanges, identities of cancelled ones, objects nudged) since the last call."""
+        cdef RingItem item
+        cdef uint32_t i
+        cdef StoredObject stored
+        asked = []
+        cancelled = []
+        nudged = []
+        bell_hear(&self.shared.bell)
+        for i in range(self.n_workers):
+            while ring_pop(&self.workers[i].ring, &item):
+                if item.what == RING_REQUEST:
+                    asked.append(take_exchange(self, &self.workers[i].exchanges[item.index]))
+                elif item.what == RING_CANCEL:
+                    cancelled.append((i, item.index, item.generation))
+                else:
+                    exchange_u32(&item.object.nudged, 0)
+                    stored = StoredObject.__new__(StoredObject)
+                    stored.plane = self
+                    stored.object = item.object     # with the reference that came along
+                    nudged.append(stored)
+        return asked, cancelled, nudged
+
+    # --- objects ------------------------------------------------------------------------------------------------------
+
+    def create(self, uint32_t origin, int64_t total_length, int status, bytes status_line, bytes lines, bytes short_lines,
+               bytes etag, int64_t last_modified_s, int64_t fresh_until_ns, int64_t stale_until_ns, int64_t validated_ns,
+               int64_t born_ns, int flags, bint is_private, bint is_strong, int kind=0, int class_index=0):
+        """An object that isn't in the table yet; None when there is no memory. Arguments as in StoredObject.set_head."""
+        cdef Store* store = &self.shared.store
+        cdef Head* head
+        cdef Object* object = NULL
+        cdef StoredObject stored
+        cdef uint32_t object_flags = (OBJECT_PRIVATE if is_private else 0) | (OBJECT_STRONG if is_strong else 0)
+        pthread_mutex_lock(&store.lock)
+        head = make_head(store, status, status_line, lines, short_lines, etag, last_modified_s, fresh_until_ns,
+                         stale_until_ns, validated_ns, born_ns, flags)
+        if head != NULL:
+            object = object_new(store, head, total_length, origin, object_flags)
+            if object == NULL:
+                arena_free(&store.arena, head, head.size)
+        if object != NULL:
+            object.kind = <uint8_t>kind
+            object.class_index = <uint8_t>class_index
+        pthread_mutex_unlock(&store.lock)
+        if object == NULL:
+            return None
+        stored = StoredObject.__new__(StoredObject)
+        stored.plane = self
+        stored.object = object
+        return stored
+
+    def find(self, uint32_t origin, bytes key) -> list:
+        """All variants of a key, newest first."""
+        cdef Store* store = &self.shared.store
+        cdef Entry* entry
+        cdef Object* object
+        found = []
+        pthread_mutex_lock(&store.lock)
+        entry = table_find(store, hash_key(store, origin, key, <uint32_t>len(key)), origin, key, <uint32_t>len(key))
+        if entry != NULL:
+            object = entry.variants
+            while object != NULL:
+                found.append(wrap(self, object))
+                object = object.next_variant
+        pthread_mutex_unlock(&store.lock)
+        return found
+
+    def mark_unshareable(self, uint32_t origin, bytes key, int64_t until_ns) -> bool:
+        """Remembers that a key's responses can't be shared, so that nobody queues behind one; 0 forgets it."""
+        cdef Store* store = &self.shared.store
+        pthread_mutex_lock(&store.lock)
+        done = mark_unshareable(store, hash_key(store, origin, key, <uint32_t>len(key)), origin, key, <uint32_t>len(key), until_ns)
+        pthread_mutex_unlock(&store.lock)
+        return bool(done)
+
+    def objects(self) -> list:
+        """[(origin, key, StoredObject)] of all that is in the table."""
+        cdef Store* store = &self.shared.store
+        cdef Table* table
+        cdef Entry* entry
+        cdef Object* object
+        cdef uint64_t i
+        found = []
+        pthread_mutex_lock(&store.lock)
+        table = store.table
+        for i in range(table.mask + 1):
+            entry = table.buckets[i]
+            if <uintptr_t>entry <= 1:
+                continue
+            object = entry.variants
+            key = (<char*>entry + sizeof(Entry))[:entry.key_length] if object != NULL else b""
+            while object != NULL:
+                found.append((entry.origin, key, wrap(self, object)))
+                object = object.next_variant
+        pthread_mutex_unlock(&store.lock)
+        return found
+
+    def reclaim(self) -> None:
+        """Frees what no worker can see any more; evicts what connection buffers have pushed over the limit."""
+        cdef Store* store = &self.shared.store
+        cdef uint64_t over
+        pthread_mutex_lock(&store.lock)
+        reclaim(store)
+        over = store.arena.mapped + load_u64_relaxed(&store.outside)
+        if over > store.arena.limit and store.retired_bytes < over - store.arena.limit:
+            evict(store, over - store.arena.limit)
+        pthread_mutex_unlock(&store.lock)
+        self._free_tables()
+
+    # --- figures ------------------------------------------------------------------------------------------------------
+
+    def count(self, str name, uint64_t n=1) -> None:
+        """Adds to the control plane's own row."""
+        cdef int column = _COLUMN[name]
+        count(&self.columns[0, column], n)
+
+    def totals(self) -> dict:
+        """Each counter summed over its rows."""
+        cdef int column
+        cdef uint32_t i
+        cdef uint64_t total
+        result = {}
+        for column, name, _ in _layout.COUNTERS:
+            total = 0
+            for i in range(self.n_workers + 1):
+                total += load_u64_relaxed(&self.columns[i, column])
+            result[name] = total
+        result["evictions"] = self.shared.store.n_evictions
+        result["memory_refused"] = self.shared.store.n_refused
+        total = 0
+        for i in range(self.n_workers):
+            total += load_u64_relaxed(&self.workers[i].mailbox.wakeups)
+        result["worker_wakeups"] = total
+        return result
+
+    @property
+    def memory(self) -> dict:
+        """Bytes: `mapped` for objects (of which `used` asked for, `retired` waiting), `outside` for connections, `limit`."""
+        cdef Store* store = &self.shared.store
+        return {
+            "mapped": load_u64_relaxed(&store.arena.mapped), "used": load_u64_relaxed(&store.arena.used),
+            "retired": store.retired_bytes, "outside": load_u64_relaxed(&store.outside), "limit": store.arena.limit,
+        }
+
+    @property
+    def n_objects(self) -> int:
+        return self.shared.store.n_objects
+
+    @property
+    def n_connections(self) -> int:
+        return load_u64_relaxed(&self.shared.n_connections)
+
+    def workers_state(self) -> list:
+        """[(connections, passes, alive)] by worker."""
+        return [
+            (load_u64_relaxed(&self.workers[i].n_connections), load_u64_relaxed(&self.workers[i].progress),
+             i < len(self._threads) and self._threads[i].is_alive())
+            for i in range(self.n_workers)
+        ]
+
+
+cdef StoredObject wrap(Plane plane, Object* object):
+    """With a reference of its own; the caller holds the lock, so the object can't go meanwhile."""
+    cdef StoredObject stored = StoredObject.__new__(StoredObject)
+    add_u64(&object.refs, 1)
+    stored.plane = plane
+    stored.object = object
+    return stored
+
+
+cdef Exchange take_exchange(Plane plane, Slot* e):
+    cdef Exchange exchange = Exchange.__new__(Exchange)
+    cdef StoredObject stored
+    exchange.plane = plane
+    exchange.worker = e.worker
+    exchange.index = e.index
+    exchange.generation = e.generation
+    exchange.origin = e.origin
+    exchange.listener = e.listener
+    exchange.zone = e.zone
+    exchange.kind = KINDS[e.kind]
+    exchange.arrival_ns = e.arrival_ns
+    exchange.offset = e.offset
+    exchange.range_first = e.range_first
+    exchange.range_last = e.range_last
+    exchange.head = (<char*>e.bytes)[:e.head_length]
+    exchange.key = (<char*>e.bytes)[e.head_length:e.head_length + e.key_length]
+    if e.object != NULL:
+        stored = StoredObject.__new__(StoredObject)
+        add_u64(&e.object.refs, 1)
+        stored.plane = plane
+        stored.object = e.object
+        exchange.stored = stored
+    return exchange
