@@ -302,13 +302,15 @@ def _read_mpd(text: bytes) -> Manifest | None:
     except (expat.ExpatError, OriginError, ValueError, LookupError):
         return None
     root = reader.root or {}
-    is_live = root.get("type") == "dynamic"
+    if root.get("type") != "dynamic":
+        return Manifest(Kind.VOD_PLAYLIST, False, _target(_duration_s(root.get("maxSegmentDuration"))))
+    update_period_s = _duration_s(root.get("minimumUpdatePeriod"))
     return Manifest(
-        Kind.LIVE_PLAYLIST if is_live else Kind.VOD_PLAYLIST,
-        is_live,
+        Kind.LIVE_PLAYLIST,
+        True,
         _target(_duration_s(root.get("maxSegmentDuration"))),
-        # A dynamic MPD without minimumUpdatePeriod is not updated (ISO/IEC 23009-1 table 3), but until we see its end
-        # it counts as one that is.
-        update_period_s=(_duration_s(root.get("minimumUpdatePeriod")) or UNKNOWN_TARGET_S) if is_live else None,
+        # Without minimumUpdatePeriod an MPD is not updated (ISO/IEC 23009-1 section 5.3.1.2), but encoders that restart
+        # do so anyway; 0 means at any time.
+        update_period_s=UNKNOWN_TARGET_S if update_period_s is None else update_period_s,
         timing_urls=tuple(reader.timing_urls),
     )
