@@ -100,7 +100,9 @@ cdef uint32_t put_cache_status(Worker* w, Connection* c, const Head* head, uint3
     if how == AS_HIT:
         used = put(out, used, b"; hit; ttl=", 11)
         ttl_s = (head.fresh_until_ns - w.now_ns) // 1000000000
-        used = put_number(out, used, ttl_s if ttl_s < 2147483648 else 2147483648)
+        if ttl_s > 2147483647:      # the largest delta-seconds that all understand (RFC 9111 section 1.2.2)
+            ttl_s = 2147483647
+        used = put_number(out, used, ttl_s)
         return put(out, used, b"\r\n", 2)
     if c.fwd_reason == FWD_STALE:
         used = put(out, used, b"; fwd=stale", 11)
