@@ -183,7 +183,8 @@ def parse_host_pattern(text: str) -> str:
 def parse_path_prefix(text: str) -> str:
     """`/`, `/live`: compared byte for byte; `/live/` is `/live`, as prefixes match at a segment boundary."""
     if not text.startswith("/"):
-        raise ValueError(f"a path starts with '/', got {quoted(text)} (did you mean '/{text[:40]}'?)")
+        hint = f" (did you mean '/{text}'?)" if len(text) <= 60 and _PATH.fullmatch(f"/{text}") else ""
+        raise ValueError(f"a path starts with '/', got {quoted(text)}{hint}")
     if not _PATH.fullmatch(text):
         raise ValueError(
             f"a path has no query, space or other character that must be percent-encoded, got {quoted(text)}"

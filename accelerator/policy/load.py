@@ -23,13 +23,13 @@ from accelerator.policy.units import quoted
 
 SIZE_MAX_BYTES = 2**20
 DEPTH_MAX = 20
-# In all files. 1 MiB of "1," would be half a million values, which take 15 s to report as wrong (measured); 1,000 origins
+# In all files. 1 MiB of "1," would be half a million values and take 16 s to report as wrong (measured); 1,000 origins
 # with every key written out are 30,000.
 VALUES_MAX = 50_000
 PROBLEMS_MAX = 1000
 FILES_MAX = 1000
 
-# libyaml parses 1 MiB of keys some ten times faster than PyYAML's Python; both count lines and columns alike.
+# libyaml parses 20,000 keys in 0.04 s, PyYAML's own parser in 0.6 s (measured); both count lines and columns alike.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Control characters, line breaks that only YAML knows (NEL, LS, PS: editors count lines otherwise), and

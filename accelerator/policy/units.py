@@ -7,6 +7,7 @@ function here takes the text and raises ValueError with a clear line (and a near
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
 
 SIZE_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -14,10 +15,10 @@ RATE_UNITS = {"bit/s": 1, "kbit/s": 10**3, "Mbit/s": 10**6, "Gbit/s": 10**9}
 TIME_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 # int() refuses text of more than 4,300 digits; 15 are enough for all, and each key has bounds of its own.
-_QUANTITY = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?(.*)", re.DOTALL)
+_QUANTITY = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?( *[A-Za-z].*|)", re.DOTALL)
 _WHOLE = re.compile(r"[0-9]{1,18}")
 
-# What people write by habit from other tools (nginx, tc, iptables); difflib would guess wrong for one-letter units.
+# What people write by habit from other tools (nginx, tc, iptables). difflib would offer MiB for TiB.
 _HABITS = {
     "k": "KiB", "m": "MiB", "g": "GiB", "kb": "kB", "mb": "MB", "gb": "GB", "kib": "KiB", "mib": "MiB", "gib": "GiB",
     "ki": "KiB", "mi": "MiB", "gi": "GiB", "bps": "bit/s", "kbps": "kbit/s", "mbps": "Mbit/s", "gbps": "Gbit/s",
@@ -46,13 +47,7 @@ def _names(units: list[str]) -> str:
 
 def _nearest_unit(unit: str, units: list[str]) -> str | None:
     habit = _HABITS.get(unit.lower())
-    if habit in units:
-        return habit
-    folded = {name.lower(): name for name in units}
-    if unit.lower() in folded:
-        return folded[unit.lower()]
-    close = get_close_matches(unit.lower(), list(folded), n=1) if 1 < len(unit) <= 16 else []
-    return folded[close[0]] if close else None
+    return habit if habit in units else {name.lower(): name for name in units}.get(unit.lower())
 
 
 def _quantity(text: str, what: str, units: dict[str, int], usual: str) -> tuple[int, int]:
@@ -65,7 +60,9 @@ def _quantity(text: str, what: str, units: dict[str, int], usual: str) -> tuple[
     if unit not in units:
         number = text[: match.start(3)]
         if not unit:
-            raise ValueError(f"{what} needs a unit: {_names(names)} (did you mean '{number}{usual}'?)")
+            # 3 means 3MiB to most people, 536870912 means bytes.
+            meant = f"{number}{usual}" if decimals or len(whole) <= 3 else _IN_SMALLEST_UNIT[usual](int(whole))
+            raise ValueError(f"{what} needs a unit: {_names(names)} (did you mean '{meant}'?)")
         close = _nearest_unit(unit.strip(), names)
         hint = f" (did you mean '{number}{close}'?)" if close else ""
         raise ValueError(f"{quoted(text)} is not {what}: the units are {_names(names)}{hint}")
@@ -117,6 +114,13 @@ def format_time(time_s: float) -> str:
         if time_s * 1000 % TIME_UNITS_MS[unit] == 0 and (time_s or unit == "s"):
             return f"{int(time_s * 1000) // TIME_UNITS_MS[unit]}{unit}"
     return f"{time_s * 1000:.6f}".rstrip("0").rstrip(".") + "ms"
+
+
+_IN_SMALLEST_UNIT: dict[str, Callable[[int], str]] = {
+    "MiB": format_size,
+    "Mbit/s": format_rate,
+    "s": lambda time_ms: format_time(time_ms / 1000),
+}
 
 
 def parse_whole(text: str) -> int:
