@@ -1,6 +1,6 @@
 """Builds the extension: every ext/*.pyx is one module. Metadata lives in pyproject.toml, not here.
 
-`SANITIZE=address,undefined` or `SANITIZE=thread` builds with gcc's sanitizers (see the Makefile's test-asan and test-tsan).
+`SANITIZE=address,undefined` or `SANITIZE=thread` builds with gcc's sanitizers (the Makefile's test-asan and test-tsan).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from setuptools import Extension, setup
 
 SANITIZE = os.environ.get("SANITIZE", "")
 # Python's own CFLAGS carry -fwrapv, which silences UBSan's signed overflow (reliability.md section 9).
-COMPILE = ["-std=gnu11", "-fno-wrapv", "-Wall", "-Wno-unused-function", "-Wno-cpp"]
+COMPILE = ["-std=gnu11", "-fno-wrapv", "-fno-strict-aliasing", "-Wall", "-Wno-unused-function", "-Wno-cpp"]
 COMPILE += (
-    ["-O1", "-g", "-fno-strict-aliasing", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined"]
+    ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined"]
     if SANITIZE
-    else ["-O3", "-g1", "-fno-strict-aliasing", "-fno-plt", "-fvisibility=hidden"]
+    else ["-O3", "-g1", "-fno-plt", "-fvisibility=hidden"]
 )
 LINK = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
 
