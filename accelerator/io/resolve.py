@@ -73,10 +73,10 @@ def embedded_v4(ip: IPv6Address) -> tuple[IPv4Address, ...]:
             found += [(number >> shift) & 0xFFFFFFFF for shift in shifts]
     if ip in _LOCAL_NAT64:
         # RFC 6052 section 2.2: a /48, /56, /64 or /96 may be in use within it; bits 64 to 71 are skipped.
-        found.append(number & 0xFFFFFFFF)
-        for prefix_bits in (48, 56, 64):
-            joined = ((number >> 64 << 56) | (number & ((1 << 56) - 1))) & ((1 << (120 - prefix_bits)) - 1)
-            found.append((joined >> (120 - prefix_bits - 32)) & 0xFFFFFFFF)
+        # A reading that gives 0.x.y.z is the wrong one; refusing it would refuse every address of a longer prefix.
+        joined = (number >> 64 << 56) | (number & ((1 << 56) - 1))
+        readings = [number & 0xFFFFFFFF, *((joined >> (88 - prefix_bits)) & 0xFFFFFFFF for prefix_bits in (48, 56, 64))]
+        found += [reading for reading in readings if reading >> 24]
     if ip in _TEREDO:
         found += [(number >> 64) & 0xFFFFFFFF, ~number & 0xFFFFFFFF]
     if (number >> 32) & 0xFFFFFFFF in _ISATAP:

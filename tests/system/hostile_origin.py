@@ -66,6 +66,12 @@ class Peer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
+    def shut_tcp(self) -> None:
+        """Over TLS: ends the TCP stream without close_notify."""
+        sock = self.writer.get_extra_info("socket")
+        with socket.fromfd(sock.fileno(), sock.family, sock.type) as same:
+            same.shutdown(socket.SHUT_RDWR)
+
     async def closed_by_client(self) -> None:
         """Waits until the client has closed or reset the connection."""
         with suppress(ConnectionError):

@@ -1,4 +1,4 @@
-"""An upstream client and its origin for one test, on either loop. Test support, no test; import `run` to have the fixture."""
+"""An upstream client and its origin, on either loop (import `run` to have the fixture). Test support, no test."""
 
 from __future__ import annotations
 
