@@ -250,7 +250,9 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
         c.fwd_reason = FWD_STALE
     elif c.fwd_reason == FWD_NONE:
         c.fwd_reason = FWD_URI_MISS
-    if entry != NULL and load_i64(&entry.unshareable_until_ns) > w.now_ns or c.n_tries >= MAX_TRIES:
+    # A HEAD is never stored: GETs that joined it would gain nothing.
+    if (c.n_tries >= MAX_TRIES or head.method == METHOD_HEAD
+            or (entry != NULL and load_i64(&entry.unshareable_until_ns) > w.now_ns)):
         kind = EXCHANGE_ALONE
     return ask(w, c, kind, data, n, head, origin, hash, key, key_length, object if kind == EXCHANGE_STALE else NULL)
 
@@ -463,7 +465,11 @@ cdef void resume(Worker* w, Connection* c) noexcept nogil:
         else:
             c.is_head = w.head.method == METHOD_HEAD
             c.close_after = not w.head.keep_alive or w.is_draining
-            if c.answer == ANSWER_ERROR:
+            if c.answer == ANSWER_ALL and not c.is_leader and (w.head.known[FIELD_AUTHORIZATION] or w.head.known[FIELD_COOKIE]):
+                # What an anonymous request got says nothing of one with credentials.
+                c.n_tries = MAX_TRIES
+                result = handle(w, c, c.buffer, n)
+            elif c.answer == ANSWER_ERROR:
                 result = respond_error(w, c, c.answer_status, False)
             elif object != NULL and c.answer == ANSWER_STALE:
                 count(&w.counters[C_STALE_SERVED], 1)
@@ -516,6 +522,7 @@ cdef void on_answer(Worker* w, Message* m) noexcept nogil:
         disposition = m.disposition
         if disposition == ANSWER_LEADER and not c.is_leader:
             disposition = ANSWER_MATCH
+            c.n_tries = MAX_TRIES       # requests of their own at once, not one after the other
         c.answer = <uint8_t>disposition
         c.answer_status = <uint16_t>m.status
         if m.object != NULL and disposition != ANSWER_MATCH:

@@ -39,6 +39,7 @@ from ext.exchange cimport (
 from ext.exchange cimport Exchange as Slot
 from ext.http_head cimport RequestHead, parse_request
 from ext.layout cimport *
+from ext.request cimport build_key, route
 from ext.store cimport *
 
 from ext import layout as _layout
@@ -645,6 +646,16 @@ cdef class Plane:
         stored.plane = self
         stored.object = object
         return stored
+
+    def route(self, bytes host, bytes path) -> int:
+        """The origin row of a viewer's host (without port) and path; -1 unknown host, -2 no path."""
+        return route(self.shared.tables, host, <uint32_t>len(host), path, <uint32_t>len(path))
+
+    def key_of(self, uint32_t origin, bytes path) -> bytes:
+        """The key of a path with its query, as the workers build it."""
+        cdef bytearray out = bytearray(len(path) + 1)
+        n = build_key(self.shared.tables, origin, path, <uint32_t>len(path), <uint8_t*><char*>out)
+        return bytes(out[:n])
 
     def find(self, uint32_t origin, bytes key) -> list:
         """All variants of a key, newest first."""
