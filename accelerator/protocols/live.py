@@ -302,15 +302,15 @@ def _read_mpd(text: bytes) -> Manifest | None:
     except (expat.ExpatError, OriginError, ValueError, LookupError):
         return None
     root = reader.root or {}
-    if root.get("type") != "dynamic":
-        return Manifest(Kind.VOD_PLAYLIST, False, _target(_duration_s(root.get("maxSegmentDuration"))))
+    is_live = root.get("type") == "dynamic"
     update_period_s = _duration_s(root.get("minimumUpdatePeriod"))
+    if update_period_s is None and is_live:
+        # Such an MPD is not updated (ISO/IEC 23009-1 section 5.3.1.2), but encoders that restart do it anyway.
+        update_period_s = UNKNOWN_TARGET_S
     return Manifest(
-        Kind.LIVE_PLAYLIST,
-        True,
+        Kind.LIVE_PLAYLIST if is_live else Kind.VOD_PLAYLIST,
+        is_live,
         _target(_duration_s(root.get("maxSegmentDuration"))),
-        # Without minimumUpdatePeriod an MPD is not updated (ISO/IEC 23009-1 section 5.3.1.2), but encoders that restart
-        # do so anyway; 0 means at any time.
-        update_period_s=UNKNOWN_TARGET_S if update_period_s is None else update_period_s,
+        update_period_s=update_period_s if is_live else None,
         timing_urls=tuple(reader.timing_urls),
     )
