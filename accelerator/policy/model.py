@@ -145,7 +145,7 @@ def _file_name(value: object, info: ValidationInfo) -> addresses.FileName:
     return addresses.FileName(value, os.path.join(folder, value))
 
 
-def _is_empty(none: Any) -> BeforeValidator:
+def _empty_means(none: Any) -> BeforeValidator:
     return BeforeValidator(lambda value: none() if value is None else value)
 
 
@@ -187,7 +187,7 @@ class Site(_Section):
 
 
 class Zone(_Section):
-    nets: Annotated[tuple[Network, ...], _is_empty(tuple)] = Field(
+    nets: Annotated[tuple[Network, ...], _empty_means(tuple)] = Field(
         default=(),
         max_length=4096,
         description="The networks of this zone's viewers. The most specific network wins, then the first zone.",
@@ -207,7 +207,7 @@ class Cache(_Section):
 
 class Listener(_Section):
     address: ListenAddress = Field(description="IP address and port where viewers connect; port 0 takes any free port.")
-    zones: Annotated[tuple[Name, ...], _is_empty(tuple)] = Field(
+    zones: Annotated[tuple[Name, ...], _empty_means(tuple)] = Field(
         default=(),
         max_length=ZONES_MAX,
         description="Only viewers of these zones are served here; left out: everybody.",
@@ -244,7 +244,7 @@ class Origin(_Section):
         max_length=1000,
         description="Hosts that viewers ask for: exact names, '*.suffix', or '*' for any. Without port.",
     )
-    paths: Annotated[tuple[PathPrefix, ...], _is_empty(lambda: ("/",))] = Field(
+    paths: Annotated[tuple[PathPrefix, ...], _empty_means(lambda: ("/",))] = Field(
         default=("/",),
         min_length=1,
         max_length=1000,
@@ -264,7 +264,7 @@ class Origin(_Section):
         default="upstream",
         description="The Host that the origin sees: its own name from `from`, or the one that the viewer asked for.",
     )
-    resolve: Annotated[tuple[PinnedAddress, ...], _is_empty(tuple)] = Field(
+    resolve: Annotated[tuple[PinnedAddress, ...], _empty_means(tuple)] = Field(
         default=(), max_length=64, description="IP addresses to use instead of asking DNS for the names in `from`."
     )
     ca: FileName | None = Field(
@@ -275,7 +275,7 @@ class Origin(_Section):
         default=64, description="Connections to this origin at once; more requests wait for one."
     )
     timeouts: Timeouts = Field(default=Timeouts(), description="How long to wait for this origin.")
-    forward: Annotated[tuple[FieldName, ...], _is_empty(tuple)] = Field(
+    forward: Annotated[tuple[FieldName, ...], _empty_means(tuple)] = Field(
         default=(),
         max_length=64,
         description="Request fields that profile media passes to the origin besides the usual ones.",
@@ -314,16 +314,16 @@ class Policy(_Section):
         Literal[1], BeforeValidator(lambda value: 1 if value == "1" else value), WithJsonSchema({"const": 1})
     ] = Field(description="The version of this format.")
     site: Site = Field(description="Which box this is.")
-    zones: Annotated[Mapping[Name, Zone], _is_empty(dict)] = Field(
+    zones: Annotated[Mapping[Name, Zone], _empty_means(dict)] = Field(
         default={}, max_length=ZONES_MAX, description="Who is where: viewers' networks, by name."
     )
-    classes: Annotated[Mapping[Name, Class], _is_empty(dict)] = Field(
+    classes: Annotated[Mapping[Name, Class], _empty_means(dict)] = Field(
         default={},
         max_length=256,
         description="Kinds of content, by name; their order is their priority, first = highest.",
     )
     cache: Cache = Field(default=Cache(), description="Where content is kept, and how much.")
-    listen: Annotated[Mapping[Name, Listener], _is_empty(dict)] = Field(
+    listen: Annotated[Mapping[Name, Listener], _empty_means(dict)] = Field(
         default={}, max_length=256, description="Where viewers connect, by name."
     )
     admin: Admin | None = Field(default=None, description="Where /healthz and /metrics answer; left out: nowhere.")
@@ -335,13 +335,13 @@ class Policy(_Section):
     ] = Field(
         default=0, description="Edge workers: a number, or auto, which leaves a share of a core to everything else."
     )
-    origins: Annotated[Mapping[Name, Origin], _is_empty(dict)] = Field(
+    origins: Annotated[Mapping[Name, Origin], _empty_means(dict)] = Field(
         default={},
         max_length=4096,
         description="Where content comes from, by name. The most specific host wins, then the longest path.",
     )
     limits: Limits = Field(default=Limits(), description="What viewers may take of the box.")
-    locked: Annotated[tuple[Annotated[str, *_text(str)], ...], _is_empty(tuple)] = Field(
+    locked: Annotated[tuple[Annotated[str, *_text(str)], ...], _empty_means(tuple)] = Field(
         default=(),
         max_length=1000,
         description="Keys (dotted, such as origins.media.from) that files merged later can't set.",

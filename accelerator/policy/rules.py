@@ -147,6 +147,8 @@ class Rules:
                 self._value(*path, "forward"),
                 f"origins.{name}.forward: has no effect with profile generic, which forwards every field",
             )
+        if origin.resolve and all(literal(url.host) for url in origin.from_):
+            self._warn(self._value(*path, "resolve"), f"origins.{name}.resolve: has no effect without a name in from")
         if origin.ca is not None:
             if not os.path.isfile(origin.ca.path):
                 self._warn(

@@ -1,4 +1,4 @@
-"""Changes to a valid policy's text by bytes, lines and YAML's own words, for the hypothesis test and the fuzz target."""
+"""Changes to a policy's text by bytes, lines and YAML's own words, for the hypothesis test and the fuzz target."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 from pydantic import BaseModel
@@ -41,6 +40,13 @@ HAS_NO_DEFAULT = {
     "class",
     "ca",
 }
+
+
+def check_by_schema(text: str) -> bool:
+    """Whether the schema accepts `text` as an editor reads it."""
+    jsonschema = pytest.importorskip("jsonschema", reason="an editor's view of the schema needs jsonschema")
+    jsonschema.Draft202012Validator.check_schema(policy_schema())
+    return bool(jsonschema.Draft202012Validator(policy_schema()).is_valid(yaml.safe_load(text)))
 
 
 def differences(given: BaseModel, path: str = "") -> dict[str, object]:
@@ -121,8 +127,7 @@ def test_the_schema_has_every_key_described() -> None:
 
 @pytest.mark.parametrize("path", [DEFAULT, *EXAMPLES], ids=lambda path: path.stem)
 def test_the_schema_accepts_what_the_check_accepts(path: Path) -> None:
-    jsonschema.Draft202012Validator.check_schema(policy_schema())
-    jsonschema.validate(yaml.safe_load(path.read_text()), policy_schema())
+    assert check_by_schema(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -141,14 +146,11 @@ def test_the_schema_accepts_what_the_check_accepts(path: Path) -> None:
 )
 def test_the_schema_refuses_with_the_check(text: str) -> None:
     assert check_texts([("p", text.encode())])[0] is None
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(yaml.safe_load(text), policy_schema())
+    assert not check_by_schema(text)
 
 
 def test_the_schema_takes_empty_sections() -> None:
-    jsonschema.validate(
-        yaml.safe_load("{version: 1, site: {name: a}, zones: , origins: , cache: , locked: }"), policy_schema()
-    )
+    assert check_by_schema("{version: 1, site: {name: a}, zones: , origins: , cache: , locked: }")
 
 
 def document_rows() -> dict[str, list[str]]:

@@ -73,7 +73,7 @@ BOMBS = {
     "pins": HEAD + "listen:\n" + "".join(f"  l{i}: {{address: '127.0.0.{i}:80'}}\n" for i in range(256))
     + origins(250, "hosts: [h{0}], resolve: [" + ",".join(f"127.0.1.{i}" for i in range(64)) + "]").removeprefix(HEAD),
     "nets": HEAD + "zones:\n"
-    + "".join(f" z{z}: {{nets: [{','.join(f'10.{z}.{i // 256}.{i % 256}' for i in range(4000))}]}}\n" for z in range(12)),
+    + "".join(f" z{z}: {{nets: [{','.join(f'10.{z}.{i >> 8}.{i & 255}' for i in range(4000))}]}}\n" for z in range(12)),
     "locks": HEAD + "locked: [" + ",".join(["a." * 300 + "b"] * 1000) + "]",
     "a long lock": HEAD + "locked: [" + "a." * 400_000 + "]",
 }  # fmt: skip
