@@ -1,4 +1,4 @@
-"""The project's errors: each knows its kind, its source and whether a retry can help. No error class may live elsewhere."""
+"""The project's errors: each knows its kind, its source and whether a retry can help."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Sockets of the control plane: upstream connections, name resolution. Knows protocols, never services or policy files."""
+"""Sockets of the control plane: upstream connections, name resolution. Never imports services or policy."""

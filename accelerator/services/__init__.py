@@ -1,1 +1,1 @@
-"""What the box does: joins the data plane's exchanges, the protocol rules and the upstream side. Only the daemon imports services."""
+"""What the box does: joins exchanges, protocol rules and the upstream side. Only the daemon imports services."""

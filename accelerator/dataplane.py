@@ -1,0 +1,160 @@
+"""The one bridge between the planes: policy tables become rows, names become indices. Only this file imports `ext`.
+
+No decision is taken here, and nothing here runs per request of a hit.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from accelerator.policy.compile import Tables
+from ext import layout
+from ext.http_head import HeadError, parse_request, parse_response
+from ext.plane import FLAG_HAS_AGE, FLAG_MUST_VALIDATE, FLAG_NO_BODY, FOREVER_NS, Exchange, Plane, StoredObject
+
+__all__ = [
+    "COUNTER_HELP", "FLAG_HAS_AGE", "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS", "HEALTH_PATH", "SLICE_BYTES",
+    "DataPlane", "Exchange", "HeadError", "StoredObject", "parse_request", "parse_response",
+]  # fmt: skip
+
+COUNTER_HELP: dict[str, str] = {name: text for _, name, text in layout.COUNTERS}
+SLICE_BYTES = 1 << 20
+HEALTH_PATH = b"/.well-known/accelerator/health"
+# Rows of the box's own objects: the health probe.
+BOX_ORIGIN = 0
+# The minimum send rate is judged over this: long enough that a player's pause is not taken for an attack.
+SEND_WINDOW_S = 20.0
+# Descriptors kept for everything that is not a viewer: upstream connections, listeners, control, files.
+SPARE_DESCRIPTORS = 512
+
+
+class _Names:
+    """Indices by name, which stay through reloads: keys and listeners hold them."""
+
+    def __init__(self, first: tuple[str, ...] = ()) -> None:
+        self.names = list(first)
+        self._index = {name: i for i, name in enumerate(first)}
+
+    def index(self, name: str) -> int:
+        found = self._index.get(name)
+        if found is None:
+            found = self._index[name] = len(self.names)
+            self.names.append(name)
+        return found
+
+
+class _Strings:
+    """One blob that rows point into."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def add(self, text: str) -> tuple[int, int]:
+        start = len(self.data)
+        self.data += text.encode()
+        return start, len(self.data) - start
+
+
+class DataPlane:
+    """The plane with names. `workers`, `memory_bytes` hold for its life; everything else comes by `publish`."""
+
+    def __init__(self, workers: int, memory_bytes: int) -> None:
+        self.plane = Plane(workers, memory_bytes, SLICE_BYTES)
+        self._origins = _Names(("",))
+        self._listeners = _Names()
+        self._sockets: dict[str, socket.socket] = {}
+
+    def publish(self, tables: Tables) -> int:
+        """Compiles to rows and publishes them whole; returns the generation."""
+        strings = _Strings()
+        # RFC 9211 section 2: a token begins with a letter, any other name is a quoted string.
+        site = strings.add(tables.site if tables.site[0].isalpha() else f'"{tables.site}"')
+        ids = [self._origins.index(origin.name) for origin in tables.origins]
+        origins = np.zeros(len(self._origins.names), dtype=layout.ORIGIN_DTYPE)
+        origins[BOX_ORIGIN]["is_used"] = 1
+        parameters: list[tuple[int, int]] = []
+        for origin_id, row in zip(ids, tables.origins, strict=True):
+            origins[origin_id] = (len(parameters), len(row.credential_parameters), row.profile, 1, 0)
+            parameters += [strings.add(name) for name in row.credential_parameters]
+        hosts: list[tuple[int, ...]] = []
+        paths: list[tuple[int, ...]] = []
+        for host in tables.hosts:
+            hosts.append((*strings.add(host.pattern), len(paths), len(host.paths), host.kind))
+            paths += [(*strings.add(path.prefix), ids[path.origin]) for path in host.paths]
+        listener_ids = [self._listeners.index(listener.name) for listener in tables.listeners]
+        listeners = np.zeros(len(self._listeners.names), dtype=layout.LISTENER_DTYPE)
+        for listener_id, listener in zip(listener_ids, tables.listeners, strict=True):
+            listeners[listener_id] = (listener.zone_mask, 1)
+        generation: int = self.plane.publish(
+            bytes(strings.data), site, _rows(hosts, layout.HOST_DTYPE), _rows(paths, layout.PATH_DTYPE), origins,
+            _rows([(list(net.network), net.prefix_bits, net.zone) for net in tables.nets], layout.NET_DTYPE),
+            listeners, _rows(parameters, layout.STRING_DTYPE), _limits(tables),
+        )  # fmt: skip
+        return generation
+
+    def origin_id(self, name: str) -> int:
+        return self._origins.index(name)
+
+    def origin_name(self, origin_id: int) -> str:
+        return self._origins.names[origin_id]
+
+    def listen(self, name: str, listening: socket.socket) -> None:
+        """Every worker accepts from `listening` (bound, listening, non-blocking), which stays the caller's to close."""
+        self._sockets[name] = listening
+        self.plane.listen(listening.fileno(), self._listeners.index(name))
+
+    def unlisten(self, name: str) -> None:
+        self.plane.unlisten(self._listeners.index(name))
+        self._sockets.pop(name, None)
+
+    def put_health_object(self) -> None:
+        """Stores what the viewers' health probe answers with: it went through a worker, the table and the store."""
+        body = b"ok\n"
+        lines = (
+            b"Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nAccess-Control-Allow-Origin: *\r\n"
+        )
+        now_ns = 0
+        stored = self.plane.create(
+            BOX_ORIGIN, len(body), 200, b"HTTP/1.1 200 OK\r\n", lines, b"", b"", -1, FOREVER_NS, 0, now_ns, now_ns, 0,
+            False, True,
+        )  # fmt: skip
+        room = stored.room(0, len(body)) if stored is not None else None
+        if stored is None or room is None:
+            raise MemoryError
+        room[:] = body
+        stored.commit(0, len(body))
+        stored.finish(len(body))
+        stored.insert(HEALTH_PATH, b"", b"")
+
+
+def _rows(rows: Iterable[object], dtype: Any) -> Any:
+    return np.array(list(rows), dtype=dtype)
+
+
+def _limits(tables: Tables) -> Any:
+    limits = tables.limits
+    row = np.zeros(1, dtype=layout.LIMITS_DTYPE)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = limits.connections
+    if soft != resource.RLIM_INFINITY:
+        most = min(most, max(soft - SPARE_DESCRIPTORS, soft // 2))
+    row["head_timeout_ns"] = int(limits.head_timeout_s * 1e9)
+    row["idle_timeout_ns"] = int(limits.idle_timeout_s * 1e9)
+    row["send_window_ns"] = int(SEND_WINDOW_S * 1e9)
+    row["send_window_bytes"] = int(limits.send_rate_min_Bps * SEND_WINDOW_S)
+    row["connections"] = min(most, 100_000)
+    row["connections_per_address"] = min(limits.connections_per_address, 100_000)
+    return row
+
+
+def worker_count(configured: int) -> int:
+    """How many edge workers `workers:` means; auto leaves a share of a core to relays and control."""
+    if configured:
+        return min(configured, 32)
+    return max(1, min(32, len(os.sched_getaffinity(0)) - 1))

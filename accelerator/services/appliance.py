@@ -1,0 +1,272 @@
+"""The whole box: data plane, origins, fetch service, listeners, and what operators are shown of them (control.box)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from pathlib import Path
+from typing import Any
+
+from accelerator import __version__, clock
+from accelerator.dataplane import COUNTER_HELP, DataPlane, worker_count
+from accelerator.errors import AcceleratorError, OriginError, Source
+from accelerator.policy.compile import Tables, compile_policy
+from accelerator.policy.model import Policy
+from accelerator.services.fetch import Fetcher
+from accelerator.services.heads import NS
+from accelerator.services.inventory import Inventory
+from accelerator.services.origins import Origin, Origins
+
+log = logging.getLogger("accelerator")
+
+BACKLOG = 4096
+LOG_EVERY_NS = 10 * NS
+DRAIN_POLL_S = 0.05
+
+
+class StartError(AcceleratorError):
+    """The box can't start or take a policy over: one clear line."""
+
+    source = Source.OPERATOR
+
+
+class Appliance:
+    """Built once; `apply` takes a policy over, `drain` and `close` end it. Implements control.box.Box."""
+
+    def __init__(self, policy: Policy, policy_path: Path, loop: asyncio.AbstractEventLoop) -> None:
+        tables = compile_policy(policy)
+        self._loop = loop
+        self._policy_path = policy_path
+        self._started_ns = clock.monotonic_ns()
+        self._sockets: dict[str, tuple[tuple[str, int], socket.socket]] = {}
+        self._is_draining = False
+        self._is_serving = False
+        self._logged: dict[str, tuple[int, int]] = {}
+        self.admin_address: tuple[str, int] | None = None
+        self.dataplane = DataPlane(worker_count(tables.workers), tables.memory_bytes)
+        self._plane = self.dataplane.plane
+        self.origins = Origins(self.dataplane, loop)
+        self.fetcher = Fetcher(self.dataplane, self.origins, loop, self._note_error)
+        self.inventory = Inventory(self.dataplane, self.origins, self.fetcher)
+        self.extra_counters: Any = dict
+        self.policy = policy
+        self.tables = tables
+        self.generation = 0
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Opens the listeners, publishes the tables, starts the workers. Raises StartError; nothing is left then."""
+        opened = self._open_listeners(self.tables)
+        self._take_over(self.policy, self.tables, opened)
+        self.dataplane.put_health_object()
+        self._plane.start()
+        for name, (_, listening) in self._sockets.items():
+            self.dataplane.listen(name, listening)
+        self.fetcher.start()
+        self._is_serving = True
+
+    def apply(self, policy: Policy) -> int:
+        """Takes another policy over whole, or raises StartError and changes nothing."""
+        tables = compile_policy(policy)
+        if tables.memory_bytes != self.tables.memory_bytes:
+            raise StartError("needs-restart", "cache.memory has changed: restart acceleratord for it")
+        if worker_count(tables.workers) != self._plane.n_workers:
+            raise StartError("needs-restart", "workers has changed: restart acceleratord for it")
+        opened = self._open_listeners(tables)
+        gone = [name for name in self._sockets if name not in opened]
+        before = dict(self._sockets)
+        self._take_over(policy, tables, opened)
+        for name, (_, listening) in opened.items():
+            if before.get(name, (None, None))[1] is not listening:
+                if name in before:
+                    self.dataplane.unlisten(name)
+                    before[name][1].close()
+                self.dataplane.listen(name, listening)
+        for name in gone:
+            self.dataplane.unlisten(name)
+            before[name][1].close()
+        return self.generation
+
+    async def drain(self) -> None:
+        """No new connections, idle ones closed; returns when the last response is out or `limits.drain` is over."""
+        self._is_draining = True
+        self._plane.drain()
+        deadline_ns = clock.monotonic_ns() + int(self.tables.limits.drain_s * NS)
+        while self._plane.n_connections and clock.monotonic_ns() < deadline_ns:
+            await asyncio.sleep(DRAIN_POLL_S)
+
+    async def close(self) -> None:
+        self._is_serving = False
+        self.fetcher.stop()
+        self._plane.close()
+        for _, listening in self._sockets.values():
+            listening.close()
+        self._sockets = {}
+        await self.origins.close()
+
+    # -- taking a policy over ------------------------------------------------------------------------------------------
+
+    def _take_over(
+        self, policy: Policy, tables: Tables, opened: dict[str, tuple[tuple[str, int], socket.socket]]
+    ) -> None:
+        self._sockets = opened
+        self.fetcher.site = tables.site.encode("ascii")
+        self.inventory.class_names = list(policy.classes)
+        own = {listening.getsockname()[:2] for _, listening in opened.values()}
+        if self.admin_address is not None:
+            own.add(self.admin_address)
+        self.origins.apply(policy, frozenset(own))
+        self.generation = self.dataplane.publish(tables)
+        self.policy, self.tables = policy, tables
+
+    def _open_listeners(self, tables: Tables) -> dict[str, tuple[tuple[str, int], socket.socket]]:
+        """Sockets for every listener, those that are open already among them. On failure the new ones are closed."""
+        opened: dict[str, tuple[tuple[str, int], socket.socket]] = {}
+        new: list[socket.socket] = []
+        for row in tables.listeners:
+            known = self._sockets.get(row.name)
+            if known is not None and known[0] == (row.host, row.port):
+                opened[row.name] = known
+                continue
+            try:
+                listening = open_listener(row.host, row.port)
+            except OSError as fault:
+                for sock in new:
+                    sock.close()
+                raise StartError("listen", f"listen.{row.name}: {row.host}:{row.port}: {fault.strerror}") from fault
+            new.append(listening)
+            opened[row.name] = ((row.host, row.port), listening)
+        return opened
+
+    def _note_error(self, origin: Origin, error: OriginError) -> None:
+        """One line per cause and ten seconds; what was left out is counted in the next."""
+        cause = f"{origin.name}:{error.kind}"
+        now_ns = clock.monotonic_ns()
+        last_ns, suppressed = self._logged.get(cause, (-LOG_EVERY_NS, 0))
+        if now_ns - last_ns < LOG_EVERY_NS:
+            self._logged[cause] = (last_ns, suppressed + 1)
+            return
+        more = f" (and {suppressed} more since)" if suppressed else ""
+        log.warning("origin %s: %s: %s%s", origin.name, error.kind, error.message, more)
+        self._logged[cause] = (now_ns, 0)
+
+    # -- control.box.Box -----------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        reasons = self._unhealthy()
+        return {
+            "site": self.tables.site,
+            "version": __version__,
+            "uptime_s": round((clock.monotonic_ns() - self._started_ns) / NS, 1),
+            "listeners": self._listeners(),
+            "admin": format_address(*self.admin_address) if self.admin_address else None,
+            "policy": {"generation": self.generation, "digest": self.tables.digest, "path": str(self._policy_path)},
+            "workers": [
+                {"index": i, "connections": connections, "passes": passes, "alive": alive}
+                for i, (connections, passes, alive) in enumerate(self._plane.workers_state())
+            ],
+            "health": {"ok": not reasons, "reasons": reasons},
+        }
+
+    def _listeners(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": name,
+                "address": format_address(*listening.getsockname()[:2]),
+                "accepting": self._is_serving and not self._is_draining,
+            }
+            for name, (_, listening) in self._sockets.items()
+        ]
+
+    def _unhealthy(self) -> list[str]:
+        reasons = []
+        if self._is_draining:
+            reasons.append("draining")
+        if not self._is_serving:
+            reasons.append("not serving")
+        elif not all(alive for _, _, alive in self._plane.workers_state()):
+            reasons.append("a worker has ended")
+        if self.generation == 0:
+            reasons.append("no policy is published")
+        return reasons
+
+    def cache_stats(self) -> dict[str, Any]:
+        memory = self._plane.memory
+        figures = dict(self._plane.totals())
+        figures.update(
+            objects=max(0, self._plane.n_objects - 1),  # the health probe's own doesn't count
+            memory_bytes=memory["mapped"] + memory["outside"],
+            memory_limit_bytes=memory["limit"],
+            memory_reclaiming_bytes=memory["retired"],
+        )
+        return figures
+
+    def cache_list(
+        self, *, prefix: str | None, origin: str | None, sort: str, offset: int, limit: int
+    ) -> dict[str, Any]:
+        return self.inventory.listing(prefix=prefix, origin=origin, sort=sort, offset=offset, limit=limit)
+
+    def cache_purge(self, *, url: str | None, prefix: str | None, origin: str | None) -> dict[str, int]:
+        return self.inventory.purge(url=url, prefix=prefix, origin=origin)
+
+    def top(self) -> dict[str, Any]:
+        by_origin = self._plane.origin_totals(list(self.origins.by_id))
+        return {
+            "now_ns": clock.monotonic_ns(),
+            "counters": {**self.cache_stats(), "connections": self._plane.n_connections},
+            "origins": [
+                {
+                    "name": origin.name,
+                    "requests": by_origin[origin.id][0],
+                    "hits": by_origin[origin.id][1],
+                    "bytes_to_viewers": by_origin[origin.id][2],
+                    "bytes_from_origin": origin.bytes_from_origin,
+                    "connections": origin.client.n_connections,
+                    "errors": origin.errors,
+                }
+                for origin in self.origins.by_id.values()
+            ],
+            "listeners": self._listeners(),
+        }
+
+    def counters(self) -> dict[str, tuple[float, str]]:
+        figures: dict[str, tuple[float, str]] = {
+            name: (value, COUNTER_HELP[name]) for name, value in self._plane.totals().items()
+        }
+        figures.update(self.extra_counters())
+        return figures
+
+    def gauges(self) -> dict[str, tuple[float, str]]:
+        memory = self._plane.memory
+        return {
+            "connections": (self._plane.n_connections, "viewers' connections open now"),
+            "objects": (max(0, self._plane.n_objects - 1), "complete variants stored now"),
+            "memory_bytes": (memory["mapped"] + memory["outside"], "memory that objects and connections take"),
+            "memory_limit_bytes": (memory["limit"], "hard limit of that memory"),
+            "flights": (self.fetcher.n_flights, "upstream requests under way"),
+            "policy_generation": (self.generation, "generation of the running policy"),
+        }
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """A listening, non-blocking socket that all workers share. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit it on Linux: one system call here instead of one per connection.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def format_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,124 @@
+"""What is stored, as operators see and purge it: listing, purge by viewers' URLs. Changes nothing but by purge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from accelerator import clock
+from accelerator.dataplane import BOX_ORIGIN
+from accelerator.errors import ControlError
+from accelerator.services.flight import KINDS
+from accelerator.services.heads import NS
+
+if TYPE_CHECKING:
+    from accelerator.dataplane import DataPlane, StoredObject
+    from accelerator.services.fetch import Fetcher
+    from accelerator.services.origins import Origins
+
+_SORTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "url": lambda row: row["url"],
+    "size": lambda row: -row["size_bytes"],
+    "age": lambda row: -row["age_s"],
+    "ttl": lambda row: -row["ttl_s"],
+}
+
+
+class Inventory:
+    def __init__(self, dataplane: DataPlane, origins: Origins, fetcher: Fetcher) -> None:
+        self._dataplane = dataplane
+        self._plane = dataplane.plane
+        self._origins = origins
+        self._fetcher = fetcher
+        self.class_names: list[str] = []
+
+    def listing(self, *, prefix: str | None, origin: str | None, sort: str, offset: int, limit: int) -> dict[str, Any]:
+        """CacheList of control.box."""
+        origin_id = self._origin_id(origin) if origin is not None else None
+        now_ns = clock.monotonic_ns()
+        matches = self._prefix_matcher(prefix) if prefix is not None else None
+        rows = []
+        for row_origin, key, stored in self._plane.objects():
+            if row_origin == BOX_ORIGIN or (origin_id is not None and row_origin != origin_id):
+                continue
+            if matches is not None and not matches(row_origin, key):
+                continue
+            rows.append(self._row(row_origin, key, stored, now_ns))
+        rows.sort(key=_SORTS[sort])
+        return {"total": len(rows), "objects": rows[offset : offset + limit]}
+
+    def purge(self, *, url: str | None, prefix: str | None, origin: str | None) -> dict[str, int]:
+        """Takes objects out of the table before it returns; fills under way go on for their readers only."""
+        if url is not None:
+            origin_id, key = self._locate(url)
+            matches: Callable[[int, bytes], bool] = lambda o, k: (o, k) == (origin_id, key)  # noqa: E731
+            found = [(origin_id, key, stored) for stored in self._plane.find(origin_id, key)]
+        elif prefix is not None:
+            matches = self._prefix_matcher(prefix)
+            found = self._plane.objects()
+        else:
+            assert origin is not None
+            wanted = self._origin_id(origin)
+            matches = lambda o, k: o == wanted  # noqa: E731
+            found = self._plane.objects()
+        self._fetcher.withdraw(matches)
+        purged = 0
+        for row_origin, key, stored in found:
+            if row_origin != BOX_ORIGIN and matches(row_origin, key):
+                purged += bool(stored.is_complete)
+                stored.detach()
+        self._plane.count("purged", purged)
+        return {"purged": purged}
+
+    def _row(self, origin_id: int, key: bytes, stored: StoredObject, now_ns: int) -> dict[str, Any]:
+        origin = self._origins.by_id.get(origin_id)
+        class_index = origin.class_index if origin is not None else 0
+        ttl_s = (stored.fresh_until_ns - now_ns) / NS if stored.fresh_until_ns else 0.0
+        state = "fresh" if ttl_s > 0 else "stale"
+        if not stored.is_complete:
+            state = "filling" if stored.is_filling else "partial"
+        return {
+            "url": self._url(origin_id, key),
+            "origin": self._dataplane.origin_name(origin_id),
+            "status": stored.status,
+            "size_bytes": stored.filled_bytes,
+            "age_s": round((now_ns - stored.born_ns) / NS, 3),
+            "ttl_s": round(ttl_s, 3),
+            "state": state,
+            "class": self.class_names[class_index - 1] if class_index else None,
+            "kind": KINDS[stored.kind].value,
+        }
+
+    def _url(self, origin_id: int, key: bytes) -> str:
+        """A viewer's URL of the object: any host that leads to its origin. The query is shown as its length only."""
+        origin = self._origins.by_id.get(origin_id)
+        host = origin.policy.hosts[0] if origin is not None else "gone"
+        path, mark, query = key.partition(b"?")
+        text = path.decode("ascii", "backslashreplace")
+        return f"http://{host}{text}" + (f"?({len(query)} bytes)" if mark else "")
+
+    def _origin_id(self, name: str) -> int:
+        origin = self._origins.by_name(name)
+        if origin is None:
+            raise ControlError("unknown-origin", f"there is no origin '{name}'")
+        return origin.id
+
+    def _locate(self, url: str) -> tuple[int, bytes]:
+        """(origin row, key) of a viewer's URL, routed as the workers do. Raises ControlError."""
+        try:
+            parts = urlsplit(url)
+            host = (parts.hostname or "").encode("ascii")
+            path = ((parts.path or "/") + (f"?{parts.query}" if parts.query else "")).encode("ascii")
+        except (ValueError, UnicodeError):
+            raise ControlError("bad-url", "not a URL that a viewer could ask for") from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise ControlError("bad-url", "a URL begins with http:// or https:// and a host")
+        origin_id: int = self._plane.route(host, path)
+        if origin_id < 0:
+            raise ControlError("no-origin", "no origin of the policy serves this URL")
+        return origin_id, self._plane.key_of(origin_id, path)
+
+    def _prefix_matcher(self, prefix: str) -> Callable[[int, bytes], bool]:
+        origin_id, key = self._locate(prefix)
+        return lambda o, k: o == origin_id and k.startswith(key)

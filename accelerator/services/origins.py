@@ -1,0 +1,82 @@
+"""Origins at run time: the policy's row, its HTTP rules, its upstream client. Clients outlive reloads of the policy."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from accelerator.dataplane import DataPlane, HeadError, parse_response
+from accelerator.io.origin import OriginSettings, Upstream
+from accelerator.io.upstream import UpstreamClient
+from accelerator.policy.model import Origin as OriginPolicy
+from accelerator.policy.model import Policy
+from accelerator.protocols.origin_rules import OriginRules
+
+
+@dataclass
+class Origin:
+    """One origin. `id` is its row in the data plane; `class_index` counts from 1, 0: none."""
+
+    id: int
+    name: str
+    policy: OriginPolicy
+    rules: OriginRules
+    client: UpstreamClient
+    class_index: int
+    errors: int = 0
+    bytes_from_origin: int = 0
+
+
+class Origins:
+    """All origins of the running policy, by data-plane row and by name."""
+
+    def __init__(self, dataplane: DataPlane, loop: asyncio.AbstractEventLoop) -> None:
+        self._dataplane = dataplane
+        self._loop = loop
+        self.by_id: dict[int, Origin] = {}
+
+    def apply(self, policy: Policy, own_listeners: frozenset[tuple[str, int]]) -> None:
+        """Takes a checked policy over: clients of origins that stay keep their connections where these still fit."""
+        classes = list(policy.classes)
+        by_id = {}
+        for name, row in policy.origins.items():
+            origin_id = self._dataplane.origin_id(name)
+            settings = _settings(name, row, own_listeners)
+            rules = OriginRules(
+                profile=row.profile,
+                override_private=row.override_private,
+                forward=tuple(field.encode("ascii") for field in row.forward),
+            )
+            class_index = classes.index(row.class_) + 1 if row.class_ else 0
+            known = self.by_id.get(origin_id)
+            if known is not None:
+                known.client.set_settings(settings)
+                known.policy, known.rules, known.class_index = row, rules, class_index
+                by_id[origin_id] = known
+                continue
+            client = UpstreamClient(settings, self._loop, parse_response=parse_response, head_error=HeadError)
+            by_id[origin_id] = Origin(origin_id, name, row, rules, client, class_index)
+        for origin_id, gone in self.by_id.items():
+            if origin_id not in by_id:
+                self._loop.create_task(gone.client.close())
+        self.by_id = by_id
+
+    def by_name(self, name: str) -> Origin | None:
+        return next((origin for origin in self.by_id.values() if origin.name == name), None)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(origin.client.close() for origin in self.by_id.values()))
+
+
+def _settings(name: str, row: OriginPolicy, own_listeners: frozenset[tuple[str, int]]) -> OriginSettings:
+    return OriginSettings(
+        name=name,
+        upstreams=tuple(Upstream(url.scheme, url.host, url.port) for url in row.from_),
+        resolve=tuple(row.resolve),
+        ca_file=row.ca.path if row.ca is not None else None,
+        connections=row.connections,
+        connect_timeout_s=row.timeouts.connect,
+        head_timeout_s=row.timeouts.head,
+        body_timeout_s=row.timeouts.body,
+        own_listeners=own_listeners,
+    )
