@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.exchange cimport Bell, Exchange, List, Mailbox, Ring
 from ext.http_head cimport RequestHead
-from ext.layout cimport Tables
+from ext.layout cimport MAX_ORIGINS, ORIGIN_COLUMNS, Tables
 from ext.store cimport Object, Store, pthread_mutex_t
 
 cdef enum:
@@ -118,6 +118,7 @@ cdef struct Worker:
     Store* store
     Tables* tables
     uint64_t* counters
+    uint64_t* by_origin         # MAX_ORIGINS x ORIGIN_COLUMNS
     int64_t now_ns
     Mailbox mailbox
     Ring ring
@@ -147,6 +148,9 @@ cdef struct Worker:
     char date[40]
     int64_t date_s
     RequestHead head
+
+cdef inline uint64_t* origin_row(Worker* w, uint32_t origin) noexcept nogil:
+    return w.by_origin + (origin if origin < MAX_ORIGINS else 0) * ORIGIN_COLUMNS
 
 cdef void list_append(List* list, Connection* c) noexcept nogil
 cdef void list_remove(Connection* c) noexcept nogil

@@ -481,6 +481,8 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
         if c.is_chunked:
             c.chunk_left -= n
         count(&w.counters[C_BYTES_TO_VIEWERS], n)
+        if c.object != NULL:
+            count(&origin_row(w, c.object.origin)[2], n)
         if c.object != NULL and load_u32(&c.object.flags) & OBJECT_FILLING:
             note_progress(w, c)
         if n < body_bytes:

@@ -807,9 +807,10 @@ cdef bint edge_open(Worker* w, Shared* shared, uint32_t index, uint64_t* counter
     w.input = <uint8_t*>malloc(READ_BYTES + MAX_HEAD_BYTES + READ_BYTES)
     w.scratch = <uint8_t*>malloc(MAX_HEAD_BYTES)
     w.key = <uint8_t*>malloc(MAX_HEAD_BYTES)
+    w.by_origin = <uint64_t*>calloc(MAX_ORIGINS * ORIGIN_COLUMNS, sizeof(uint64_t))
     w.exchanges = <Exchange*>calloc(EXCHANGE_SLOTS, sizeof(Exchange))
     w.free_exchanges = <uint32_t*>malloc(EXCHANGE_SLOTS * sizeof(uint32_t))
-    if (w.epoll < 0 or w.mailbox.fd < 0 or w.input == NULL or w.scratch == NULL or w.key == NULL or w.exchanges == NULL
+    if (w.epoll < 0 or w.mailbox.fd < 0 or w.input == NULL or w.scratch == NULL or w.key == NULL or w.exchanges == NULL or w.by_origin == NULL
             or w.free_exchanges == NULL or not ring_open(&w.ring, 4 * EXCHANGE_SLOTS)):
         return False
     for i in range(EXCHANGE_SLOTS):
@@ -847,6 +848,7 @@ cdef void edge_close(Worker* w) noexcept nogil:
     free(w.scratch)
     free(w.key)
     free(w.exchanges)
+    free(w.by_origin)
     free(w.free_exchanges)
     if w.epoll >= 0:
         close(w.epoll)

@@ -63,6 +63,8 @@ cdef enum:                      # one column each of the counter rows; the table
     C_EVICTIONS
     C_MEMORY_REFUSED
     N_COUNTERS
+    MAX_ORIGINS = 8192          # rows with figures of their own; those beyond count with row 0
+    ORIGIN_COLUMNS = 4          # requests, hits, body bytes to viewers, (spare)
     COUNTER_STRIDE = 64         # columns of a row: a multiple of 8, so that rows stand on their own cache lines
 
 cdef packed struct OriginRow:

@@ -100,6 +100,10 @@ cdef class StoredObject:
         return bool(self.object.flags & OBJECT_FAILED)
 
     @property
+    def is_filling(self) -> bool:
+        return bool(self.object.flags & OBJECT_FILLING)
+
+    @property
     def is_listed(self) -> bool:
         return self.object.entry != NULL
 
@@ -739,6 +743,19 @@ cdef class Plane:
         for i in range(self.n_workers):
             total += load_u64_relaxed(&self.workers[i].mailbox.wakeups)
         result["worker_wakeups"] = total
+        return result
+
+    def origin_totals(self, origins) -> dict:
+        """{origin row: (requests, hits, body bytes to viewers)} of the rows asked for."""
+        cdef uint32_t i, row
+        result = {}
+        for origin in origins:
+            row = origin if origin < MAX_ORIGINS else 0
+            sums = [0, 0, 0]
+            for i in range(self.n_workers):
+                for column in range(3):
+                    sums[column] += load_u64_relaxed(&self.workers[i].by_origin[row * ORIGIN_COLUMNS + <int>column])
+            result[origin] = tuple(sums)
         return result
 
     @property

@@ -389,8 +389,10 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
             how = AS_COLLAPSED if flags & OBJECT_FILLING else AS_MISS
         elif has_body and total < 0:
             how = AS_COLLAPSED
+    count(&origin_row(w, object.origin)[0], 1)
     if how == AS_HIT:
         count(&w.counters[C_HITS], 1)
+        count(&origin_row(w, object.origin)[1], 1)
         if not load_u8_relaxed(&object.visited):
             store_u8_relaxed(&object.visited, 1)
     elif how == AS_MISS:
@@ -444,6 +446,7 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
         sent -= head_size
         if has_body:
             count(&w.counters[C_BYTES_TO_VIEWERS], sent)
+            count(&origin_row(w, object.origin)[2], sent)
     if not has_body:
         c.object = NULL
         c.offset = 0
