@@ -50,7 +50,7 @@ def mutated(source: random.Random, seeds: Sequence[bytes], words: Sequence[bytes
 
 
 def run(check: Callable[[random.Random], None]) -> None:
-    """Call `check` for argv[1] seconds, from seed argv[2] (0) on: each run has its own, which is printed if it fails."""
+    """Call `check` for argv[1] seconds, from seed argv[2] (0) on: each run has its own, printed if it fails."""
     end_s = time.monotonic() + float(sys.argv[1])
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     runs = 0

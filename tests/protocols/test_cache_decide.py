@@ -148,11 +148,25 @@ def test_provoked_errors_are_never_stored_nor_shared(status: int, rules: OriginR
     assert verdict.not_shareable_for_s == 0
 
 
-def test_cpdos_statuses_are_all_among_the_provoked() -> None:
-    assert {400, 405, 413, 414, 431, 501} <= PROVOKED_STATUSES
+def test_cpdos_and_answers_to_this_request_s_own_fields_are_the_provoked() -> None:
+    cpdos = {400, 405, 413, 414, 431, 501}
+    own_fields = {406, 408, 411, 412, 415, 416, 417, 421, 426, 428}
+    assert cpdos | own_fields == PROVOKED_STATUSES
 
 
-@pytest.mark.parametrize("status", [404, 410, 301, 302, 307, 308])
+@BOTH
+@pytest.mark.parametrize("status", [400, 404, 410, 503])
+def test_a_refusal_of_an_error_is_not_remembered(status: int, rules: OriginRules) -> None:
+    assert judge(cc(b"no-store"), status=status, rules=rules).not_shareable_for_s == 0
+    assert judge(cc(b"no-store"), status=399, rules=rules).not_shareable_for_s == NOT_SHAREABLE_S
+
+
+@BOTH
+def test_a_304_is_never_a_response_of_its_own(rules: OriginRules) -> None:
+    assert not judge(cc(b"max-age=60"), ETAG, status=304, rules=rules).store
+
+
+@pytest.mark.parametrize("status", [404, 410, 300, 301, 302, 303, 307, 308])
 @pytest.mark.parametrize(("value", "lifetime_s"), [(b"max-age=5", 5), (b"max-age=3600", 10), (b"s-maxage=9", 9)])
 def test_media_keeps_404_410_and_redirects_below_the_ceiling(status: int, value: bytes, lifetime_s: float) -> None:
     verdict = judge(cc(value), status=status)
@@ -234,6 +248,12 @@ def test_without_lifetime_and_validator_only_media_shares_with_those_who_waited(
     assert verdict.not_shareable_for_s == NOT_SHAREABLE_S
 
 
+@pytest.mark.parametrize("value", [b"max-age=0, stale-while-revalidate=1", b"max-age=0, stale-if-error=1"])
+def test_5861_a_stale_window_of_one_second_is_worth_storing(value: bytes) -> None:
+    assert judge(cc(value), rules=GENERIC).store
+    assert not judge(cc(value.replace(b"=1", b"=0")), rules=GENERIC).store
+
+
 @pytest.mark.parametrize(
     ("path", "lifetime_s", "kind"),
     [(b"/a.m3u8", 1.0, Kind.PLAYLIST), (b"/a.ts", 60.0, Kind.SEGMENT), (b"/init.mp4", 60.0, Kind.INIT)],
@@ -293,6 +313,11 @@ def test_override_private_gives_media_its_default_lifetime(path: bytes, value: b
     assert not judge(cc(value), path=path).store
 
 
+@pytest.mark.parametrize("value", [b"private, s-maxage=0", b"private, s-maxage=0, max-age=0", b"private, max-age=x"])
+def test_override_private_drops_lifetimes_of_zero(value: bytes) -> None:
+    assert judge(cc(value), path=b"/a.ts", rules=OVERRIDE).lifetime_s == 60.0
+
+
 def test_override_private_keeps_a_positive_lifetime_and_the_stale_prohibitions() -> None:
     verdict = judge(cc(b"private, max-age=7, must-revalidate"), path=b"/a.ts", rules=OVERRIDE)
     assert (verdict.lifetime_s, verdict.forbids_stale) == (7.0, True)
@@ -345,7 +370,9 @@ def test_an_answer_that_is_not_fresh_serves_no_one_who_has_credentials(status: i
         (b"PUT", 204, True),
         (b"DELETE", 302, True),
         (b"UNKNOWN", 200, True),
-        (b"POST", 404, False),
+        (b"POST", 399, True),
+        (b"POST", 199, False),
+        (b"POST", 400, False),
         (b"POST", 500, False),
         (b"GET", 200, False),
         (b"HEAD", 200, False),

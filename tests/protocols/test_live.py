@@ -82,6 +82,10 @@ LOW_LATENCY = (
             b"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nlow.m3u8\n",
             Manifest(Kind.MULTIVARIANT, False, live.UNKNOWN_TARGET_S),
         ),
+        (
+            b'#EXTM3U\n#EXT-X-I-FRAME-STREAM-INF:BANDWIDTH=1,URI="a"\n',
+            Manifest(Kind.MULTIVARIANT, False, live.UNKNOWN_TARGET_S),
+        ),
         (b"#EXTM3U", Manifest(Kind.LIVE_PLAYLIST, True, live.UNKNOWN_TARGET_S)),
         # no number, or one that would let a playlist widen its own rights
         (b"#EXTM3U\n#EXT-X-TARGETDURATION:+6\n", Manifest(Kind.LIVE_PLAYLIST, True, live.UNKNOWN_TARGET_S)),
@@ -172,6 +176,22 @@ def test_bombs_and_garbage_are_no_manifest(body: bytes) -> None:
     began = time.process_time()
     assert read_manifest(body) is None
     assert time.process_time() - began < 1.0
+
+
+@pytest.mark.parametrize(
+    ("longest", "one_more"),
+    [
+        (LIVE + b"#" * (live.MANIFEST_SIZE_MAX - len(LIVE)), b"#"),
+        (b"<MPD>" * live.XML_DEPTH_MAX + b"</MPD>" * live.XML_DEPTH_MAX, None),
+        (b"<MPD>" + b"<a/>" * (live.XML_ELEMENTS_MAX - 1) + b"</MPD>", None),
+    ],
+)
+def test_the_largest_manifests_are_read(longest: bytes, one_more: bytes | None) -> None:
+    assert read_manifest(longest) is not None
+    assert read_manifest(gzip.compress(longest, 1)) is not None
+    if one_more is not None:
+        assert read_manifest(longest + one_more) is None
+        assert read_manifest(gzip.compress(longest + one_more, 1)) is None
 
 
 def test_timing_urls_are_bounded() -> None:

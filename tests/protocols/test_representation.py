@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from judging import BOTH, ETAG, GENERIC, MEDIA, NOW_S, cc, judge
+from judging import AUTHORIZATION, BOTH, COOKIE, ETAG, GENERIC, MEDIA, NOW_S, cc, judge
 
 from accelerator.errors import OriginError
 from accelerator.protocols.cache_decide import (
@@ -95,6 +95,24 @@ def test_9111_3_4_slices_are_kept_under_a_strong_etag_only(rules: OriginRules) -
     unknown_length = partial(ETAG, cc(b"max-age=60"), value=b"bytes 0-9/*", rules=rules)
     for refused in (weak, dated_only, unknown_length):
         assert (refused.store, refused.shareable, refused.reason) == (False, False, Reason.PARTIAL_WEAK)
+
+
+@pytest.mark.parametrize(
+    ("value", "request_head", "is_shared"),
+    [
+        (b"max-age=60", [], True),
+        (b"no-cache", [], True),
+        (b"max-age=60", [COOKIE], True),
+        (b"no-cache", [COOKIE], False),
+        (b"no-cache, s-maxage=60", [AUTHORIZATION], False),
+    ],
+)
+def test_9111_4_slices_serve_those_who_waited_like_a_whole(
+    value: bytes, request_head: list[Field], is_shared: bool
+) -> None:
+    head = [(b"Content-Range", b"bytes 0-9/100"), ETAG, cc(value)]
+    verdict = judge(*head, status=206, request=request_head, rules=GENERIC)
+    assert (verdict.shareable, verdict.share_waiting) == (True, is_shared)
 
 
 def test_9111_3_the_prohibitions_hold_for_slices() -> None:
