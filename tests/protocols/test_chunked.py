@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,6 +118,15 @@ def test_any_chunks_cut_anywhere_give_the_body(chunks: list[bytes], data: st.Dat
     cuts = sorted(data.draw(st.lists(st.integers(0, len(coded)), max_size=6)))
     pieces = [coded[a:b] for a, b in zip([0, *cuts], [*cuts, len(coded)], strict=True)]
     assert decode(*pieces) == (b"".join(chunks), len(coded), True)
+
+
+@pytest.mark.parametrize(("padding", "is_refused"), [(12, False), (13, True)])
+def test_framing_may_outweigh_data_by_a_fixed_budget_only(padding: int, is_refused: bool) -> None:
+    # 18 bytes of framing are free for one byte of data; each byte more is taken from the budget
+    coded = (b"1;" + b"x" * padding + b"\r\n!\r\n") * EXCESS_MAX
+    assert decode(coded)[2] is False
+    with pytest.raises(OriginError) if is_refused else nullcontext():
+        decode(coded + b"1;" + b"x" * padding + b"\r\n")
 
 
 def test_data_is_handed_on_without_a_copy() -> None:
