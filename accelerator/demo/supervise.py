@@ -28,6 +28,7 @@ class Children:
     def __init__(self, log_folder: Path) -> None:
         self._log_folder = log_folder
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._logged: set[str] = set()
 
     def __enter__(self) -> Children:
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
@@ -49,6 +50,8 @@ class Children:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
         log = self._log(name).open("wb") if is_logged else None
+        if is_logged:
+            self._logged.add(name)
         try:
             self._running[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0, preexec_fn=in_child
@@ -64,9 +67,9 @@ class Children:
         self.start(name, command)
         child = self._running[name]
         self.wait_until(lambda: child.poll() is not None, name, deadline_s=deadline_s, may_end=name)
-        del self._running[name]
         if child.returncode != 0:
-            raise AcceleratorError("child-failed", f"{name} failed: {self._last_words(name)}")
+            raise AcceleratorError("child-failed", f"{name} failed, {self._last_words(name)}")
+        del self._running[name]
 
     def wait_until(
         self, condition: Callable[[], bool], what: str, *, deadline_s: float | None, may_end: str = ""
@@ -77,7 +80,7 @@ class Children:
         while not condition():
             for name, child in self._running.items():
                 if name != may_end and child.poll() is not None:
-                    raise AcceleratorError("child-died", f"{name} ended by itself: {self._last_words(name)}")
+                    raise AcceleratorError("child-died", f"{name} ended by itself, {self._last_words(name)}")
             if end_s is not None and time.monotonic() > end_s:
                 raise AcceleratorError("too-slow", f"{what}: not within {deadline_s:.0f} s")
             told = signal.sigtimedwait(WATCHED, 0.1)
@@ -106,6 +109,8 @@ class Children:
         return self._log_folder / f"{name}.log"
 
     def _last_words(self, name: str) -> str:
+        """How a child ended, and the last line of its log when it has one."""
+        code = f"exit code {self._running[name].returncode}"
         log = self._log(name)
-        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-        return f"{lines[-1]} (see {log})" if lines else "it said nothing"
+        lines = log.read_text(errors="replace").strip().splitlines() if name in self._logged else []
+        return f"{code}: {lines[-1]} (see {log})" if lines else code
