@@ -13,7 +13,7 @@ from typing import Final
 from accelerator.protocols import live
 from accelerator.protocols.cache_control import DELTA_SECONDS_MAX, Directives, request_directives, response_directives
 from accelerator.protocols.dates import parse_http_date
-from accelerator.protocols.fields import Fields, get_all, get_first, get_list, has, is_token
+from accelerator.protocols.fields import Fields, get_all, get_first, get_list, has, is_token, without_hop_by_hop
 from accelerator.protocols.freshness import explicit_lifetime_s, initial_age_s
 from accelerator.protocols.live import Kind, Manifest
 from accelerator.protocols.origin_rules import OriginRules as OriginRules
@@ -59,6 +59,7 @@ class Reason(StrEnum):
     AUTHORIZATION = "authorization"
     MUST_UNDERSTAND = "must-understand"
     VARY_STAR = "vary-star"
+    VARY_HIDDEN = "vary-hidden"  # Connection took away a field that selects the variant
     TIMING = "timing"
     NO_LIFETIME = "no-lifetime"
 
@@ -72,13 +73,12 @@ _LIES_IN_RESOURCE = frozenset({Reason.SET_COOKIE, Reason.PRIVATE, Reason.NO_STOR
 class Verdict:
     """What may be done with a response. Times are in seconds.
 
-    store: the whole body may be kept under the key, for others. shareable: other viewers may be answered with it,
-    within
-        its freshness; of a 206: its slices may be kept. True whenever `store` is.
+    store: the whole body may be kept under the key, for others.
+    shareable: other viewers may be answered with it, within its freshness; of a 206: its slices may be kept. True
+        whenever `store` is.
     share_waiting: requests that waited for it may be answered with it, stored or not: ask may_answer_waiting.
-    waiting_status: if not 0, the waiting requests that can't share get this status from us instead of a request of
-    their
-        own each, which an origin in trouble would not survive.
+    waiting_status: if not 0, the waiting requests that can't share get this status from us; a request of their own
+        each is what an origin in trouble would not survive.
     not_shareable_for_s: how long requests for the key must not wait for each other; 0: not remembered.
     lifetime_s, initial_age_s: fresh while initial_age_s + time since the response < lifetime_s (RFC 9111 section 4.2).
         A default lifetime counts from the response, so response_delay_s is contained in it.
@@ -148,7 +148,7 @@ def decide(
     if not credentials and _overrides_private(rules, kind, directives, response_fields):
         directives, expires_counts = _overridden(directives), False
     explicit_s = explicit_lifetime_s(directives, expires_counts, response_fields, response_wall_s)
-    vary = _vary(response_fields, rules)
+    vary = _vary(status, response_fields, rules)
     etag = selected_etag(response_fields)
     last_modified = get_first(response_fields, b"last-modified")
     limit_s = live.stale_limit_s(kind) if is_media else None
@@ -222,6 +222,10 @@ def _refusal(
         return Reason.AUTHORIZATION
     if vary is None:  # RFC 9111 section 4.1: a member `*` always fails to match
         return Reason.VARY_STAR
+    if any(has(request_fields, name) and not has(without_hop_by_hop(request_fields), name) for name in vary):
+        # The origin answered without the field; stored, that answer would go to all who send it. `Connection: Origin`
+        # would keep every page of that origin from playing.
+        return Reason.VARY_HIDDEN
     return None
 
 
@@ -380,18 +384,18 @@ def _overridden(directives: Directives) -> Directives:
     return kept.without(*(name for name in (b"s-maxage", b"max-age") if not kept.seconds(name)))
 
 
-def _vary(response_fields: Fields, rules: OriginRules) -> tuple[bytes, ...] | None:
+def _vary(status: int, response_fields: Fields, rules: OriginRules) -> tuple[bytes, ...] | None:
     """Names that select the variant; None: nothing ever matches (RFC 9111 section 4.1, RFC 9110 section 12.5.5)."""
     names = {member.lower() for member in get_list(response_fields, b"vary")}
     if b"*" in names or not all(is_token(name) for name in names):
         return None
-    if rules.profile == "media":
-        # A field that never reaches the origin cannot have changed its answer: `Vary: User-Agent` costs nothing here.
-        names = {name for name in names if travels(name, rules)}
-        # Two that origins forget: a gzip body without Vary would reach who cannot read it, and browsers refuse to one
-        # page what was allowed to another page's Origin.
-        if any(coding.lower() != b"identity" for coding in get_list(response_fields, b"content-encoding")):
-            names.add(b"accept-encoding")
-        if get_all(response_fields, b"access-control-allow-origin") != [b"*"]:
-            names.add(b"origin")
+    # A field that never reaches the origin cannot have changed its answer: `Vary: User-Agent` costs media nothing. Host
+    # travels where policy says so.
+    names = {name for name in names if name == b"host" or travels(name, rules)}
+    # Two that origins forget: a gzip body without Vary would reach who cannot read it, and browsers refuse to one page
+    # what was allowed to another page's Origin. Not so for errors: no page reads them, and those who wait share them.
+    if any(coding.lower() != b"identity" for coding in get_list(response_fields, b"content-encoding")):
+        names.add(b"accept-encoding")
+    if rules.profile == "media" and status < 400 and get_all(response_fields, b"access-control-allow-origin") != [b"*"]:
+        names.add(b"origin")
     return tuple(sorted(names))

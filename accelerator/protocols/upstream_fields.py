@@ -4,13 +4,14 @@ Profile media sends an allow-list, because a field that can change a response wi
 lets one viewer poison the answer of all others (reliability.md section 4). Who wants more writes `forward: [NAME]`:
 
     Authorization    sent: access control must work, and RFC 9111 section 3.5 keeps its answers from other viewers
-    Origin           sent: origins allow CORS by it; the answer counts as varying by it unless it allows `*`
-    (cache_decide) Accept-Encoding  sent as `gzip` or not at all: two variants, not dozens Via, CDN-Loop    sent with
-    our own entry: loops are found by them Accept           not sent: `*/*` for all; User-Agent: our own, for all.
-    Both are negotiated on without a Vary too often Cookie           not sent: sessions make answers personal without
-    a word. With `forward: [Cookie]` see cache_decide Accept-Language, Referer, DNT, Sec-*, X-*, CMCD-*   not sent.
-    Players choose languages by URL; of CMCD the origin would see
-                     the misses only, so a wrong picture, and viewers' session names that should stay on site
+    Origin           sent: origins allow CORS by it; an answer counts as varying by it unless it allows `*`
+    Accept-Encoding  sent as `gzip` or not at all, in both profiles: two variants, not dozens
+    Via, CDN-Loop    sent with our own entry: loops are found by them
+    Accept           not sent: `*/*` for all. User-Agent: ours for all. Both are negotiated on without a Vary too often
+    Cookie           not sent: sessions make answers personal without a word. With `forward: [Cookie]` see cache_decide
+    Accept-Language, Referer, DNT, Sec-*, X-*, CMCD-*
+                     not sent: players choose languages by URL; of CMCD the origin would see the misses only, so a
+                     wrong picture, and viewers' session names that should stay on site
 
 Docs: docs/decisions/0010-media-allow-list.md.
 """
@@ -109,12 +110,12 @@ def variant_values(request_fields: Fields, vary: Sequence[bytes], rules: OriginR
 
     Taken from what travels, not from what the viewer sent: else `Connection: Accept-Language` would store the
     origin's default language as the answer to the language that the viewer named. Lines are joined and white space is
-    normalised (RFC 9111 section 4.1); Accept-Encoding in profile media is b"gzip" or None.
+    normalised (RFC 9111 section 4.1); Accept-Encoding is b"gzip" or None.
     """
     sent = without_hop_by_hop(request_fields)
     values: list[bytes | None] = []
     for name in vary:
-        if name == b"accept-encoding" and rules.profile == "media":
+        if name == b"accept-encoding":
             values.append(b"gzip" if accepts_gzip(request_fields) else None)
         elif not travels(name, rules):
             values.append(None)
@@ -125,16 +126,16 @@ def variant_values(request_fields: Fields, vary: Sequence[bytes], rules: OriginR
 
 
 def accepts_gzip(request_fields: Fields) -> bool:
-    """Whether Accept-Encoding allows gzip (RFC 9110 section 12.5.3). Absent means no: the viewer may be unable to."""
-    by_star = False
+    """Whether Accept-Encoding names gzip (RFC 9110 section 12.5.3), without q=0. `*` and absence count as no.
+
+    The data plane sorts viewers into variants by the same question (has_gzip in ext/store.pyx). Where this said yes and
+    that said no, a gzip body would be stored for those who can't read it; so this must never be the more generous one.
+    """
     for member in get_list(request_fields, b"accept-encoding"):
         coding, _, parameters = member.partition(b";")
-        coding = coding.strip(b" \t").lower()
-        if coding in (b"gzip", b"x-gzip"):
+        if coding.strip(b" \t").lower() == b"gzip":
             return not _is_zero(parameters)
-        if coding == b"*":
-            by_star = not _is_zero(parameters)
-    return by_star
+    return False
 
 
 def _media_names(rules: OriginRules) -> frozenset[bytes]:
@@ -155,13 +156,18 @@ def _media_fields(request_fields: Fields, rules: OriginRules) -> list[Field]:
 
 
 def _generic_fields(request_fields: Fields, method: bytes) -> list[Field]:
-    # RFC 9110 section 5.1: unknown fields are forwarded
-    conditions_travel = method not in (b"GET", b"HEAD")
-    return [
+    # RFC 9110 section 5.1: unknown fields are forwarded. Answers to other methods than these are never stored, so their
+    # conditions and codings are between viewer and origin.
+    is_stored = method in (b"GET", b"HEAD")
+    sent = [
         field
         for field in without_hop_by_hop(request_fields)
-        if not _is_denied(name := field[0].lower()) or (conditions_travel and name in _CONDITIONS)
+        if (not _is_denied(name := field[0].lower()) or (name in _CONDITIONS and not is_stored))
+        and not (name == b"accept-encoding" and is_stored)
     ]
+    if is_stored and accepts_gzip(request_fields):
+        sent.append((b"Accept-Encoding", b"gzip"))
+    return sent
 
 
 def _is_denied(name: bytes) -> bool:

@@ -43,6 +43,35 @@ def test_media_varies_by_what_travels_and_by_what_origins_forget(head: list[Fiel
     assert judge(*head).vary == vary
 
 
+@BOTH
+@pytest.mark.parametrize("status", [404, 500, 503])
+def test_errors_do_not_vary_by_origin_so_that_those_who_wait_can_share_them(status: int, rules: OriginRules) -> None:
+    assert judge(status=status, rules=rules).vary == ()
+
+
+def test_generic_varies_by_what_travels_and_by_the_coding() -> None:
+    verdict = judge((b"Vary", b"X-Forwarded-Host, Range, Host, Cookie"), (b"Content-Encoding", b"gzip"), rules=GENERIC)
+    assert verdict.vary == (b"accept-encoding", b"cookie", b"host")
+
+
+@pytest.mark.parametrize(
+    ("request_head", "rules", "is_stored"),
+    [
+        ([(b"Origin", b"https://portal"), (b"Connection", b"Origin")], MEDIA, False),
+        ([(b"Connection", b"Origin")], MEDIA, True),
+        ([(b"Origin", b"https://portal"), (b"Connection", b"X")], MEDIA, True),
+        ([(b"Accept-Language", b"fr"), (b"Connection", b"accept-language")], GENERIC, False),
+        ([(b"Accept-Language", b"fr"), (b"Connection", b"accept-language")], MEDIA, True),
+    ],
+)
+def test_an_answer_is_not_stored_for_a_field_that_connection_hid_from_the_origin(
+    request_head: list[Field], rules: OriginRules, is_stored: bool
+) -> None:
+    verdict = judge((b"Vary", b"Accept-Language"), cc(b"max-age=60"), request=request_head, rules=rules)
+    assert (verdict.store, verdict.share_waiting) == (is_stored, is_stored)
+    assert verdict.not_shareable_for_s == 0
+
+
 def test_media_varies_by_a_field_that_policy_forwards() -> None:
     verdict = judge(CORS, (b"Vary", b"Cookie, User-Agent"), rules=OriginRules(forward=(b"cookie",)))
     assert verdict.vary == (b"cookie",)
