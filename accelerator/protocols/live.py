@@ -70,7 +70,7 @@ VOD_SEGMENT_LIFETIME_S = 3600.0
 # Appendix B.1 of draft-pantos-hls-rfc8216bis: the 200 of a blocking playlist request keeps for six target durations.
 BLOCKING_TARGETS = 6
 
-# reliability.md section 5. 2 MiB hold a playlist of more than 20,000 segments.
+# reliability.md section 5. A playlist of 6 h in segments of 2 s, with dates and long URLs, takes 1.3 MB.
 MANIFEST_SIZE_MAX = 2 * 1024 * 1024
 LINE_SIZE_MAX = 8 * 1024
 XML_DEPTH_MAX = 32
