@@ -1,0 +1,195 @@
+"""The servers under measurement, started from nothing: our daemon, nginx from Debian, configured well, the origin.
+
+Each is a context manager that yields a `Server`, bound to SERVER_CPU, and ends what it started by its process id.
+No figure is taken here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import measure
+
+NGINX = "/usr/sbin/nginx"
+START_LIMIT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: where it listens, and its first process."""
+
+    name: str
+    port: int
+    pid: int
+
+    @property
+    def pids(self) -> list[int]:
+        """Whose CPU time and memory are its own, now: nginx's cache loader ends after a minute."""
+        return measure.tree(self.pid)
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], port: int, probe: str, cpu: int | None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that answers GET `probe` with 200, until the block ends. RuntimeError with its output if it doesn't."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            measure.pin(command, cpu) if cpu is not None else command,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=measure.ROOT,
+        )  # fmt: skip
+        try:
+            limit = time.monotonic() + START_LIMIT_S
+            while True:
+                with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+                    if measure.get(port, probe)[0] == 200:
+                        break
+                if process.poll() is not None or time.monotonic() > limit:
+                    output.seek(0)
+                    text = output.read().decode(errors="replace").strip()
+                    raise RuntimeError(f"{' '.join(command)}: {text[-600:] or 'does not answer'}")
+                time.sleep(0.02)
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextlib.contextmanager
+def origin(rate_bps: float = 50e6, round_trip_s: float = 0.0) -> Iterator[Server]:
+    """benchmarks/origin.py, on the load's core: it is no part of what is measured."""
+    port = measure.free_port()
+    script = str(measure.ROOT / "benchmarks" / "origin.py")
+    command = [sys.executable, script, str(port), str(rate_bps), str(round_trip_s)]
+    with running(command, port, "/count?-", measure.LOAD_CPU) as process:
+        yield Server("origin", port, process.pid)
+
+
+def times_asked(origin_server: Server, path: str) -> int:
+    """How often the origin was asked for `path`."""
+    return int(measure.get(origin_server.port, f"/count?{path}")[2])
+
+
+@contextlib.contextmanager
+def box(origin_port: int, memory: str = "512MiB") -> Iterator[Server]:
+    """Our daemon with one edge worker, as `acceleratord --policy … --state-dir …` starts it."""
+    port = measure.free_port()
+    with tempfile.TemporaryDirectory(prefix="bench-box-") as folder:
+        policy = Path(folder, "policy.yaml")
+        policy.write_text(
+            f"""version: 1
+site: {{name: bench}}
+cache: {{memory: {memory}}}
+listen: {{bench: {{address: "127.0.0.1:{port}"}}}}
+workers: 1
+origins: {{bench: {{from: ["http://127.0.0.1:{origin_port}"], hosts: ["*"]}}}}
+limits: {{idle_timeout: 10m}}
+"""
+        )
+        program = str(measure.ROOT / ".venv" / "bin" / "acceleratord")
+        command = [program, "--policy", str(policy), "--state-dir", str(Path(folder, "state"))]
+        with running(command, port, "/.well-known/accelerator/health", measure.SERVER_CPU) as process:
+            yield Server("accelerator", port, process.pid)
+
+
+@contextlib.contextmanager
+def plane(paths: Sequence[str]) -> Iterator[Server]:
+    """The data plane without control plane (plane_box.py), under the daemon's name."""
+    port = measure.free_port()
+    command = [sys.executable, str(measure.ROOT / "benchmarks" / "plane_box.py"), str(port), *paths]
+    with running(command, port, "/.well-known/accelerator/health", measure.SERVER_CPU) as process:
+        yield Server("accelerator", port, process.pid)
+
+
+@contextlib.contextmanager
+def nginx(name: str, location: str, http: str = "", connections: int = 20000) -> Iterator[Server]:
+    """One worker of Debian's nginx. `location`: what stands in `location /`; FOLDER in both texts is its own folder.
+
+    Logs off, keep-alive without end (the default closes after 1,000 requests), limits of descriptors out of the way.
+    Everything else is Debian's default or nginx's own advice for static files."""
+    port = measure.free_port()
+    with tempfile.TemporaryDirectory(prefix="bench-nginx-") as folder:
+        user = "user root;" if os.geteuid() == 0 else ""
+        config = Path(folder, "nginx.conf")
+        config.write_text(
+            f"""{user}
+daemon off;
+pid {folder}/nginx.pid;
+error_log stderr crit;
+worker_processes 1;
+worker_rlimit_nofile {connections + 1000};
+events {{ worker_connections {connections}; }}
+http {{
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    tcp_nodelay on;
+    keepalive_timeout 600s;
+    keepalive_requests 1000000000;
+    reset_timedout_connection on;
+    types {{ application/vnd.apple.mpegurl m3u8; video/iso.segment m4s; }}
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    {http.replace("FOLDER", folder)}
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location = /probe {{ return 200 "ok"; }}
+        location / {{ {location.replace("FOLDER", folder)} }}
+    }}
+}}
+"""
+        )
+        command = [NGINX, "-p", folder, "-c", str(config), "-e", "stderr"]
+        with running(command, port, "/probe", measure.SERVER_CPU) as process:
+            yield Server(name, port, process.pid)
+
+
+@contextlib.contextmanager
+def nginx_files(files: dict[str, bytes], is_sendfile: bool) -> Iterator[Server]:
+    """Files from the page cache, descriptors cached: by sendfile, or read and written, which costs less where they are
+    small."""
+    with tempfile.TemporaryDirectory(prefix="bench-files-") as folder:
+        Path(folder).chmod(0o755)
+        for path, body in files.items():
+            target = Path(folder, path.lstrip("/"))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(body)
+        http = "open_file_cache max=1000 inactive=600s; open_file_cache_valid 600s;"
+        how = "sendfile on;" if is_sendfile else "sendfile off; output_buffers 2 128k;"
+        name = "nginx, sendfile" if is_sendfile else "nginx, read"
+        with nginx(name, f"root {folder}; {how} add_header Cache-Control max-age=86400;", http) as server:
+            yield server
+
+
+@contextlib.contextmanager
+def nginx_cache(origin_port: int) -> Iterator[Server]:
+    """proxy_cache, descriptors cached, concurrent misses collapsed."""
+    http = (
+        "open_file_cache max=1000 inactive=600s; open_file_cache_valid 600s;"
+        "proxy_cache_path FOLDER/cache keys_zone=bench:10m max_size=2g inactive=1d use_temp_path=off;"
+    )
+    location = (
+        f"proxy_pass http://127.0.0.1:{origin_port}; proxy_cache bench; proxy_cache_valid 200 1d; proxy_cache_lock on;"
+        "proxy_cache_lock_timeout 60s; proxy_cache_lock_age 60s;"
+        "proxy_http_version 1.1; proxy_set_header Connection '';"
+        "add_header X-Cache-Status $upstream_cache_status;"
+    )
+    with nginx("nginx, proxy_cache", location, http) as server:
+        yield server
