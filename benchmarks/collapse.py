@@ -93,7 +93,7 @@ def main(rounds: int = ROUNDS) -> None:
     measure.allow_many_files(65536)
     program = client()
     alone_ms = ROUND_TRIP_S * 1e3 + SEGMENT_BYTES * 8e3 / RATE_BPS
-    print(f"{VIEWERS:,} viewers, one new segment of {SEGMENT_BYTES:,} bytes; origin {ROUND_TRIP_S * 1e3:.0f} ms away with")
+    print(f"{VIEWERS:,} viewers, a segment of {SEGMENT_BYTES:,} bytes; origin {ROUND_TRIP_S * 1e3:.0f} ms away with")
     print(f"{RATE_BPS / 1e6:.0f} Mbit/s: one viewer alone would have the last byte after {alone_ms:.0f} ms")
     rows = []
     with servers.origin(RATE_BPS, ROUND_TRIP_S) as origin:

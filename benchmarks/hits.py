@@ -1,6 +1,6 @@
 """How much CPU time does a hit cost, beside nginx? A 2.7 KB playlist and a 1 MB segment from memory, keep-alive.
 
-Windows of wrk on our daemon and on three nginx (files by sendfile, files read, proxy_cache), in turn; the cheapest nginx
+Windows of wrk on our daemon and three nginx (files by sendfile, files read, proxy_cache), in turn; the cheapest nginx
 is the peer.
 Run: .venv/bin/python benchmarks/hits.py [--rounds N] [--seconds S] [--plane: the data plane without the daemon]
 """
