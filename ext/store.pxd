@@ -20,6 +20,7 @@ cdef enum:
     FIRST_ROOM_BYTES = 16384    # first room of a body of unknown length; doubled up to a slice
     MAX_VARIANTS = 32           # per key: an unbounded Vary: User-Agent is a cache-busting attack
     MAX_VARY_BYTES = 1024
+    MAX_MARKS = 65536           # keys remembered as not shareable: viewers choose keys, so their number is theirs to choose
 
 cdef enum:                      # Head.flags
     HEAD_MUST_VALIDATE = 1      # no-cache: usable only for requests that arrived before the validation began
@@ -69,6 +70,8 @@ cdef struct Entry:              # one key
     Object* variants            # newest first
     VaryNames* vary             # NULL: the responses don't vary
     int64_t unshareable_until_ns
+    Entry* older_mark           # list of the marked entries (writers only)
+    Entry* newer_mark
     uint64_t hash
     uint32_t n_variants
     uint32_t origin
@@ -97,6 +100,7 @@ cdef struct Object:
     uint8_t kind
     uint8_t is_queued           # in the eviction queue
     uint32_t fills              # fills that write into it (writers only)
+    uint32_t handles            # how many StoredObjects name it (writers only)
     uint32_t origin
     uint64_t n_filled_bytes     # body bytes in memory (writers only)
     Object* newer               # eviction queue (SIEVE)
@@ -119,12 +123,15 @@ cdef struct WorkerEpoch:        # a cache line each
     uint64_t epoch              # 0: offline
     uint64_t padding[7]
 
-cdef struct Store:
+cdef struct Store:              # allocated on a cache line; what workers write stands apart from what they read
     WorkerEpoch workers[32]
     uint64_t epoch
-    uint64_t outside            # bytes of connection buffers and exchanges, which count against the limit
+    uint64_t padding_epoch[7]
+    uint64_t outside            # bytes of connections, their buffers and exchanges, which count against the limit
+    uint64_t padding_outside[7]
     Table* table
     uint64_t secret[2]
+    uint64_t reserve            # bytes that objects leave free for `outside` to grow into before anything is evicted
     uint32_t n_workers
     uint32_t slice_bytes
     pthread_mutex_t lock
@@ -141,6 +148,9 @@ cdef struct Store:
     uint64_t n_objects          # complete variants in the table
     uint64_t n_evictions
     uint64_t n_refused
+    Entry* oldest_mark
+    Entry* newest_mark
+    uint64_t n_marks
     uint32_t last_vary_id
 
 # --- any thread -------------------------------------------------------------------------------------------------------
@@ -176,5 +186,7 @@ cdef void drop_before(Store* store, Object* object, int64_t offset) noexcept nog
 cdef bint table_insert(Store* store, Object* object, uint64_t hash, uint32_t origin, const uint8_t* key, uint32_t n, const uint8_t* vary, uint32_t vary_length, const uint8_t* vary_key, uint32_t vary_key_length) noexcept nogil
 cdef void table_detach(Store* store, Object* object) noexcept nogil
 cdef bint mark_unshareable(Store* store, uint64_t hash, uint32_t origin, const uint8_t* key, uint32_t n, int64_t until_ns) noexcept nogil
+cdef void drop_marks(Store* store, int64_t before_ns, uint64_t most) noexcept nogil
+cdef uint64_t over_budget(Store* store) noexcept nogil
 cdef void entry_prune(Store* store, Entry* entry) noexcept nogil
 cdef uint64_t evict(Store* store, uint64_t bytes) noexcept nogil

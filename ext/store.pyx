@@ -8,6 +8,10 @@ from ext.arena cimport arena_allocate, arena_free, arena_init, arena_trim
 from ext.atomics cimport *
 from ext.http_head cimport FIELD_ACCEPT_ENCODING, Field
 
+cdef enum:
+    MIN_RESERVE = 262144
+    MAX_RESERVE = 67108864
+
 
 cdef inline uint64_t rotl(uint64_t x, int b) noexcept nogil:
     return (x << b) | (x >> (64 - b))
@@ -87,7 +91,10 @@ cdef void retire(Store* store, void* piece, uint64_t size) noexcept nogil:
     ring = &store.retired[(store.retired_first + store.retired_n) & (store.retired_capacity - 1)]
     ring.piece = piece
     ring.size = size
-    ring.weight = size if size else (<Object*>piece).n_filled_bytes
+    # What readers hold on to doesn't come free within a pass, so it must not keep others from being evicted.
+    ring.weight = size
+    if size == 0 and load_u64(&(<Object*>piece).refs) == 0:
+        ring.weight = (<Object*>piece).n_filled_bytes
     ring.epoch = add_u64(&store.epoch, 1) + 1
     store.retired_n += 1
     store.retired_bytes += ring.weight
@@ -146,21 +153,25 @@ cdef inline uint64_t directory_bytes(uint64_t n) noexcept nogil:
 
 
 cdef void* store_allocate(Store* store, uint64_t size) noexcept nogil:
-    """Memory within the budget, evicting for it; NULL when what was evicted isn't reclaimed yet or all is in use."""
-    cdef void* piece = arena_allocate(&store.arena, size, load_u64_relaxed(&store.outside))
+    """Memory within the budget, evicting for it; NULL when what was evicted isn't reclaimed yet or all is in use.
+
+    May evict any object without references, and full slices of any strong one: callers look again at what they had."""
+    cdef void* piece = arena_allocate(&store.arena, size, load_u64_relaxed(&store.outside) + store.reserve)
     cdef int attempt
     if piece != NULL:
         return piece
     for attempt in range(64):
         reclaim(store)
-        piece = arena_allocate(&store.arena, size, load_u64_relaxed(&store.outside))
+        piece = arena_allocate(&store.arena, size, load_u64_relaxed(&store.outside) + store.reserve)
         if piece != NULL:
             return piece
         # What is retired comes free within a pass of the workers: evicting more meanwhile would empty the store.
         if store.retired_bytes > 4 * size + 2 * store.slice_bytes:
             break
         if evict(store, size) == 0:
-            break
+            if store.n_marks == 0:
+                break
+            drop_marks(store, INT64_MAX, 1024)
     store.n_refused += 1
     return NULL
 
@@ -174,6 +185,11 @@ cdef bint store_open(Store* store, uint64_t limit, uint32_t slice_bytes, uint32_
     memcpy(store.secret, secret, 16)
     pthread_mutex_init(&store.lock, NULL)
     arena_init(&store.arena, limit)
+    store.reserve = limit // 32
+    if store.reserve < MIN_RESERVE:
+        store.reserve = MIN_RESERVE
+    if store.reserve > MAX_RESERVE:
+        store.reserve = MAX_RESERVE
     store.retired_capacity = 1024
     store.retired = <Retired*>malloc(store.retired_capacity * sizeof(Retired))
     store.table = table_new(store, n)
@@ -198,7 +214,7 @@ cdef void store_close(Store* store) noexcept nogil:
                 if <uint64_t>entry <= 1:
                     break
             if <uint64_t>entry > 1:
-                entry.unshareable_until_ns = 0
+                unmark(store, entry)
                 entry_prune(store, entry)
     reclaim(store)
     arena_free(&store.arena, table, table.size)
@@ -215,10 +231,10 @@ cdef Object* object_new(Store* store, Head* head, int64_t total_length, uint32_t
     """An object with one reference, the caller's. `head` becomes its property. NULL: no memory, or too long."""
     cdef uint64_t n = 1
     cdef Object* object
+    if total_length > <int64_t>store.slice_bytes * MAX_SLICES:
+        return NULL
     if total_length > store.slice_bytes:
         n = <uint64_t>(total_length + store.slice_bytes - 1) // store.slice_bytes
-    if n > MAX_SLICES:
-        return NULL
     object = <Object*>store_allocate(store, sizeof(Object))
     if object == NULL:
         return NULL
@@ -265,6 +281,8 @@ cdef bint grow_directory(Store* store, Object* object, uint64_t n) noexcept nogi
         new.slices[i].data = old.slices[i].data
         new.slices[i].filled = old.slices[i].filled
         new.slices[i].capacity = old.slices[i].capacity
+        # A reader that sets `wanted` in the old directory now asks twice, which costs one exchange.
+        new.slices[i].wanted = load_u32(&old.slices[i].wanted)
     store_ptr(<void**>&object.directory, new)
     retire(store, old, directory_bytes(old.n))
     return True
@@ -321,11 +339,12 @@ cdef uint32_t take_waiting(Object* object) noexcept nogil:
 
 
 cdef uint32_t object_commit(Store* store, Object* object, int64_t offset, uint64_t n) noexcept nogil:
-    """Publishes `n` bytes that were put in object_room(offset). Returns the workers to wake."""
+    """Publishes `n` bytes that were put in object_room(offset). Returns the workers to wake.
+
+    The slice stays wanted: a reader at its end waits for the fill and must not ask again at each append."""
     cdef Slice* slice = &object.directory.slices[<uint64_t>offset // store.slice_bytes]
-    store_u32_seq(&slice.filled, slice.filled + <uint32_t>n)
-    store_u32(&slice.wanted, 0)
     object.n_filled_bytes += n
+    store_u32_seq(&slice.filled, slice.filled + <uint32_t>n)
     return take_waiting(object)
 
 
@@ -338,21 +357,27 @@ cdef uint32_t object_finish(Store* store, Object* object, int64_t total_length) 
     """The body is whole and `total_length` long. Memory that was taken in excess is given back."""
     cdef Slice* slice
     cdef uint8_t* data
-    cdef uint64_t last = 0
+    cdef uint64_t last = 0, i
+    cdef uint32_t size
     if total_length > 0:
         last = <uint64_t>(total_length - 1) // store.slice_bytes
+    for i in range(last, object.directory.n):
+        # Room that was taken before the end was known, and nothing came.
+        if object.directory.slices[i].filled == 0:
+            empty_slice(store, object, i)
     if last < object.directory.n:
         slice = &object.directory.slices[last]
-        if slice.data != NULL and slice.capacity > slice.filled + slice.filled // 4 + 64 and slice.filled > 0:
-            data = <uint8_t*>store_allocate(store, slice.filled)
+        size = slice.filled
+        if slice.data != NULL and slice.capacity > size + size // 4 + 64:
+            data = <uint8_t*>store_allocate(store, size)
             slice = &object.directory.slices[last]
-            if data != NULL and slice.data != NULL:
-                memcpy(data, slice.data, slice.filled)
+            if data != NULL and slice.data != NULL and slice.filled == size:
+                memcpy(data, slice.data, size)
                 retire(store, slice.data, slice.capacity)
                 store_ptr(<void**>&slice.data, data)
-                slice.capacity = slice.filled
-            elif data != NULL:
-                arena_free(&store.arena, data, slice.filled)
+                slice.capacity = size
+            elif data != NULL:      # evicted by the allocation
+                arena_free(&store.arena, data, size)
     store_i64_seq(&object.total_length, total_length)
     if not object.flags & OBJECT_COMPLETE and object.entry != NULL:
         store.n_objects += 1
@@ -383,21 +408,25 @@ cdef uint64_t empty_slice(Store* store, Object* object, uint64_t index) noexcept
     if data == NULL:
         return 0
     object.n_filled_bytes -= slice.filled
-    # Readers take `filled` before `data`: whoever saw bytes there finds either the old memory, which lives on until
-    # its pass ends, or NULL.
+    # body_at says why a reader that comes in between is safe.
     store_u32_seq(&slice.filled, 0)
     store_ptr(<void**>&slice.data, NULL)
     slice.capacity = 0
+    store_u32(&slice.wanted, 0)
     retire(store, data, capacity)
     return capacity
 
 
 cdef uint8_t* body_at(Store* store, Object* object, int64_t offset, uint64_t* n) noexcept nogil:
-    """Body bytes at `offset` and how many there are in a row; NULL: not here now. Good until the pass ends."""
+    """Body bytes at `offset` and how many there are in a row; NULL: not here now. Good until the pass ends.
+
+    `filled` is read on both sides of `data`. Read before only, it could be that of memory evicted since, with `data`
+    already that of a refill that has not got as far; read after only, that of memory grown since. The lesser of both is
+    good for the memory in between: only full slices are emptied, and old memory lives on until this pass ends."""
     cdef Directory* directory = <Directory*>load_ptr(<void**>&object.directory)
     cdef uint64_t index = <uint64_t>offset // store.slice_bytes
     cdef uint32_t within = <uint32_t>(<uint64_t>offset % store.slice_bytes)
-    cdef uint32_t filled
+    cdef uint32_t filled, filled_after
     cdef uint8_t* data
     if index >= directory.n:
         return NULL
@@ -407,6 +436,11 @@ cdef uint8_t* body_at(Store* store, Object* object, int64_t offset, uint64_t* n)
     data = <uint8_t*>load_ptr(<void**>&directory.slices[index].data)
     if data == NULL:
         return NULL
+    filled_after = load_u32_seq(&directory.slices[index].filled)
+    if filled_after < filled:
+        filled = filled_after
+        if filled <= within:
+            return NULL
     n[0] = filled - within
     return data + within
 
@@ -522,19 +556,57 @@ cdef void entry_prune(Store* store, Entry* entry) noexcept nogil:
 
 
 cdef bint mark_unshareable(Store* store, uint64_t hash, uint32_t origin, const uint8_t* key, uint32_t n, int64_t until_ns) noexcept nogil:
+    """Remembers until then that the key's responses can't be shared; 0 forgets it. The oldest marks make room for new
+    ones: an entry without variants is no object, so that nothing else would ever take it out. False: no memory."""
     cdef Entry* entry
     if until_ns == 0:
         entry = table_find(store, hash, origin, key, n)
         if entry == NULL:
             return True
-        store_i64(&entry.unshareable_until_ns, 0)
+        unmark(store, entry)
         entry_prune(store, entry)
         return True
     entry = entry_get(store, hash, origin, key, n)
     if entry == NULL:
         return False
+    unmark(store, entry)
     store_i64(&entry.unshareable_until_ns, until_ns)
+    entry.older_mark = store.newest_mark
+    entry.newer_mark = NULL
+    if store.newest_mark != NULL:
+        store.newest_mark.newer_mark = entry
+    else:
+        store.oldest_mark = entry
+    store.newest_mark = entry
+    store.n_marks += 1
+    if store.n_marks > MAX_MARKS:
+        drop_marks(store, INT64_MAX, 1)
     return True
+
+
+cdef void unmark(Store* store, Entry* entry) noexcept nogil:
+    if entry.unshareable_until_ns == 0:
+        return
+    store_i64(&entry.unshareable_until_ns, 0)
+    if entry.newer_mark != NULL:
+        entry.newer_mark.older_mark = entry.older_mark
+    else:
+        store.newest_mark = entry.older_mark
+    if entry.older_mark != NULL:
+        entry.older_mark.newer_mark = entry.newer_mark
+    else:
+        store.oldest_mark = entry.newer_mark
+    store.n_marks -= 1
+
+
+cdef void drop_marks(Store* store, int64_t before_ns, uint64_t most) noexcept nogil:
+    """Forgets up to `most` of the oldest marks that end before then."""
+    cdef Entry* entry
+    while most and store.oldest_mark != NULL and store.oldest_mark.unshareable_until_ns < before_ns:
+        most -= 1
+        entry = store.oldest_mark
+        unmark(store, entry)
+        entry_prune(store, entry)
 
 
 cdef void unlink_variant(Entry* entry, Object* object) noexcept nogil:
@@ -620,7 +692,7 @@ cdef bint table_insert(Store* store, Object* object, uint64_t hash, uint32_t ori
                     and (vary_key_length == 0 or memcmp(other.vary_key, vary_key, vary_key_length) == 0))):
             table_detach(store, other)
         other = following
-    store_i64(&entry.unshareable_until_ns, 0)
+    unmark(store, entry)
     return True
 
 
@@ -769,10 +841,11 @@ cdef void unqueue(Store* store, Object* object) noexcept nogil:
     store.n_queued -= 1
 
 
-cdef uint64_t evict_object(Store* store, Object* object) noexcept nogil:
-    """What one object can give: all of it, or the slices of one that is being read and can be fetched again."""
+cdef uint64_t evict_object(Store* store, Object* object, uint64_t bytes) noexcept nogil:
+    """What one object can give: all of it, or about `bytes` in slices of one that is read and can be fetched again."""
     cdef uint64_t freed = 0
     cdef uint64_t i
+    cdef Slice* slice
     if object.fills == 0 and load_u64(&object.refs) == 0:
         if object.entry == NULL:
             return 0            # retired already: its memory is on its way
@@ -785,9 +858,15 @@ cdef uint64_t evict_object(Store* store, Object* object) noexcept nogil:
     if not object.flags & OBJECT_STRONG:
         return 0
     for i in range(object.directory.n):
-        # A slice that a fill writes to is partly filled; it stays.
-        if object.directory.slices[i].filled == object.directory.slices[i].capacity or object.fills == 0:
+        # Only a full slice: a fill may write to any other, which would find its place gone and never get on. While the
+        # length isn't known the first slice grows, so it is full only at its largest.
+        slice = &object.directory.slices[i]
+        if slice.data == NULL or slice.filled != slice.capacity:
+            continue
+        if object.total_length >= 0 or slice.capacity == store.slice_bytes:
             freed += empty_slice(store, object, i)
+            if freed >= bytes:
+                break
     return freed
 
 
@@ -807,7 +886,13 @@ cdef uint64_t evict(Store* store, uint64_t bytes) noexcept nogil:
         if load_u8_relaxed(&object.visited):
             store_u8_relaxed(&object.visited, 0)
         else:
-            freed += evict_object(store, object)
+            freed += evict_object(store, object, bytes - freed)
         object = following
     store.hand = object
     return freed
+
+
+cdef uint64_t over_budget(Store* store) noexcept nogil:
+    """How many bytes objects must give back, so that connections have their reserve."""
+    cdef uint64_t sum = store.arena.mapped + load_u64_relaxed(&store.outside) + store.reserve
+    return sum - store.arena.limit if sum > store.arena.limit else 0
