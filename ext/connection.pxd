@@ -28,6 +28,7 @@ cdef enum:                      # Connection.state
     STATE_ANSWERED = 2          # answered; in the ready list
     STATE_SEND = 3              # a response is under way
     STATE_CLOSED = 4
+    STATE_LINGER = 5            # answered and shut down; input is thrown away until the viewer closes
 
 cdef enum:                      # what a step did
     DONE = 0                    # the response is written
@@ -54,6 +55,9 @@ cdef struct Connection:
     uint8_t is_joined
     uint8_t is_readable         # an edge came while a response was under way
     uint8_t is_blocked          # the socket is full
+    uint8_t has_ended           # the viewer's FIN came: a short read doesn't mean that there is nothing more
+    uint8_t must_linger         # closing could overtake the answer: see close_gently
+    uint8_t minor               # HTTP/1.minor of the request under way
     uint8_t fwd_reason
     uint8_t n_tries
     uint8_t answer              # disposition, in STATE_ANSWERED
@@ -97,11 +101,12 @@ cdef struct Listener:
 
 cdef struct AddressCount:
     uint64_t hash
-    uint32_t n
+    uint64_t n
 
 cdef struct Addresses:          # connections per viewer address, shared by the workers; locked at open and close only
     pthread_mutex_t lock
     AddressCount* buckets
+    uint64_t n_used
     uint64_t secret[2]
 
 cdef struct Shared:             # what all workers and the control plane have in common
@@ -131,8 +136,7 @@ cdef struct Worker:
     List ready
     Connection* all
     Connection* graveyard
-    Connection* spare
-    void* chunks                # memory that connections are cut from
+    int spare_fd                # given up for a moment to turn a connection away when descriptors run out
     int64_t wheel_tick
     Connection* wheel[1024]
     List waiting[1024]          # readers of filling objects, by object
@@ -162,6 +166,7 @@ cdef void bury(Worker* w) noexcept nogil
 cdef bint keep_input(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil
 cdef bint keep_output(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil
 cdef void release_input(Worker* w, Connection* c) noexcept nogil
+cdef void release_output(Worker* w, Connection* c) noexcept nogil
 cdef void attach(Connection* c, Object* object) noexcept nogil
 cdef void detach(Worker* w, Connection* c) noexcept nogil
 cdef void let_go(Worker* w, Object* object) noexcept nogil

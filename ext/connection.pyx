@@ -6,12 +6,13 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 
 from ext.atomics cimport *
-from ext.exchange cimport EXCHANGE_WANT, RING_CANCEL, RING_NUDGE, RING_REQUEST, ring_push
+from ext.exchange cimport EXCHANGE_WANT, RING_CANCEL, RING_NUDGE, RING_REQUEST, ring_is_half_full, ring_push
 from ext.layout cimport *
 from ext.store cimport (
     OBJECT_FAILED,
     OBJECT_FILLING,
     Directory,
+    Store,
     body_at,
     body_wait,
     hash_bytes,
@@ -36,6 +37,12 @@ cdef extern from "<sys/socket.h>" nogil:
         size_t msg_iovlen
     int setsockopt(int, int, int, const void*, unsigned int)
     ssize_t sendmsg(int, const msghdr*, int)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    enum: EPOLL_CTL_DEL
+    cdef struct epoll_event:
+        uint32_t events
+    int epoll_ctl(int, int, int, epoll_event*)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int)
@@ -117,29 +124,34 @@ cdef void clear_deadline(Worker* w, Connection* c) noexcept nogil:
 
 # --- life -------------------------------------------------------------------------------------------------------------
 
-cdef inline void charge(Worker* w, int64_t bytes) noexcept nogil:
-    add_u64_relaxed(&w.store.outside, <uint64_t>bytes)
+cdef bint charge(Worker* w, uint64_t bytes) noexcept nogil:
+    """Counts `bytes` against the memory limit; False: they would pass it. Objects leave a reserve free, so this comes
+    only when connections have used that up; the control plane is told at half, and evicts."""
+    cdef Store* store = w.store
+    cdef uint64_t sum = add_u64_relaxed(&store.outside, bytes) + bytes + load_u64_relaxed(&store.arena.mapped)
+    cdef uint64_t half = store.reserve // 2
+    if sum > store.arena.limit:
+        add_u64_relaxed(&store.outside, -bytes)
+        w.must_ring = 1
+        return False
+    if sum + half > store.arena.limit and sum - bytes + half <= store.arena.limit:
+        w.must_ring = 1
+    return True
+
+
+cdef inline void discharge(Worker* w, uint64_t bytes) noexcept nogil:
+    add_u64_relaxed(&w.store.outside, -bytes)
 
 
 cdef Connection* connection_new(Worker* w) noexcept nogil:
-    """A zeroed connection, linked into the worker's list of all."""
-    cdef Connection* c = w.spare
-    cdef char* chunk
-    cdef int i
-    cdef int n = 64
+    """A zeroed connection, linked into the worker's list of all. NULL: no memory."""
+    cdef Connection* c
+    if not charge(w, sizeof(Connection)):
+        return NULL
+    c = <Connection*>malloc(sizeof(Connection))
     if c == NULL:
-        chunk = <char*>malloc(sizeof(void*) * 2 + n * sizeof(Connection))
-        if chunk == NULL:
-            return NULL
-        charge(w, n * sizeof(Connection))
-        (<void**>chunk)[0] = w.chunks
-        w.chunks = chunk
-        for i in range(n):
-            c = <Connection*>(chunk + sizeof(void*) * 2 + i * sizeof(Connection))
-            c.next_all = w.spare
-            w.spare = c
-        c = w.spare
-    w.spare = c.next_all
+        discharge(w, sizeof(Connection))
+        return NULL
     memset(c, 0, sizeof(Connection))
     c.timer_slot = -1
     c.zone = -1
@@ -152,9 +164,10 @@ cdef Connection* connection_new(Worker* w) noexcept nogil:
 
 
 cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nogil:
-    """Closes the socket and lets go of everything; the memory is reused from the next pass on, because this pass's
-    events may still name it. `abruptly`: by reset, so that nobody takes a cut body for a whole one."""
+    """Closes the socket and lets go of everything; the memory is freed when the pass ends, because this pass's events
+    may still name it. `abruptly`: by reset, so that nobody takes a cut body for a whole one."""
     cdef linger option
+    cdef epoll_event event
     cdef Exchange* e = c.exchange
     if c.state == STATE_CLOSED:
         return
@@ -162,6 +175,8 @@ cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nog
         option.l_onoff = 1
         option.l_linger = 0
         setsockopt(c.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+    # Closing alone leaves it in the epoll set while a child that was forked just now still has the descriptor.
+    epoll_ctl(w.epoll, EPOLL_CTL_DEL, c.fd, &event)
     close(c.fd)
     unlink_timer(w, c)
     list_remove(c)
@@ -174,10 +189,7 @@ cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nog
             w.must_ring = 1
     detach(w, c)
     release_input(w, c)
-    if c.out != NULL:
-        charge(w, -<int64_t>c.out_capacity)
-        free(c.out)
-        c.out = NULL
+    release_output(w, c)
     address_leave(&w.shared.addresses, c.address)
     add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
     store_u64_relaxed(&w.n_connections, w.n_connections - 1)
@@ -194,13 +206,13 @@ cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nog
 
 
 cdef void bury(Worker* w) noexcept nogil:
-    """Makes the connections closed in the pass before usable again."""
+    """Frees the connections that were closed in this pass; its events are behind."""
     cdef Connection* c
     while w.graveyard != NULL:
         c = w.graveyard
         w.graveyard = c.next_all
-        c.next_all = w.spare
-        w.spare = c
+        free(c)
+        discharge(w, sizeof(Connection))
 
 
 # --- buffers ----------------------------------------------------------------------------------------------------------
@@ -217,12 +229,14 @@ cdef bint keep_input(Worker* w, Connection* c, const uint8_t* data, uint32_t n) 
         c.buffer_length = n
         return True
     capacity = (n + 511) & ~<uint32_t>511
+    if not charge(w, capacity):
+        return False
     buffer = <uint8_t*>malloc(capacity)
     if buffer == NULL:
+        discharge(w, capacity)
         return False
     memcpy(buffer, data, n)
     release_input(w, c)
-    charge(w, capacity)
     c.buffer = buffer
     c.buffer_capacity = capacity
     c.buffer_length = n
@@ -231,11 +245,21 @@ cdef bint keep_input(Worker* w, Connection* c, const uint8_t* data, uint32_t n) 
 
 cdef void release_input(Worker* w, Connection* c) noexcept nogil:
     if c.buffer != NULL:
-        charge(w, -<int64_t>c.buffer_capacity)
+        discharge(w, c.buffer_capacity)
         free(c.buffer)
         c.buffer = NULL
     c.buffer_length = 0
     c.buffer_capacity = 0
+
+
+cdef void release_output(Worker* w, Connection* c) noexcept nogil:
+    if c.out != NULL:
+        discharge(w, c.out_capacity)
+        free(c.out)
+        c.out = NULL
+    c.out_offset = 0
+    c.out_length = 0
+    c.out_capacity = 0
 
 
 cdef bint keep_output(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
@@ -245,12 +269,15 @@ cdef bint keep_output(Worker* w, Connection* c, const uint8_t* data, uint32_t n)
     cdef uint8_t* out
     if rest + n > c.out_capacity:
         capacity = (rest + n + 255) & ~<uint32_t>255
+        if not charge(w, capacity):
+            return False
         out = <uint8_t*>malloc(capacity)
         if out == NULL:
+            discharge(w, capacity)
             return False
         if rest:
             memcpy(out, c.out + c.out_offset, rest)
-        charge(w, <int64_t>capacity - <int64_t>c.out_capacity)
+        discharge(w, c.out_capacity)
         free(c.out)
         c.out = out
         c.out_capacity = capacity
@@ -285,8 +312,8 @@ cdef void let_go(Worker* w, Object* object) noexcept nogil:
 
 
 cdef void nudge(Worker* w, Object* object) noexcept nogil:
-    if exchange_u32(&object.nudged, 1):
-        return
+    if ring_is_half_full(&w.ring) or exchange_u32(&object.nudged, 1):
+        return                  # requests and cancellations need the other half
     add_u64(&object.refs, 1)
     if ring_push(&w.ring, RING_NUDGE, 0, 0, object):
         w.must_ring = 1
@@ -304,8 +331,11 @@ cdef Exchange* exchange_take(Worker* w, uint32_t bytes) noexcept nogil:
     cdef uint32_t index, generation
     if w.n_free_exchanges == 0:
         return NULL
+    if not charge(w, bytes):
+        return NULL
     room = <uint8_t*>malloc(bytes)
     if room == NULL:
+        discharge(w, bytes)
         return NULL
     w.n_free_exchanges -= 1
     index = w.free_exchanges[w.n_free_exchanges]
@@ -319,12 +349,12 @@ cdef Exchange* exchange_take(Worker* w, uint32_t bytes) noexcept nogil:
     e.bytes_size = bytes
     e.range_first = -1
     e.range_last = -1
-    charge(w, bytes)
+    e.tables_generation = w.tables.generation
     return e
 
 
 cdef void exchange_give(Worker* w, Exchange* e) noexcept nogil:
-    charge(w, -<int64_t>e.bytes_size)
+    discharge(w, e.bytes_size)
     free(e.bytes)
     e.bytes = NULL
     if e.object != NULL:
@@ -519,6 +549,10 @@ cdef bint address_enter(Addresses* addresses, const uint8_t* address, uint32_t m
     pthread_mutex_lock(&addresses.lock)
     found = address_find(addresses, hash)
     is_allowed = found.n < most
+    if found.n == 0:            # a probe ends at an empty bucket: an eighth stays empty
+        is_allowed = is_allowed and addresses.n_used < ADDRESS_BUCKETS - ADDRESS_BUCKETS // 8
+        if is_allowed:
+            addresses.n_used += 1
     if is_allowed:
         found.hash = hash
         found.n += 1
@@ -532,9 +566,9 @@ cdef void address_leave(Addresses* addresses, const uint8_t* address) noexcept n
     cdef uint64_t i, j, home
     pthread_mutex_lock(&addresses.lock)
     found = address_find(addresses, hash)
-    if found.n:
-        found.n -= 1
+    found.n -= 1
     if found.n == 0:
+        addresses.n_used -= 1
         # Linear probing without tombstones: whoever hashed before the hole moves into it (Knuth, 6.4 algorithm R).
         i = <uint64_t>(found - addresses.buckets)
         j = i

@@ -1,6 +1,6 @@
 # The edge worker's loop and the way of a request (docs/architecture.md): accept, read, route, look up, answer or ask.
 # No freshness rules (compiled into each head by the control plane), no Python object, no lock held over a system call.
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, errno
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strlen
@@ -84,7 +84,9 @@ cdef extern from * nogil:
 
 cdef extern from "<sys/socket.h>" nogil:
     enum: MSG_DONTWAIT
+    enum: SHUT_WR
     ssize_t recv(int, void*, size_t, int)
+    int shutdown(int, int)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int)
@@ -101,7 +103,10 @@ cdef enum:
     READY_PER_PASS = 256
     ACCEPTS_PER_PASS = 64
     MAX_TRIES = 4               # looks per request before it asks for itself alone
+    READS_PER_TURN = 4          # of one connection, before the others
+    LINGER_BYTES = 4194304      # of input thrown away after an answer that ends the connection
     WAIT_LIMIT_NS = 120000000000  # the control plane's own time-outs end earlier; this only guards against its death
+    LINGER_NS = 2000000000
 
 cdef const char* ROOT_PATH = b"/"
 cdef const char* HEALTH_PATH = b"/.well-known/accelerator/health"
@@ -185,13 +190,13 @@ cdef int ask(Worker* w, Connection* c, uint32_t kind, const uint8_t* data, uint3
     else:
         c.is_joined = 1
     c.head_length = head.length
+    c.exchange = e
+    list_append(&e.waiters, c)
     if not keep_input(w, c, data, n):
         count(&w.counters[C_CLOSED_MEMORY], 1)
         connection_close(w, c, True)
         return CLOSED
     c.state = STATE_WAIT
-    c.exchange = e
-    list_append(&e.waiters, c)
     set_deadline(w, c, w.now_ns + WAIT_LIMIT_NS)
     return PENDING
 
@@ -234,12 +239,15 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
         return ask(w, c, EXCHANGE_ALONE, data, n, head, origin, hash, key, key_length, NULL)
     if entry != NULL:
         object = entry_match(entry, data, head)
-        if object == NULL and entry.variants != NULL:
+        if object == NULL and load_ptr(<void**>&entry.variants) != NULL:
             c.fwd_reason = FWD_VARY_MISS
     if object != NULL and not load_u32(&object.flags) & OBJECT_FAILED:
         if c.n_tries:
             how = AS_COLLAPSED if c.is_joined or not c.is_leader else AS_MISS
         stored = <Head*>load_ptr(<void**>&object.head)
+        if not c.n_tries and w.now_ns >= stored.fresh_until_ns:
+            # The pass's time is older than the request may be: a validation that was sent between them doesn't count.
+            c.arrival_ns = now_ns()
         if w.now_ns < stored.fresh_until_ns or c.arrival_ns <= stored.validated_ns:
             return respond_object(w, c, data, n, head, object, how)
         if w.now_ns < stored.stale_until_ns:
@@ -248,8 +256,11 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
             return respond_object(w, c, data, n, head, object, how)
         kind = EXCHANGE_STALE
         c.fwd_reason = FWD_STALE
-    elif c.fwd_reason == FWD_NONE:
-        c.fwd_reason = FWD_URI_MISS
+    else:
+        if c.fwd_reason == FWD_NONE:
+            c.fwd_reason = FWD_URI_MISS
+        if not c.n_tries:
+            c.arrival_ns = now_ns()
     # A HEAD is never stored: GETs that joined it would gain nothing.
     if (c.n_tries >= MAX_TRIES or head.method == METHOD_HEAD
             or (entry != NULL and load_i64(&entry.unshareable_until_ns) > w.now_ns)):
@@ -287,7 +298,9 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
     cdef int origin
     cdef const uint8_t* path = data + head.path
     cdef uint32_t path_length = head.path_length
+    cdef bint has_body = head.content_length > 0 or head.chunked
     c.is_head = head.method == METHOD_HEAD
+    c.minor = head.minor
     c.close_after = not head.keep_alive or w.is_draining
     if not c.n_tries:
         c.arrival_ns = w.now_ns
@@ -297,27 +310,27 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
         c.is_joined = 0
         c.is_leader = 0
     c.window_bytes = 0
-    if head.content_length > 0 or head.chunked:
-        return respond_error(w, c, 413, True)
     if path_length == 0 or path[0] != 47:
         path = <const uint8_t*>ROOT_PATH
         path_length = 1
-    if path_length == 31 and memcmp(path, HEALTH_PATH, 31) == 0:
+    if not has_body and path_length == 31 and memcmp(path, HEALTH_PATH, 31) == 0:
         return answer_health(w, c, data, n, head)
-    if head.form == FORM_ASTERISK:
+    if head.form == FORM_ASTERISK and not has_body:
         return respond_preflight(w, c, data, head)
     if not is_allowed_here(w, c):
         count(&w.counters[C_REFUSED_ZONE], 1)
         return respond_error(w, c, 403, True)
     origin = route(w.tables, data + head.host, head.host_length, path, path_length)
     if origin == ROUTE_UNKNOWN_HOST:
-        return respond_error(w, c, 421, False)
+        return respond_error(w, c, 421, has_body)
     if origin == ROUTE_NO_PATH:
-        return respond_error(w, c, 404, False)
+        return respond_error(w, c, 404, has_body)
+    if head.method != METHOD_GET and head.method != METHOD_HEAD and head.method != METHOD_OPTIONS:
+        return respond_error(w, c, 501 if head.method == METHOD_OTHER else 405, has_body)
+    if has_body:
+        return respond_error(w, c, 413, True)
     if head.method == METHOD_OPTIONS and w.tables.origins[origin].profile == 0:
         return respond_preflight(w, c, data, head)
-    if head.method != METHOD_GET and head.method != METHOD_HEAD and head.method != METHOD_OPTIONS:
-        return respond_error(w, c, 501 if head.method == METHOD_OTHER else 405, False)
     return look_up(w, c, data, n, head, <uint32_t>origin)
 
 
@@ -328,38 +341,77 @@ cdef void settle(Worker* w, Connection* c, int result) noexcept nogil:
     if result == PENDING:
         if c.state == STATE_WAIT:
             return
+        # The window goes on through the steps of one response: a trickle must not move its end.
         if c.state != STATE_SEND:
             c.state = STATE_SEND
             c.window_bytes = 0
-        set_deadline(w, c, w.now_ns + w.tables.limits.send_window_ns)
+            clear_deadline(w, c)
+            set_deadline(w, c, w.now_ns + w.tables.limits.send_window_ns)
         return
     detach(w, c)
+    release_output(w, c)
     c.n_tries = 0
     if c.close_after:
-        connection_close(w, c, False)
+        close_gently(w, c)
         return
     c.state = STATE_READ
     c.has_head_begun = 0
     set_deadline(w, c, w.now_ns + w.tables.limits.idle_timeout_ns)
 
 
-cdef bint finish_request(Worker* w, Connection* c) noexcept nogil:
-    """A response that took several steps is out: what came after its request is next. False: closed."""
+cdef void close_gently(Worker* w, Connection* c) noexcept nogil:
+    """Ends a connection whose answer is written. A close with unread input resets it, and a reset throws away what the
+    viewer hasn't read yet (RFC 9112 section 9.6): then only the sending side is shut, and input thrown away for a while."""
+    if not c.must_linger or c.has_ended:
+        connection_close(w, c, False)
+        return
+    release_input(w, c)
+    shutdown(c.fd, SHUT_WR)
+    c.state = STATE_LINGER
+    c.window_bytes = 0
+    clear_deadline(w, c)
+    set_deadline(w, c, w.now_ns + LINGER_NS)
+    list_append(&w.ready, c)
+
+
+cdef void linger(Worker* w, Connection* c) noexcept nogil:
+    cdef ssize_t n
+    cdef int i
+    for i in range(READS_PER_TURN):
+        n = recv(c.fd, w.input, READ_BYTES, MSG_DONTWAIT)
+        if n < 0 and (errno == EAGAIN or errno == EINTR):
+            return
+        if n > 0:
+            c.window_bytes += <uint64_t>n
+        if n <= 0 or c.window_bytes > LINGER_BYTES:
+            connection_close(w, c, False)
+            return
+    list_append(&w.ready, c)
+
+
+cdef void finish_request(Worker* w, Connection* c) noexcept nogil:
+    """A response that took several steps is out: what came after its request is next."""
     cdef uint32_t rest
     settle(w, c, DONE)
-    if c.state == STATE_CLOSED:
-        return False
+    if c.state != STATE_READ:
+        return
     rest = c.buffer_length - c.head_length
     keep_input(w, c, c.buffer + c.head_length, rest)
     c.head_length = 0
-    if c.out != NULL:
-        add_u64_relaxed(&w.store.outside, -<uint64_t>c.out_capacity)
-        free(c.out)
-        c.out = NULL
-        c.out_capacity = 0
     if (rest or c.is_readable) and c.list == NULL:
         list_append(&w.ready, c)
-    return True
+
+
+cdef void keep_rest(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
+    """Keeps the beginning of a head; the time for the whole of it runs from its first byte."""
+    if not keep_input(w, c, data, n):
+        count(&w.counters[C_CLOSED_MEMORY], 1)
+        connection_close(w, c, True)
+        return
+    if n and not c.has_head_begun:
+        c.has_head_begun = 1
+        clear_deadline(w, c)
+        set_deadline(w, c, w.now_ns + w.tables.limits.head_timeout_ns)
 
 
 cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
@@ -373,6 +425,7 @@ cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n)
             break
         if length < 0:
             c.is_head = 0
+            c.minor = 1
             c.head_length = 0
             result = respond_error(w, c, <uint32_t>-length, True)
             if result == PENDING:
@@ -384,21 +437,27 @@ cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n)
             if c.state != STATE_WAIT and c.buffer == NULL:
                 # A short answer that the socket didn't take whole: keep what follows.
                 c.head_length = 0
-                if not keep_input(w, c, data + used + length, n - used - length):
+                if not keep_input(w, c, data + used + length, n - used - <uint32_t>length):
+                    count(&w.counters[C_CLOSED_MEMORY], 1)
                     connection_close(w, c, True)
+                    return n
             settle(w, c, result)
             return n
-        settle(w, c, result)
         if result == CLOSED:
             return n
+        settle(w, c, DONE)
+        release_input(w, c)     # a response of several steps kept its request: `data` has it still
+        c.head_length = 0
         used += <uint32_t>length
     return used
 
 
 cdef void on_readable(Worker* w, Connection* c) noexcept nogil:
-    """Reads once; a short read means that the socket is empty (epoll(7), edge-triggered use)."""
+    """Reads until a short read, which means that the socket is empty (epoll(7), edge-triggered use) unless the viewer
+    has ended its side, or until it is the others' turn."""
     cdef uint32_t before, used, total, room
     cdef ssize_t n
+    cdef int turns = 0
     while c.state == STATE_READ:
         before = c.buffer_length
         if before:
@@ -413,6 +472,7 @@ cdef void on_readable(Worker* w, Connection* c) noexcept nogil:
             else:
                 connection_close(w, c, False)
             return
+        turns += 1
         if n == 0:
             connection_close(w, c, False)
             return
@@ -426,21 +486,16 @@ cdef void on_readable(Worker* w, Connection* c) noexcept nogil:
             c.is_readable = 1       # look again once the response is out
             return
         if used < total:
-            if not keep_input(w, c, w.input + used, total - used):
-                count(&w.counters[C_CLOSED_MEMORY], 1)
-                connection_close(w, c, True)
+            keep_rest(w, c, w.input + used, total - used)
+            if c.state == STATE_CLOSED:
                 return
-            if not c.has_head_begun:
-                c.has_head_begun = 1
-                unset_deadline(w, c)
-                set_deadline(w, c, w.now_ns + w.tables.limits.head_timeout_ns)
-        if n < <ssize_t>room:
+        if n < <ssize_t>room and not c.has_ended:
             c.is_readable = 0
             return
-
-
-cdef inline void unset_deadline(Worker* w, Connection* c) noexcept nogil:
-    clear_deadline(w, c)
+        if turns == READS_PER_TURN:
+            c.is_readable = 1
+            list_append(&w.ready, c)
+            return
 
 
 cdef void resume(Worker* w, Connection* c) noexcept nogil:
@@ -464,6 +519,7 @@ cdef void resume(Worker* w, Connection* c) noexcept nogil:
             result = respond_error(w, c, 400, True)
         else:
             c.is_head = w.head.method == METHOD_HEAD
+            c.minor = w.head.minor
             c.close_after = not w.head.keep_alive or w.is_draining
             if c.answer == ANSWER_ALL and not c.is_leader and (w.head.known[FIELD_AUTHORIZATION] or w.head.known[FIELD_COOKIE]):
                 # What an anonymous request got says nothing of one with credentials.
@@ -494,11 +550,13 @@ cdef void resume(Worker* w, Connection* c) noexcept nogil:
             used = consume(w, c, w.input, n)
             if c.state != STATE_READ:
                 return
-            if used < n and not keep_input(w, c, w.input + used, n - used):
-                connection_close(w, c, True)
-                return
+            if used < n:
+                keep_rest(w, c, w.input + used, n - used)
         if c.is_readable and c.state == STATE_READ:
             on_readable(w, c)
+        return
+    if c.state == STATE_LINGER:
+        linger(w, c)
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -540,6 +598,8 @@ cdef void on_wake(Worker* w, Object* object) noexcept nogil:
         if c.object == object:
             list_remove(c)
             list_append(&w.ready, c)
+            c.window_bytes = 0      # until now there was nothing that the viewer could have read
+            set_deadline(w, c, w.now_ns + w.tables.limits.send_window_ns)
         c = following
 
 
@@ -576,6 +636,8 @@ cdef void on_drain(Worker* w) noexcept nogil:
     w.is_draining = 1
     while c != NULL:
         following = c.next_all
+        if c.state == STATE_READ and c.list == NULL:
+            on_readable(w, c)       # a request that is here already is answered
         if c.state == STATE_READ and not c.has_head_begun and c.list == NULL and c.buffer_length == 0:
             connection_close(w, c, False)
         elif c.state != STATE_READ:
@@ -612,6 +674,8 @@ cdef void turn_away(Worker* w, int fd, uint8_t* address) noexcept nogil:
     """A connection above a cap: one 503 where the socket takes it, then closed. Nothing is kept of it."""
     cdef const char* text = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
     send_text(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT)
+    shutdown(fd, SHUT_WR)
+    recv(fd, w.input, READ_BYTES, MSG_DONTWAIT)     # a close with unread input would reset the answer away
     close(fd)
 
 
@@ -629,6 +693,15 @@ cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
         if listener.fd < 0:
             return
         fd = acc_accept(listener.fd, address)
+        if fd < 0 and (errno == EMFILE or errno == ENFILE) and w.spare_fd >= 0:
+            # Left in the queue it would wake the worker for ever: take it with the spare descriptor, and turn it away.
+            close(w.spare_fd)
+            fd = acc_accept(listener.fd, address)
+            if fd >= 0:
+                count(&w.counters[C_REFUSED_CONNECTIONS_ALL], 1)
+                turn_away(w, fd, address)
+            w.spare_fd = eventfd(0, EFD_CLOEXEC)
+            continue
         if fd < 0:
             return
         if add_u64(&w.shared.n_connections, 1) >= w.tables.limits.connections:
@@ -646,7 +719,7 @@ cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
             count(&w.counters[C_CLOSED_MEMORY], 1)
             address_leave(&w.shared.addresses, address)
             add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
-            close(fd)
+            turn_away(w, fd, address)
             continue
         c.fd = fd
         c.is_what = IS_CONNECTION
@@ -664,8 +737,10 @@ cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
 cdef void on_event(Worker* w, Connection* c, uint32_t events) noexcept nogil:
     if c.state == STATE_CLOSED:
         return
+    if events & EPOLLRDHUP:
+        c.has_ended = 1
     if events & (EPOLLERR | EPOLLHUP):
-        if c.state != STATE_READ:
+        if c.state == STATE_WAIT or c.state == STATE_ANSWERED or c.state == STATE_SEND:
             count(&w.counters[C_CLOSED_BY_VIEWER], 1)
         connection_close(w, c, False)
         return
@@ -678,20 +753,26 @@ cdef void on_event(Worker* w, Connection* c, uint32_t events) noexcept nogil:
         # A half-closed viewer still gets its answer (RFC 9112 section 9.6 lets it say "no more requests" this way).
         if c.state == STATE_READ and c.list == NULL:
             on_readable(w, c)
+        elif c.state == STATE_LINGER and c.list == NULL:
+            linger(w, c)
         else:
             c.is_readable = 1
 
 
 cdef void on_deadline(Worker* w, Connection* c) noexcept nogil:
     cdef int result
+    if c.state == STATE_READ and c.list != NULL:
+        set_deadline(w, c, w.now_ns + WHEEL_TICK_NS)    # its turn comes first
+        return
     if c.state == STATE_READ:
         if c.has_head_begun:
             count(&w.counters[C_CLOSED_SLOW_HEAD], 1)
             c.is_head = 0
+            c.minor = 1
+            release_input(w, c)
             c.head_length = 0
             result = respond_error(w, c, 408, True)
-            if result != CLOSED:
-                connection_close(w, c, False)
+            settle(w, c, result)
         else:
             count(&w.counters[C_CLOSED_IDLE], 1)
             connection_close(w, c, False)
@@ -704,8 +785,9 @@ cdef void on_deadline(Worker* w, Connection* c) noexcept nogil:
         c.exchange = NULL
         c.state = STATE_READ
         result = respond_error(w, c, 504, True)
-        if result != CLOSED:
-            connection_close(w, c, False)
+        settle(w, c, result)
+    elif c.state == STATE_LINGER:
+        connection_close(w, c, False)
     elif c.state == STATE_SEND:
         # Only a full socket is the viewer's fault; a body that isn't there yet has the control plane's time-outs.
         if c.is_blocked and c.list == NULL and c.window_bytes < w.tables.limits.send_window_bytes:
@@ -790,7 +872,7 @@ cdef void edge_run(Worker* w) noexcept nogil:
         bell_ring(&w.shared.bell)
 
 
-cdef bint edge_open(Worker* w, Shared* shared, uint32_t index, uint64_t* counters) noexcept nogil:
+cdef bint edge_open(Worker* w, Shared* shared, uint32_t index, uint64_t* counters, uint32_t n_slots) noexcept nogil:
     cdef epoll_event event
     cdef uint32_t i
     memset(w, 0, sizeof(Worker))
@@ -803,6 +885,7 @@ cdef bint edge_open(Worker* w, Shared* shared, uint32_t index, uint64_t* counter
     w.wheel_tick = w.now_ns // WHEEL_TICK_NS
     w.epoll = epoll_create1(EPOLL_CLOEXEC)
     w.mailbox.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+    w.spare_fd = eventfd(0, EFD_CLOEXEC)
     w.is_mailbox = IS_MAILBOX
     w.input = <uint8_t*>malloc(READ_BYTES + MAX_HEAD_BYTES + READ_BYTES)
     w.scratch = <uint8_t*>malloc(MAX_HEAD_BYTES)
@@ -814,9 +897,9 @@ cdef bint edge_open(Worker* w, Shared* shared, uint32_t index, uint64_t* counter
             or w.free_exchanges == NULL or not ring_open(&w.ring, 4 * EXCHANGE_SLOTS)):
         return False
     for i in range(EXCHANGE_SLOTS):
-        w.free_exchanges[i] = EXCHANGE_SLOTS - 1 - i
+        w.free_exchanges[i] = n_slots - 1 - i if i < n_slots else 0
         w.exchanges[i].is_free = 1
-    w.n_free_exchanges = EXCHANGE_SLOTS
+    w.n_free_exchanges = n_slots
     for i in range(MAX_LISTENERS):
         w.listeners[i].fd = -1
     event.events = EPOLLIN
@@ -826,8 +909,6 @@ cdef bint edge_open(Worker* w, Shared* shared, uint32_t index, uint64_t* counter
 
 cdef void edge_close(Worker* w) noexcept nogil:
     """Frees what the worker had; its thread has ended."""
-    cdef void* chunk = w.chunks
-    cdef void* following
     cdef uint32_t i
     cdef RingItem item
     read_mail(w)
@@ -840,10 +921,6 @@ cdef void edge_close(Worker* w) noexcept nogil:
             if item.object != NULL:
                 add_u64(&item.object.refs, <uint64_t>-1)
         ring_close(&w.ring)
-    while chunk != NULL:
-        following = (<void**>chunk)[0]
-        free(chunk)
-        chunk = following
     free(w.input)
     free(w.scratch)
     free(w.key)
@@ -852,5 +929,7 @@ cdef void edge_close(Worker* w) noexcept nogil:
     free(w.free_exchanges)
     if w.epoll >= 0:
         close(w.epoll)
+    if w.spare_fd >= 0:
+        close(w.spare_fd)
     if w.mailbox.fd >= 0:
         close(w.mailbox.fd)

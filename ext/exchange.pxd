@@ -101,6 +101,7 @@ cdef struct Mailbox:            # many producers (Treiber stack), one consumer t
 cdef bint ring_open(Ring* ring, uint64_t capacity) noexcept nogil
 cdef void ring_close(Ring* ring) noexcept nogil
 cdef bint ring_push(Ring* ring, uint32_t what, uint32_t index, uint32_t generation, Object* object) noexcept nogil
+cdef bint ring_is_half_full(Ring* ring) noexcept nogil
 cdef bint ring_pop(Ring* ring, RingItem* item) noexcept nogil
 cdef void bell_ring(Bell* bell) noexcept nogil
 cdef void bell_hear(Bell* bell) noexcept nogil

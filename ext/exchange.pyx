@@ -37,6 +37,11 @@ cdef bint ring_push(Ring* ring, uint32_t what, uint32_t index, uint32_t generati
     return True
 
 
+cdef bint ring_is_half_full(Ring* ring) noexcept nogil:
+    """Whether what may be dropped should be: the rest of the ring belongs to what may not. Asked by the producer."""
+    return (load_u64_relaxed(&ring.head) - load_u64(&ring.tail)) * 2 > ring.mask
+
+
 cdef bint ring_pop(Ring* ring, RingItem* item) noexcept nogil:
     cdef uint64_t tail = load_u64_relaxed(&ring.tail)
     if tail == load_u64(&ring.head):

@@ -78,6 +78,7 @@ class Exchange:
     offset: int
     range_first: int
     range_last: int
+    tables_generation: int
     head: bytes
     key: bytes
     stored: StoredObject | None
@@ -95,7 +96,7 @@ class Plane:
     n_workers: int
     counters: Any
     generation: int
-    def __init__(self, workers: int, memory_limit_bytes: int, slice_bytes: int = ...) -> None: ...
+    def __init__(self, workers: int, memory_limit_bytes: int, slice_bytes: int = ..., exchange_slots: int = ...) -> None: ...
     def publish(
         self, strings: bytes, site: tuple[int, int], hosts: Any, paths: Any, origins: Any, nets: Any, listeners: Any,
         parameters: Any, limits: Any,

@@ -4,7 +4,7 @@ from cpython.buffer cimport PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 import os
 import threading
@@ -13,7 +13,7 @@ import numpy as np
 
 from ext.arena cimport arena_free
 from ext.atomics cimport *
-from ext.connection cimport ADDRESS_BUCKETS, AddressCount, Shared, Worker
+from ext.connection cimport ADDRESS_BUCKETS, EXCHANGE_SLOTS, AddressCount, Shared, Worker
 from ext.edge cimport edge_close, edge_open, edge_run
 from ext.exchange cimport (
     ANSWER_ALL,
@@ -52,11 +52,21 @@ cdef extern from "<sys/eventfd.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int close(int)
 
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void**, size_t, size_t)
+
+cdef extern from "<time.h>" nogil:
+    cdef struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int, timespec*)
+
 KINDS = ("miss", "stale", "refresh", "want", "alone")
 FLAG_MUST_VALIDATE = HEAD_MUST_VALIDATE
 FLAG_NO_BODY = HEAD_NO_BODY
 FLAG_HAS_AGE = HEAD_HAS_AGE
 FOREVER_NS = INT64_MAX
+MAX_SITE_BYTES = 255        # heads are composed in buffers of fixed size
 _COLUMN = {name: column for column, name, _ in _layout.COUNTERS}
 
 
@@ -71,7 +81,9 @@ cdef class StoredObject:
             return
         cdef Store* store = &self.plane.shared.store
         pthread_mutex_lock(&store.lock)
-        if self.object.entry == NULL and not self.object.flags & OBJECT_DETACHED:
+        self.object.handles -= 1
+        # Never listed, and nobody is left who could list it.
+        if self.object.handles == 0 and self.object.entry == NULL and not self.object.flags & OBJECT_DETACHED:
             or_u32(&self.object.flags, OBJECT_DETACHED)
             retire(store, self.object, 0)
         object_release(self.object)
@@ -175,14 +187,15 @@ cdef class StoredObject:
 
     def insert(self, bytes key, bytes vary, bytes request_head) -> bool:
         """Makes it findable under its origin and `key`; `vary`: lower-case names, each ended by a newline; the values
-        are taken from `request_head`. Replaces the variant with the same values. False: no memory, or values too long."""
+        are taken from `request_head`. Replaces the variant with the same values. False: no memory, values too long, or
+        it is or was listed already: an object is listed once."""
         cdef Store* store = &self.plane.shared.store
         cdef RequestHead head
         cdef uint8_t values[MAX_VARY_BYTES]
         cdef int n = 0
         cdef bint done
         cdef uint64_t hash
-        if self.object.flags & OBJECT_DETACHED:
+        if self.object.entry != NULL or self.object.flags & (OBJECT_DETACHED | OBJECT_FAILED):
             return False
         if vary:
             if parse_request(request_head, len(request_head), &head) <= 0:
@@ -205,8 +218,8 @@ cdef class StoredObject:
         pthread_mutex_unlock(&store.lock)
 
     def room(self, int64_t offset, int64_t most):
-        """A writable memoryview of at most `most` bytes at `offset`, or None when there is no memory now. It must not be
-        used after the next call on this object."""
+        """A writable memoryview of at most `most` bytes at `offset`, or None when there is no memory now, or `offset` isn't
+        where its slice is filled to (has_bytes says where that is). It is good until commit() or end_fill()."""
         cdef Store* store = &self.plane.shared.store
         cdef uint64_t n = 0
         cdef uint8_t* data
@@ -222,9 +235,16 @@ cdef class StoredObject:
         return PyMemoryView_FromMemory(<char*>data, n, PyBUF_WRITE)
 
     def commit(self, int64_t offset, uint64_t n) -> None:
-        """Publishes bytes that were put into room(offset) and wakes who waits for them."""
+        """Publishes bytes that were put into room(offset) and wakes who waits for them. Raises ValueError for bytes that
+        room() gave no place for."""
         cdef Store* store = &self.plane.shared.store
         cdef uint32_t mask
+        cdef Slice* slice
+        if offset < 0 or <uint64_t>offset // store.slice_bytes >= self.object.directory.n:
+            raise ValueError("commit() outside of room()")
+        slice = &self.object.directory.slices[<uint64_t>offset // store.slice_bytes]
+        if <uint64_t>offset % store.slice_bytes != slice.filled or n > slice.capacity - slice.filled:
+            raise ValueError("commit() outside of room()")
         pthread_mutex_lock(&store.lock)
         mask = object_commit(store, self.object, offset, n)
         pthread_mutex_unlock(&store.lock)
@@ -238,6 +258,8 @@ cdef class StoredObject:
         """The fill is over; readers at a slice that it left unfilled ask again."""
         cdef Store* store = &self.plane.shared.store
         cdef uint64_t i
+        if self.object.fills == 0:
+            raise ValueError("end_fill() without begin_fill()")
         self.object.fills -= 1
         pthread_mutex_lock(&store.lock)
         if self.object.fills == 0:
@@ -358,6 +380,7 @@ cdef class Exchange:
     cdef readonly int zone
     cdef readonly str kind
     cdef readonly int64_t arrival_ns, offset, range_first, range_last
+    cdef readonly uint64_t tables_generation
     cdef readonly bytes head, key
     cdef readonly StoredObject stored
     cdef readonly bint is_answered
@@ -416,7 +439,8 @@ cdef class Plane:
     """The store and its workers.
 
     `workers`: edge threads. `memory_limit_bytes`: hard, counts all that objects, heads, connection buffers and what
-    waits to be reclaimed take. `bell_fd` becomes readable when take() has something."""
+    waits to be reclaimed take. `exchange_slots`: keys that each worker may have in question at once. `bell_fd` becomes
+    readable when take() has something, or memory has to be given back."""
 
     cdef Shared* shared
     cdef Worker** workers
@@ -427,11 +451,14 @@ cdef class Plane:
     cdef object _tables          # [(epoch, arrays)]: the newest last
     cdef readonly uint64_t generation
 
-    def __cinit__(self, uint32_t workers, uint64_t memory_limit_bytes, uint32_t slice_bytes=1048576):
+    def __cinit__(self, uint32_t workers, uint64_t memory_limit_bytes, uint32_t slice_bytes=1048576,
+                  uint32_t exchange_slots=EXCHANGE_SLOTS):
         cdef uint32_t i
         cdef bytes secret = os.urandom(32)
         if not 0 < workers <= MAX_WORKERS:
             raise ValueError(f"workers must be 1 to {MAX_WORKERS}")
+        if not 0 < exchange_slots <= EXCHANGE_SLOTS:
+            raise ValueError(f"exchange_slots must be 1 to {EXCHANGE_SLOTS}")
         self.n_workers = workers
         raw = np.zeros((workers + 2) * COUNTER_STRIDE, dtype="u8")
         skip = (-raw.ctypes.data % 64) // 8
@@ -439,9 +466,13 @@ cdef class Plane:
         self.columns = self.counters
         self._threads = []
         self._tables = []
-        self.shared = <Shared*>calloc(1, sizeof(Shared))
+        if posix_memalign(<void**>&self.shared, 64, sizeof(Shared)) != 0:
+            self.shared = NULL
+            raise MemoryError
+        memset(self.shared, 0, sizeof(Shared))
+        self.shared.bell.fd = -1
         self.workers = <Worker**>calloc(workers, sizeof(Worker*))
-        if self.shared == NULL or self.workers == NULL:
+        if self.workers == NULL:
             raise MemoryError
         if not store_open(&self.shared.store, memory_limit_bytes, slice_bytes, workers, secret):
             raise MemoryError
@@ -453,7 +484,7 @@ cdef class Plane:
             raise MemoryError
         for i in range(workers):
             self.workers[i] = <Worker*>calloc(1, sizeof(Worker))
-            if self.workers[i] == NULL or not edge_open(self.workers[i], self.shared, i, &self.columns[i + 1, 0]):
+            if self.workers[i] == NULL or not edge_open(self.workers[i], self.shared, i, &self.columns[i + 1, 0], exchange_slots):
                 raise MemoryError
 
     def __dealloc__(self):
@@ -467,8 +498,12 @@ cdef class Plane:
                     free(self.workers[i])
             free(self.workers)
         store_close(&self.shared.store)
+        if self._tables is not None:
+            for _, address, _ in self._tables:
+                free(<void*><uintptr_t>address)
         free(self.shared.addresses.buckets)
-        if self.shared.bell.fd > 0:
+        pthread_mutex_destroy(&self.shared.addresses.lock)
+        if self.shared.bell.fd >= 0:
             close(self.shared.bell.fd)
         free(self.shared)
         self.shared = NULL
@@ -477,7 +512,7 @@ cdef class Plane:
 
     def publish(self, bytes strings, tuple site, hosts, paths, origins, nets, listeners, parameters, limits) -> int:
         """Publishes compiled rows (numpy arrays of the dtypes in ext.layout) and returns their generation. The old ones
-        are kept until every worker has passed."""
+        are kept until every worker has passed. Raises TypeError or ValueError for rows that workers could not read."""
         cdef Tables* tables = <Tables*>calloc(1, sizeof(Tables))
         cdef Tables* old
         if tables == NULL:
@@ -488,6 +523,17 @@ cdef class Plane:
             if array.dtype != dtype or not array.flags.c_contiguous:
                 free(tables)
                 raise TypeError("a table has the wrong dtype")
+        if len(limits) != 1 or not 0 < site[1] <= MAX_SITE_BYTES or site[0] + site[1] > len(strings):
+            free(tables)
+            raise ValueError("one row of limits, and a site's name of 1 to 255 bytes within `strings`")
+        if len(nets) and (nets["prefix_bits"].max() > 128 or nets["zone"].max() > 63):
+            free(tables)
+            raise ValueError("a network of more than 128 bits, or a zone above 63")
+        for array, start, length in ((hosts, "pattern", "pattern_length"), (paths, "prefix", "prefix_length"),
+                                     (parameters, "start", "length")):
+            if len(array) and (array[start].astype("u8") + array[length]).max() > len(strings):
+                free(tables)
+                raise ValueError("a row points beyond `strings`")
         self.generation += 1
         tables.generation = self.generation
         tables.strings = <uint8_t*><const char*>strings
@@ -608,6 +654,8 @@ cdef class Plane:
         cancelled = []
         nudged = []
         bell_hear(&self.shared.bell)
+        if over_budget(&self.shared.store):
+            self.reclaim()
         for i in range(self.n_workers):
             while ring_pop(&self.workers[i].ring, &item):
                 if item.what == RING_REQUEST:
@@ -616,10 +664,8 @@ cdef class Plane:
                     cancelled.append((i, item.index, item.generation))
                 else:
                     exchange_u32(&item.object.nudged, 0)
-                    stored = StoredObject.__new__(StoredObject)
-                    stored.plane = self
-                    stored.object = item.object     # with the reference that came along
-                    nudged.append(stored)
+                    nudged.append(wrap(self, item.object))
+                    object_release(item.object)
         return asked, cancelled, nudged
 
     # --- objects ------------------------------------------------------------------------------------------------------
@@ -643,6 +689,7 @@ cdef class Plane:
         if object != NULL:
             object.kind = <uint8_t>kind
             object.class_index = <uint8_t>class_index
+            object.handles = 1
         pthread_mutex_unlock(&store.lock)
         if object == NULL:
             return None
@@ -666,24 +713,34 @@ cdef class Plane:
         cdef Store* store = &self.shared.store
         cdef Entry* entry
         cdef Object* object
-        found = []
+        cdef Object* variants[MAX_VARIANTS + 1]
+        cdef int n = 0, i
+        # No Python object is made under the lock: that may collect garbage, and a StoredObject's end takes the lock.
         pthread_mutex_lock(&store.lock)
         entry = table_find(store, hash_key(store, origin, key, <uint32_t>len(key)), origin, key, <uint32_t>len(key))
         if entry != NULL:
             object = entry.variants
-            while object != NULL:
-                found.append(wrap(self, object))
+            while object != NULL and n <= MAX_VARIANTS:
+                add_u64(&object.refs, 1)
+                variants[n] = object
+                n += 1
                 object = object.next_variant
         pthread_mutex_unlock(&store.lock)
+        found = []
+        for i in range(n):
+            found.append(wrap(self, variants[i]))
+            object_release(variants[i])
         return found
 
     def mark_unshareable(self, uint32_t origin, bytes key, int64_t until_ns) -> bool:
         """Remembers that a key's responses can't be shared, so that nobody queues behind one; 0 forgets it."""
         cdef Store* store = &self.shared.store
+        cdef bint done
         pthread_mutex_lock(&store.lock)
+        drop_marks(store, now_ns(), 16)
         done = mark_unshareable(store, hash_key(store, origin, key, <uint32_t>len(key)), origin, key, <uint32_t>len(key), until_ns)
         pthread_mutex_unlock(&store.lock)
-        return bool(done)
+        return done
 
     def objects(self) -> list:
         """[(origin, key, StoredObject)] of all that is in the table."""
@@ -691,31 +748,49 @@ cdef class Plane:
         cdef Table* table
         cdef Entry* entry
         cdef Object* object
-        cdef uint64_t i
-        found = []
+        cdef Object** listed
+        cdef uint64_t i, n = 0, room = 0
+        # Gathered without making a Python object, as in find(). The keys are good afterwards too: an entry outlives its
+        # last object by a pass and a reclaim(), which only this thread can call.
         pthread_mutex_lock(&store.lock)
         table = store.table
         for i in range(table.mask + 1):
             entry = table.buckets[i]
-            if <uintptr_t>entry <= 1:
-                continue
-            object = entry.variants
-            key = (<char*>entry + sizeof(Entry))[:entry.key_length] if object != NULL else b""
+            if <uintptr_t>entry > 1:
+                room += entry.n_variants
+        listed = <Object**>malloc((room + 1) * sizeof(Object*))
+        for i in range(table.mask + 1 if listed != NULL else 0):
+            entry = table.buckets[i]
+            object = entry.variants if <uintptr_t>entry > 1 else NULL
             while object != NULL:
-                found.append((entry.origin, key, wrap(self, object)))
+                add_u64(&object.refs, 1)
+                listed[n] = object
+                n += 1
                 object = object.next_variant
         pthread_mutex_unlock(&store.lock)
+        if listed == NULL:
+            raise MemoryError
+        found = []
+        for i in range(n):
+            entry = listed[i].entry
+            stored = wrap(self, listed[i])
+            object_release(listed[i])
+            if entry != NULL:       # a finalizer may have run meanwhile, and detached it
+                found.append((entry.origin, (<char*>entry + sizeof(Entry))[:entry.key_length], stored))
+        free(listed)
         return found
 
     def reclaim(self) -> None:
-        """Frees what no worker can see any more; evicts what connection buffers have pushed over the limit."""
+        """Frees what no worker can see any more; evicts what connections need of the limit; forgets marks that ended."""
         cdef Store* store = &self.shared.store
         cdef uint64_t over
         pthread_mutex_lock(&store.lock)
+        drop_marks(store, now_ns(), 1024)
         reclaim(store)
-        over = store.arena.mapped + load_u64_relaxed(&store.outside)
-        if over > store.arena.limit and store.retired_bytes < over - store.arena.limit:
-            evict(store, over - store.arena.limit)
+        over = over_budget(store)
+        if over > store.retired_bytes:
+            evict(store, over - store.retired_bytes)
+            reclaim(store)
         pthread_mutex_unlock(&store.lock)
         self._free_tables()
 
@@ -785,17 +860,23 @@ cdef class Plane:
 
 
 cdef StoredObject wrap(Plane plane, Object* object):
-    """With a reference of its own; the caller holds the lock, so the object can't go meanwhile."""
+    """With a reference of its own; the caller has one, so that the object can't go meanwhile."""
     cdef StoredObject stored = StoredObject.__new__(StoredObject)
     add_u64(&object.refs, 1)
+    object.handles += 1
     stored.plane = plane
     stored.object = object
     return stored
 
 
+cdef inline int64_t now_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(1, &t)
+    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
 cdef Exchange take_exchange(Plane plane, Slot* e):
     cdef Exchange exchange = Exchange.__new__(Exchange)
-    cdef StoredObject stored
     exchange.plane = plane
     exchange.worker = e.worker
     exchange.index = e.index
@@ -808,12 +889,9 @@ cdef Exchange take_exchange(Plane plane, Slot* e):
     exchange.offset = e.offset
     exchange.range_first = e.range_first
     exchange.range_last = e.range_last
+    exchange.tables_generation = e.tables_generation
     exchange.head = (<char*>e.bytes)[:e.head_length]
     exchange.key = (<char*>e.bytes)[e.head_length:e.head_length + e.key_length]
     if e.object != NULL:
-        stored = StoredObject.__new__(StoredObject)
-        add_u64(&e.object.refs, 1)
-        stored.plane = plane
-        stored.object = e.object
-        exchange.stored = stored
+        exchange.stored = wrap(plane, e.object)
     return exchange

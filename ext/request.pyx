@@ -1,4 +1,5 @@
 # Routing, keys, conditions and ranges behind request.pxd. Reads the compiled tables; never the store, never a socket.
+from libc.stdint cimport INT64_MAX
 from libc.string cimport memcmp, memcpy
 
 from ext.layout cimport HostRow, NetRow, OriginRow, PathRow, StringRow
@@ -117,7 +118,7 @@ cdef int zone_of(const Tables* tables, const uint8_t* address) noexcept nogil:
 # --- conditions (RFC 9110 section 13) ---------------------------------------------------------------------------------
 
 cdef bint etag_in_list(const uint8_t* text, uint32_t n, const uint8_t* etag, uint32_t etag_length) noexcept nogil:
-    """Weak comparison (RFC 9110 section 8.8.3.2) of one stored tag with a list; `*` matches."""
+    """Weak comparison (RFC 9110 section 8.8.3.2) of one stored tag (n 0: none) with a list; `*` matches."""
     cdef uint32_t i = 0, start
     if etag_length > 2 and etag[0] == 87 and etag[1] == 47:
         etag += 2
@@ -224,9 +225,8 @@ cdef int number(const uint8_t* text, uint32_t n, uint32_t* i, int64_t* value) no
     cdef uint32_t start = i[0]
     value[0] = 0
     while i[0] < n and 48 <= text[i[0]] <= 57:
-        if i[0] - start >= 18:
-            return -1
-        value[0] = value[0] * 10 + (text[i[0]] - 48)
+        # Beyond the largest offset is beyond any body: RFC 9110 section 14.1.1 has no largest position.
+        value[0] = value[0] * 10 + (text[i[0]] - 48) if value[0] < INT64_MAX // 10 else INT64_MAX
         i[0] += 1
     return <int>(i[0] - start)
 
@@ -240,13 +240,13 @@ cdef int range_bounds(const uint8_t* text, uint32_t n, int64_t* first, int64_t* 
         i += 1
     cdef int digits = number(text, n, &i, first)
     cdef int more
-    if digits < 0 or i >= n or text[i] != 45:
+    if i >= n or text[i] != 45:
         return RANGE_NONE
     if digits == 0:
         first[0] = -1
     i += 1
     more = number(text, n, &i, last)
-    if more < 0 or (more == 0 and digits == 0):
+    if more == 0 and digits == 0:
         return RANGE_NONE
     if more == 0:
         last[0] = -1

@@ -124,10 +124,10 @@ cdef uint32_t put_cache_status(Worker* w, Connection* c, const Head* head, uint3
     return put(out, used, b"\r\n", 2)
 
 
-cdef inline uint32_t put_connection(Connection* c, const RequestHead* head, uint8_t* out, uint32_t used) noexcept nogil:
+cdef inline uint32_t put_connection(Connection* c, uint8_t* out, uint32_t used) noexcept nogil:
     if c.close_after:
         return put(out, used, b"Connection: close\r\n", 19)
-    if head != NULL and head.minor == 0:
+    if c.minor == 0:
         return put(out, used, b"Connection: keep-alive\r\n", 24)
     return used
 
@@ -195,6 +195,8 @@ cdef int respond_error(Worker* w, Connection* c, uint32_t status, bint must_clos
     count(&w.counters[C_REQUESTS], 1)
     count(&w.counters[C_REFUSED], 1)
     count_status(w, status)
+    if must_close:
+        c.must_linger = 1       # there may be input that nobody reads: see close_gently
     if must_close or w.is_draining:
         c.close_after = 1
     body = snprintf(line, sizeof(line), "%u %s\n", status, reason)
@@ -209,7 +211,7 @@ cdef int respond_error(Worker* w, Connection* c, uint32_t status, bint must_clos
         used = put(text, used, b"Retry-After: 2\r\n", 16)
     used = put_site(w, text, used)
     used = put(text, used, b"\r\n", 2)
-    used = put_connection(c, NULL, text, used)
+    used = put_connection(c, text, used)
     used = put(text, used, b"\r\n", 2)
     if not c.is_head:
         used = put(text, used, line, <uint32_t>body)
@@ -229,7 +231,7 @@ cdef int respond_unsatisfiable(Worker* w, Connection* c, int64_t total) noexcept
         "Cache-Control: no-store\r\nAccess-Control-Allow-Origin: *\r\n", w.date, <long long>total)
     used = put_site(w, text, used)
     used = put(text, used, b"; hit\r\n", 7)
-    used = put_connection(c, NULL, text, used)
+    used = put_connection(c, text, used)
     used = put(text, used, b"\r\n", 2)
     return send_short(w, c, text, used)
 
@@ -256,7 +258,7 @@ cdef int respond_preflight(Worker* w, Connection* c, const uint8_t* data, const 
             used = put(text, used, b"\r\n", 2)
     used = put_site(w, text, used)
     used = put(text, used, b"; hit\r\n", 7)
-    used = put_connection(c, head, text, used)
+    used = put_connection(c, text, used)
     used = put(text, used, b"\r\n", 2)
     return send_short(w, c, text, used)
 
@@ -266,7 +268,7 @@ cdef bint is_not_modified(const uint8_t* data, const RequestHead* request, const
     cdef const Field* field
     cdef int64_t since
     if request.known[FIELD_IF_NONE_MATCH]:
-        return head.etag != 0 and etag_matches(data, request, head_bytes(<Head*>head) + head.etag, head.etag_length)
+        return etag_matches(data, request, head_bytes(<Head*>head) + head.etag, head.etag_length)
     field = first_field(request, FIELD_IF_MODIFIED_SINCE)
     if field == NULL or head.last_modified_s < 0 or request.count[FIELD_IF_MODIFIED_SINCE] != 1:
         return False
@@ -314,7 +316,7 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     cdef uint8_t* body
     cdef ssize_t written
     cdef uint64_t sent
-    cdef bint has_body
+    cdef bint has_body, needs_age
     if head.status == 200 and not flags & OBJECT_PRIVATE:
         if is_not_modified(data, request, head):
             outcome = -1
@@ -369,13 +371,20 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
                 c.chunk_left = 0
             else:
                 c.close_after = 1
-    if how == AS_HIT or how == AS_COLLAPSED or head.flags & HEAD_HAS_AGE:
+    needs_age = how == AS_HIT or how == AS_COLLAPSED or head.flags & HEAD_HAS_AGE
+    if how == AS_HIT and has_body:
+        if not is_present(w, object, first, last if total >= 0 else first):
+            how = AS_COLLAPSED if flags & OBJECT_FILLING else AS_MISS
+            c.fwd_reason = FWD_PARTIAL
+        elif total < 0:
+            how = AS_COLLAPSED
+    if needs_age:
         age = (w.now_ns - head.born_ns) // 1000000000
         used = put(lines, used, b"Age: ", 5)
         used = put_number(lines, used, age if age > 0 else 0)
         used = put(lines, used, b"\r\n", 2)
     used = put_cache_status(w, c, head, how, lines, used)
-    used = put_connection(c, request, lines, used)
+    used = put_connection(c, lines, used)
     used = put(lines, used, b"\r\n", 2)
     parts[n_parts].iov_base = lines
     parts[n_parts].iov_len = used
@@ -384,11 +393,6 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     n_head_parts = n_parts
     # --- counted when the answer starts
     count(&w.counters[C_REQUESTS], 1)
-    if how == AS_HIT:
-        if has_body and not is_present(w, object, first, last if total >= 0 else first):
-            how = AS_COLLAPSED if flags & OBJECT_FILLING else AS_MISS
-        elif has_body and total < 0:
-            how = AS_COLLAPSED
     count(&origin_row(w, object.origin)[0], 1)
     if how == AS_HIT:
         count(&w.counters[C_HITS], 1)
@@ -456,7 +460,7 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
         return after_start(w, c, data, n, request)
     c.offset = first + <int64_t>sent
     c.end = last + 1 if total >= 0 else INT64_MAX
-    if total >= 0 and c.offset > last and not c.is_chunked:
+    if total >= 0 and c.offset > last and c.out_length == c.out_offset:
         return DONE
     attach(c, object)
     return after_start(w, c, data, n, request)
