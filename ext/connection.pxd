@@ -131,6 +131,7 @@ cdef struct Worker:
     uint32_t must_ring
     uint32_t is_draining
     uint32_t is_closing
+    Object* permitted           # while one request is handled: what it may get although it is stale
     uint64_t progress           # passes, for the watchdog
     uint64_t n_connections
     List ready

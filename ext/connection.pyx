@@ -386,6 +386,8 @@ cdef bint ask_slice(Worker* w, Connection* c) noexcept nogil:
     e.zone = c.zone
     e.arrival_ns = w.now_ns
     e.offset = c.offset
+    e.range_first = c.offset
+    e.range_last = c.end - 1
     e.object = object
     add_u64(&object.refs, 1)
     count(&w.counters[C_SLICES_WANTED], 1)

@@ -171,6 +171,7 @@ cdef int ask(Worker* w, Connection* c, uint32_t kind, const uint8_t* data, uint3
     """Waits for the control plane: joins the exchange of the same key, or begins one."""
     cdef Exchange* e = NULL
     c.is_leader = 0
+    c.is_joined = 0
     if kind != EXCHANGE_ALONE:
         e = bucket_of(w, hash)[0]
         while e != NULL:
@@ -245,6 +246,9 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
         if c.n_tries:
             how = AS_COLLAPSED if c.is_joined or not c.is_leader else AS_MISS
         stored = <Head*>load_ptr(<void**>&object.head)
+        if object == w.permitted:
+            count(&w.counters[C_STALE_SERVED], 1)
+            return respond_object(w, c, data, n, head, object, AS_HIT)
         if not c.n_tries and w.now_ns >= stored.fresh_until_ns:
             # The pass's time is older than the request may be: a validation that was sent between them doesn't count.
             c.arrival_ns = now_ns()
@@ -528,8 +532,10 @@ cdef void resume(Worker* w, Connection* c) noexcept nogil:
             elif c.answer == ANSWER_ERROR:
                 result = respond_error(w, c, c.answer_status, False)
             elif object != NULL and c.answer == ANSWER_STALE:
-                count(&w.counters[C_STALE_SERVED], 1)
-                result = respond_object(w, c, c.buffer, n, &w.head, object, AS_HIT)
+                # Waiters are of one key, not of one variant: only whom this object would match gets it.
+                w.permitted = object
+                result = handle(w, c, c.buffer, n)
+                w.permitted = NULL
             elif object != NULL:
                 result = respond_object(w, c, c.buffer, n, &w.head, object,
                                         AS_PASSED if c.answer == ANSWER_LEADER else (AS_MISS if c.is_leader else AS_COLLAPSED))
@@ -578,12 +584,23 @@ cdef void on_answer(Worker* w, Message* m) noexcept nogil:
         c.is_stored = <uint8_t>m.is_stored
         c.n_tries += 1
         disposition = m.disposition
-        if disposition == ANSWER_LEADER and not c.is_leader:
-            disposition = ANSWER_MATCH
-            c.n_tries = MAX_TRIES       # requests of their own at once, not one after the other
-        c.answer = <uint8_t>disposition
         c.answer_status = <uint16_t>m.status
-        if m.object != NULL and disposition != ANSWER_MATCH:
+        if disposition == ANSWER_REFUSE:
+            disposition = ANSWER_ERROR if c.is_leader else ANSWER_MATCH
+        elif disposition == ANSWER_LEADER and not c.is_leader:
+            disposition = ANSWER_MATCH
+            if m.value >= 400:
+                disposition = ANSWER_ERROR
+                c.answer_status = <uint16_t>m.value
+            elif m.value == OTHERS_ALONE:
+                c.n_tries = MAX_TRIES
+        elif disposition == ANSWER_MATCH:
+            if m.value == OTHERS_ALONE:
+                c.n_tries = MAX_TRIES
+            elif m.value == MATCH_JOINED:
+                c.is_joined = 1
+        c.answer = <uint8_t>disposition
+        if m.object != NULL and disposition != ANSWER_MATCH and disposition != ANSWER_ERROR:
             attach(c, m.object)
         c.state = STATE_ANSWERED
         list_append(&w.ready, c)

@@ -31,6 +31,12 @@ cdef enum:                      # Message.disposition of an answer
     ANSWER_STALE = 3            # the stored `object` may be served stale to everybody who waits
     ANSWER_ERROR = 4            # our own `status` to everybody who waits
     ANSWER_DONE = 5             # only frees the slot (refreshes, wants)
+    ANSWER_REFUSE = 6           # our own `status` to the leader alone: his request, not the resource, is at fault
+
+cdef enum:                      # Message.value of an answer: what those who don't get it do; from 400 on, a status for them
+    OTHERS_ALONE = 0            # requests of their own at once, not one after the other
+    OTHERS_AGAIN = 1            # look again, and collapse again
+    MATCH_JOINED = 2            # of ANSWER_MATCH: another worker's exchange led, so the leader has joined too
 
 cdef struct List:               # of connections; each is in one list at most
     void* first

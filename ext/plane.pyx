@@ -21,13 +21,16 @@ from ext.exchange cimport (
     ANSWER_ERROR,
     ANSWER_LEADER,
     ANSWER_MATCH,
+    ANSWER_REFUSE,
     ANSWER_STALE,
+    MATCH_JOINED,
     MESSAGE_ANSWER,
     MESSAGE_CLOSE,
     MESSAGE_DRAIN,
     MESSAGE_LISTEN,
     MESSAGE_UNLISTEN,
     MESSAGE_WAKE,
+    OTHERS_AGAIN,
     RING_CANCEL,
     RING_REQUEST,
     Message,
@@ -391,33 +394,44 @@ cdef class Exchange:
 
     def __dealloc__(self):
         if not self.is_answered and self.plane is not None and self.plane.shared != NULL:
-            post_answer(self, ANSWER_ERROR, NULL, 502, 0, False)
+            post_answer(self, ANSWER_ERROR, NULL, 502, 0, False, 0)
 
-    def match(self, int fwd_status=0, bint stored=True) -> None:
-        """Everybody who waits looks again: the answer is in the table, or the key is marked."""
-        post_answer(self, ANSWER_MATCH, NULL, 0, fwd_status, stored)
+    def match(self, int fwd_status=0, bint stored=True, bint joined=False) -> None:
+        """Everybody who waits looks again: the answer is in the table. `joined`: another exchange has fetched it."""
+        post_answer(self, ANSWER_MATCH, NULL, 0, fwd_status, stored, MATCH_JOINED if joined else OTHERS_AGAIN)
 
-    def leader(self, StoredObject stored, int fwd_status=0) -> None:
-        """`stored` is for the first asker alone; the others look again."""
-        post_answer(self, ANSWER_LEADER, stored.object, 0, fwd_status, False)
+    def alone(self, int fwd_status=0) -> None:
+        """Everybody who waits asks for himself at once."""
+        post_answer(self, ANSWER_MATCH, NULL, 0, fwd_status, False, 0)
+
+    def leader(self, StoredObject stored, int fwd_status=0, int others=0) -> None:
+        """`stored` is for the first asker alone. `others` 0: they ask for themselves at once; 1: they look again, one
+        of them leads; a status: our own error."""
+        post_answer(self, ANSWER_LEADER, stored.object, 0, fwd_status, False, others)
 
     def everybody(self, StoredObject stored, int fwd_status=0) -> None:
         """`stored` answers all who wait now, and nobody later."""
-        post_answer(self, ANSWER_ALL, stored.object, 0, fwd_status, False)
+        post_answer(self, ANSWER_ALL, stored.object, 0, fwd_status, False, 0)
 
     def stale(self, StoredObject stored, int fwd_status=0) -> None:
-        """The stored object may be served stale to all who wait now."""
-        post_answer(self, ANSWER_STALE, stored.object, 0, fwd_status, True)
+        """The stored object may be served stale to those who wait now and match it; the others look again."""
+        post_answer(self, ANSWER_STALE, stored.object, 0, fwd_status, True, 0)
 
     def error(self, int status) -> None:
-        post_answer(self, ANSWER_ERROR, NULL, status, 0, False)
+        """Our own error to everybody who waits."""
+        post_answer(self, ANSWER_ERROR, NULL, status, 0, False, 0)
+
+    def refuse(self, int status) -> None:
+        """Our own error to the first asker, whose request is at fault; the others look again."""
+        post_answer(self, ANSWER_REFUSE, NULL, status, 0, False, 0)
 
     def done(self) -> None:
         """Nobody waits (refresh, want): only frees the slot."""
-        post_answer(self, ANSWER_DONE, NULL, 0, 0, False)
+        post_answer(self, ANSWER_DONE, NULL, 0, 0, False, 0)
 
 
-cdef void post_answer(Exchange exchange, uint32_t disposition, Object* object, uint32_t status, uint32_t detail, bint is_stored):
+cdef void post_answer(Exchange exchange, uint32_t disposition, Object* object, uint32_t status, uint32_t detail,
+                      bint is_stored, int64_t value):
     cdef Message message
     if exchange.is_answered:
         return
@@ -431,7 +445,7 @@ cdef void post_answer(Exchange exchange, uint32_t disposition, Object* object, u
     message.status = status
     message.detail = detail
     message.is_stored = is_stored
-    message.value = 0
+    message.value = value
     exchange.plane.post(exchange.worker, &message)
 
 
@@ -730,6 +744,27 @@ cdef class Plane:
         for i in range(n):
             found.append(wrap(self, variants[i]))
             object_release(variants[i])
+        return found
+
+    def match(self, uint32_t origin, bytes key, bytes request_head):
+        """The variant that a worker would find for this request now, or None."""
+        cdef Store* store = &self.shared.store
+        cdef RequestHead head
+        cdef Entry* entry
+        cdef Object* object = NULL
+        if parse_request(request_head, len(request_head), &head) <= 0:
+            return None
+        pthread_mutex_lock(&store.lock)
+        entry = table_find(store, hash_key(store, origin, key, <uint32_t>len(key)), origin, key, <uint32_t>len(key))
+        if entry != NULL:
+            object = entry_match(entry, request_head, &head)
+        if object != NULL:
+            add_u64(&object.refs, 1)
+        pthread_mutex_unlock(&store.lock)
+        if object == NULL:
+            return None
+        found = wrap(self, object)
+        object_release(object)
         return found
 
     def mark_unshareable(self, uint32_t origin, bytes key, int64_t until_ns) -> bool:
