@@ -47,7 +47,8 @@ def run(step: Step) -> Outcome:
         exit_code = subprocess.run(
             step.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=PROJECT, check=False
         ).returncode
-    lines = [line.strip(" =") for line in log.read_text(errors="replace").splitlines() if line.strip(" =")]
+    lines = [line.strip(" =") for line in log.read_text(errors="replace").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("make")]  # make's own say only that it failed
     if exit_code == 5 and step.name == "slow tests":
         exit_code = 0  # pytest's word for: none is marked slow
     return Outcome(step, exit_code, time.monotonic() - began, lines[-1] if lines else "")
