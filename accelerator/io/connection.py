@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from accelerator.errors import OriginError
 from accelerator.io.head_reader import HEAD_BYTES_MAX, HeadReader
-from accelerator.io.origin import OriginCounters, Upstream
+from accelerator.io.origin import OriginCounters, ParentProxy, Upstream
 from accelerator.io.response import ParseResponse, Response, Sink
 from accelerator.protocols.chunked import ChunkedDecoder
 
@@ -40,9 +40,12 @@ _BODY = (Phase.LENGTH, Phase.CHUNKED, Phase.UNTIL_CLOSE)
 
 
 class Owner(Protocol[CallContra]):
-    """What a connection tells its client, which calls the sink's ended() and failed() when its books are right."""
+    """What a connection tells its client, which calls the sink's ended() and failed() when its books are right.
 
-    def head_arrived(self, call: CallContra, upstream: Upstream) -> None: ...
+    head_arrived may refuse the response by OriginError: the sink hears of no head then.
+    """
+
+    def head_arrived(self, call: CallContra, upstream: Upstream, status: int) -> None: ...
     def exchange_ended(self, connection: Any, call: CallContra, can_reuse: bool) -> None: ...
     def exchange_failed(self, connection: Any, call: CallContra, error: OriginError, received_any: bool) -> None: ...
     def connection_gone(self, connection: Any) -> None: ...
@@ -65,6 +68,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self.upstream = upstream
         self.generation = generation
         self.exchanges = 0
+        self.proxy: ParentProxy | None = None  # who reads our requests before the upstream, if anybody
         self._loop = loop
         self._now = loop.time
         self._owner = owner
@@ -277,7 +281,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             self._phase = Phase.UNTIL_CLOSE
             self._keep_alive = False
         self._set_deadline(self._body_timeout_s)
-        self._owner.head_arrived(call, self.upstream)
+        self._owner.head_arrived(call, self.upstream, response.status)
         if self._paused:
             self._pause_transport()
         sink.head_received(response, self.upstream)

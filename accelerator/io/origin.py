@@ -20,17 +20,58 @@ class Upstream:
     @property
     def authority(self) -> bytes:
         """Value of Host: the scheme's default port is left out (RFC 9110 section 4.2.3)."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
         is_default = self.port == (443 if self.is_tls else 80)
-        return (host if is_default else f"{host}:{self.port}").encode("ascii")
+        return self.authority_with_port.rpartition(b":")[0] if is_default else self.authority_with_port
+
+    @property
+    def authority_with_port(self) -> bytes:
+        """Target of CONNECT (RFC 9110 section 9.3.6)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}".encode("ascii")
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority.decode()}"
 
 
 @dataclass(frozen=True)
+class ParentProxy:
+    """The company's HTTP proxy on the way to an origin. `authorization`: value of Proxy-Authorization, a secret."""
+
+    host: str
+    port: int
+    authorization: bytes | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"proxy http://[{self.host}]:{self.port}" if ":" in self.host else f"proxy http://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class ClientCertificate:
+    """PEM files of the certificate (chain) that we show origins, and of its key."""
+
+    certificate_file: str
+    key_file: str
+
+
+@dataclass(frozen=True)
+class UpstreamEvent:
+    """Something that an operator should hear once. `kind`: dns-failed, dns-returned, breaker-open, breaker-closed."""
+
+    kind: str
+    subject: str
+    message: str
+
+
+# Answers that say that the upstream as a whole can't: they count as failures of its health. 500 is added for media:
+# a portal's 500 is often one page's fault.
+GATEWAY_STATUSES = frozenset({502, 503, 504})
+
+
+@dataclass(frozen=True)
 class OriginSettings:
-    """How to reach an origin. `resolve`: addresses used in place of name resolution, allowed whatever they are."""
+    """How to reach an origin. `resolve`: addresses used in place of resolving the name that is connected to (with
+    `via` the proxy's), allowed whatever they are. `resolve_grace_s`: how long the last answer of DNS serves without it.
+    """
 
     name: str
     upstreams: tuple[Upstream, ...]
@@ -44,11 +85,23 @@ class OriginSettings:
     body_timeout_s: float = 30.0
     idle_s: float = 60.0
     own_listeners: frozenset[tuple[str, int]] = field(default_factory=frozenset)
+    via: ParentProxy | None = None
+    client_certificate: ClientCertificate | None = None
+    resolve_grace_s: float = 24 * 3600.0
+    failure_statuses: frozenset[int] = GATEWAY_STATUSES
 
     def reaches_same(self, other: OriginSettings) -> bool:
         """Whether connections opened under `other` may be reused under these settings."""
-        return (self.upstreams, self.resolve, self.ca_file, self.own_listeners) == (
-            other.upstreams, other.resolve, other.ca_file, other.own_listeners)  # fmt: skip
+        return self._way() == other._way()
+
+    def _way(self) -> tuple[object, ...]:
+        return (
+            self.upstreams, self.resolve, self.ca_file, self.own_listeners, self.via, self.client_certificate,
+        )  # fmt: skip
+
+    def proxy_for(self, upstream: Upstream) -> ParentProxy | None:
+        """The proxy that reads our requests to `upstream` (absolute-form); None: direct, or within a tunnel."""
+        return None if upstream.is_tls else self.via
 
 
 @dataclass
@@ -73,3 +126,5 @@ class OriginCounters:
     addresses_refused: int = 0
     resolve_failures: int = 0
     resolved_by_last_good: int = 0
+    breaker_opened: int = 0
+    breaker_refused: int = 0

@@ -7,14 +7,16 @@ and are allowed, but our own listeners never.
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from itertools import zip_longest
 from typing import Any
 
 from accelerator.errors import OriginError
-from accelerator.io.origin import OriginCounters
+from accelerator.io.origin import OriginCounters, UpstreamEvent
 
 IPAddress = IPv4Address | IPv6Address
 # Like loop.getaddrinfo(host, port, type=...).
@@ -22,7 +24,8 @@ GetAddrInfo = Callable[..., Awaitable[list[tuple[Any, ...]]]]
 
 # One lookup serves the connections opened within this time: getaddrinfo tells no TTL, DNS steering uses 20 s and more.
 REUSE_S = 5.0
-LAST_GOOD_S = 24 * 3600.0
+# Up to this share sooner, so that names looked up together don't go on asking together.
+REUSE_JITTER = 0.2
 # A name with more addresses than this is tried no further: each costs a viewer one connect time-out.
 MAX_ADDRESSES = 4
 
@@ -151,8 +154,31 @@ def parse_ip(text: str) -> IPAddress | None:
     return ip
 
 
+def families_in_turn(ips: Iterable[IPAddress]) -> list[IPAddress]:
+    """The same addresses, so that the second is of the other family if there is one (RFC 8305 section 4)."""
+    left = list(ips)
+    first = [ip for ip in left if ip.version == left[0].version]
+    second = [ip for ip in left if ip.version != left[0].version]
+    pairs = zip_longest(first, second)
+    return [ip for pair in pairs for ip in pair if ip is not None]
+
+
+@dataclass
+class _Name:
+    """What is known of one name. `task`: its last lookup, which serves until `reuse_until_s`."""
+
+    task: asyncio.Task[tuple[IPAddress, ...]]
+    reuse_until_s: float
+    good: tuple[IPAddress, ...] = ()
+    good_at_s: float = 0.0
+    is_failing: bool = False
+
+
 class Resolver:
-    """Looks names up, one lookup per name at a time, checks every address, keeps the last good answer."""
+    """Looks names up, one lookup per name at a time, checks every address, keeps the last good answer.
+
+    `note` hears once when lookups of a name begin to fail, and once when they succeed again.
+    """
 
     def __init__(
         self,
@@ -160,14 +186,14 @@ class Resolver:
         counters: OriginCounters,
         getaddrinfo: GetAddrInfo | None = None,
         is_own: Callable[[IPAddress], bool] = is_own_address,
+        note: Callable[[UpstreamEvent], None] = lambda event: None,
     ) -> None:
         self._loop = loop
         self._counters = counters
         self._getaddrinfo: GetAddrInfo = loop.getaddrinfo if getaddrinfo is None else getaddrinfo
         self._is_own = is_own
-        self._lookups: dict[str, asyncio.Task[tuple[IPAddress, ...]]] = {}
-        self._started_s: dict[str, float] = {}
-        self._last_good: dict[str, tuple[float, tuple[IPAddress, ...]]] = {}
+        self._note = note
+        self._names: dict[str, _Name] = {}
 
     async def addresses(
         self,
@@ -177,22 +203,24 @@ class Resolver:
         pins: tuple[str, ...],
         own_listeners: frozenset[tuple[str, int]],
         timeout_s: float,
+        grace_s: float,
     ) -> tuple[Address, ...]:
-        """Addresses to try in order. Raises OriginError('dns' or 'forbidden-address').
+        """Addresses to try in order, the families in turn. Raises OriginError('dns' or 'forbidden-address').
 
+        `pins` stand for a name, not for a literal. `grace_s`: how long the last good answer serves while DNS fails.
         One forbidden address refuses the whole name: an answer that mixes them is either an attack or a mistake.
         """
         literal = parse_ip(host)
         ips: tuple[IPAddress, ...]
-        if pins:
+        if literal is not None:
+            ips = (literal,)
+        elif pins:
             parsed = [parse_ip(pin) for pin in pins]
             if None in parsed:
                 raise OriginError("dns", f"resolve: {pins} of {host} has something that is no address")
             ips = tuple(ip for ip in parsed if ip is not None)
-        elif literal is not None:
-            ips = (literal,)
         else:
-            ips = await self._look_up(host, timeout_s)
+            ips = await self._look_up(host, timeout_s, grace_s)
             for ip in ips:
                 why = refusal(ip, self._is_own)
                 if why is not None:
@@ -200,30 +228,50 @@ class Resolver:
         for ip in ips:
             if is_own_listener(ip, port, own_listeners, self._is_own):
                 raise OriginError("forbidden-address", f"{host} leads to our own listener {ip} port {port}")
-        return tuple(Address(str(ip), port) for ip in ips[:MAX_ADDRESSES])
+        return tuple(Address(str(ip), port) for ip in families_in_turn(ips)[:MAX_ADDRESSES])
 
-    async def _look_up(self, host: str, timeout_s: float) -> tuple[IPAddress, ...]:
+    async def _look_up(self, host: str, timeout_s: float, grace_s: float) -> tuple[IPAddress, ...]:
         now_s = self._loop.time()
-        task = self._lookups.get(host)
-        if task is None or (task.done() and now_s - self._started_s[host] >= REUSE_S):
-            self._started_s[host] = now_s
-            task = self._lookups[host] = self._loop.create_task(self._ask(host))
-            # Its error is read even when all who waited have left.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        name = self._names.get(host)
+        if name is None or (name.task.done() and now_s >= name.reuse_until_s):
+            task = self._loop.create_task(self._ask(host))
+            reuse_until_s = now_s + REUSE_S * (1 - REUSE_JITTER * random.random())
+            if name is None:
+                name = self._names[host] = _Name(task, reuse_until_s)
+            else:
+                name.task, name.reuse_until_s = task, reuse_until_s
+            task.add_done_callback(lambda done: self._heard(host, done))
+        has_good = bool(name.good) and now_s - name.good_at_s <= grace_s
+        if has_good and name.is_failing and not name.task.done():
+            # DNS is down: nobody waits for what will most likely fail again.
+            self._counters.resolved_by_last_good += 1
+            return name.good
         try:
             # Shielded: others wait for the same lookup, and a resolver that answers late is still worth hearing.
-            ips = await asyncio.wait_for(asyncio.shield(task), timeout_s)
+            return await asyncio.wait_for(asyncio.shield(name.task), timeout_s)
         except (OSError, UnicodeError, TimeoutError) as exc:
-            self._counters.resolve_failures += 1
-            good = self._last_good.get(host)
-            if good is not None and now_s - good[0] <= LAST_GOOD_S:
-                self._counters.resolved_by_last_good += 1
-                return good[1]
             is_late = isinstance(exc, TimeoutError)
-            status = 504 if is_late else 502
             message = "no answer in time" if is_late else str(exc)
-            raise OriginError("dns", f"{host}: {message}", status=status, can_retry=True) from exc
-        return ips
+            self._counters.resolve_failures += 1
+            if not name.is_failing:
+                name.is_failing = True
+                uses = f"goes on with {', '.join(map(str, name.good))}" if has_good else "has no earlier answer"
+                self._note(UpstreamEvent("dns-failed", host, f"can't be resolved ({message}); {uses}"))
+            if has_good:
+                self._counters.resolved_by_last_good += 1
+                return name.good
+            raise OriginError("dns", f"{host}: {message}", status=504 if is_late else 502, can_retry=True) from exc
+
+    def _heard(self, host: str, task: asyncio.Task[tuple[IPAddress, ...]]) -> None:
+        """A lookup is over, whether anybody still waits for it or not."""
+        name = self._names.get(host)
+        if task.cancelled() or task.exception() is not None or name is None:
+            return
+        if all(refusal(ip, self._is_own) is None for ip in task.result()):
+            name.good, name.good_at_s = task.result(), self._loop.time()
+        if name.is_failing:
+            name.is_failing = False
+            self._note(UpstreamEvent("dns-returned", host, "can be resolved again"))
 
     async def _ask(self, host: str) -> tuple[IPAddress, ...]:
         answers = await self._getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -237,14 +285,12 @@ class Resolver:
             ips[ip] = None
         if not ips:
             raise OSError("no address")
-        if all(refusal(ip, self._is_own) is None for ip in ips):
-            self._last_good[host] = (self._loop.time(), tuple(ips))
         return tuple(ips)
 
     async def close(self) -> None:
         """Forgets lookups under way."""
-        tasks = [task for task in self._lookups.values() if not task.done()]
+        tasks = [name.task for name in self._names.values()]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._lookups.values(), return_exceptions=True)
-        self._lookups.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._names.clear()

@@ -11,76 +11,25 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from accelerator.errors import OriginError
+from accelerator.io.call import Call
 from accelerator.io.connection import Connection
 from accelerator.io.dial import Dialler
 from accelerator.io.failover import UpstreamOrder
-from accelerator.io.origin import OriginCounters, OriginSettings, Upstream
+from accelerator.io.health import Attempt, Health, NoteEvent, UpstreamHealth
+from accelerator.io.origin import OriginCounters, OriginSettings, ParentProxy, Upstream, UpstreamEvent
 from accelerator.io.request import build_request
 from accelerator.io.resolve import GetAddrInfo, IPAddress, Resolver, is_own_address
 from accelerator.io.response import ParseResponse, Response, Sink
+from accelerator.io.tunnel import proxy_refusal
 
 __all__ = ["Call", "OriginCounters", "OriginSettings", "Response", "Sink", "Upstream", "UpstreamClient"]
-
-
-class Call:
-    """One request under way. After `cancel` its sink hears nothing more."""
-
-    __slots__ = (
-        "_authority", "_client", "_connection", "_idempotent", "_is_over", "_is_retry", "_paused", "_queue_timer",
-        "_request", "_sink", "_task", "avoid", "fields", "method", "target",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        client: UpstreamClient,
-        method: bytes,
-        target: bytes,
-        fields: Sequence[tuple[bytes, bytes]],
-        sink: Sink,
-        idempotent: bool,
-        avoid: Upstream | None,
-    ) -> None:
-        self.method = method
-        self.target = target
-        self.fields = fields
-        self.avoid = avoid
-        self._client = client
-        self._sink = sink
-        self._idempotent = idempotent
-        self._is_over = False
-        self._is_retry = False
-        self._paused = False
-        self._queue_timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._connection: Connection[Call] | None = None
-        self._authority = self._request = b""
-
-    @property
-    def is_over(self) -> bool:
-        """True once the sink has heard its last word, or the call was cancelled."""
-        return self._is_over
-
-    def pause(self) -> None:
-        """From here on no body byte reaches the sink (its end or failure may); the body time-out stands still."""
-        self._paused = True
-        if self._connection is not None:
-            self._connection.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._connection is not None:
-            self._connection.resume()
-
-    def cancel(self) -> None:
-        """Gives the call up; a connection in mid-response is closed. Nothing happens when the call is over."""
-        self._client._cancel(self)
 
 
 class UpstreamClient:
     """Requests to one origin. Lives on one loop; nothing here is thread-safe.
 
-    `parse_response` raises `head_error` on a head that must be refused. `getaddrinfo` and `is_own` replace the
-    resolver's in tests.
+    `parse_response` raises `head_error` on a head that must be refused. `note_event` hears when DNS or an upstream
+    fails and returns, once each. `getaddrinfo` and `is_own` replace the resolver's in tests.
     """
 
     def __init__(
@@ -90,6 +39,7 @@ class UpstreamClient:
         *,
         parse_response: ParseResponse,
         head_error: type[Exception],
+        note_event: NoteEvent = lambda event: None,
         getaddrinfo: GetAddrInfo | None = None,
         is_own: Callable[[IPAddress], bool] = is_own_address,
     ) -> None:
@@ -98,9 +48,11 @@ class UpstreamClient:
         self._loop = loop
         self._parse_response = parse_response
         self._head_error = head_error
-        self._resolver = Resolver(loop, self.counters, getaddrinfo, is_own)
-        self._dialler = Dialler(loop, settings, self._resolver, self.counters)
+        self._note_event = note_event
+        self._resolver = Resolver(loop, self.counters, getaddrinfo, is_own, self._note)
+        self._dialler = self._new_dialler()
         self._upstreams = UpstreamOrder(settings.upstreams)
+        self._health = self._new_health()
         self._generation = 0
         self._n_active = 0
         self._queue: OrderedDict[Call, None] = OrderedDict()
@@ -120,6 +72,10 @@ class UpstreamClient:
     def n_queued(self) -> int:
         return len(self._queue)
 
+    def health(self) -> tuple[UpstreamHealth, ...]:
+        """How each upstream does, in the policy's order, judged by the requests that it got."""
+        return self._health.snapshot()
+
     def request(
         self,
         method: bytes,
@@ -132,19 +88,22 @@ class UpstreamClient:
     ) -> Call:
         """Starts a request without body. `avoid` is tried last: a resume after a broken transfer goes elsewhere first.
 
-        Never calls the sink before it returns; every error goes to the sink.
+        Never calls the sink before it returns; every error goes to the sink, 'breaker-open' at once.
         """
         self.counters.requests += 1
-        call = Call(self, method, target, fields, sink, idempotent, avoid)
+        call = Call(self._cancel, method, target, fields, sink, idempotent, avoid)
         self._calls.add(call)
         if self._is_closed:
             self._loop.call_soon(self._fail, call, OriginError("closed", f"{self.settings.name}: shutting down"))
             return call
         try:
-            call._authority = self.settings.upstreams[0].authority
-            call._request = build_request(method, target, fields, call._authority)
+            first = self.settings.upstreams[0]
+            _build(call, first, self.settings.proxy_for(first))
         except OriginError as error:
             self._loop.call_soon(self._fail, call, error)
+            return call
+        if not self._health.may_ask_any():
+            self._loop.call_soon(self._fail, call, self._health.refusal())
             return call
         if self._n_active < self.settings.connections and not self._queue:
             self._begin(call)
@@ -163,10 +122,12 @@ class UpstreamClient:
         same = settings.reaches_same(self.settings)
         self.settings = settings
         # A new one also reads the CA file again, whose content may be why settings are set.
-        self._dialler = Dialler(self._loop, settings, self._resolver, self.counters)
+        self._dialler = self._new_dialler()
         if not same:
             self._generation += 1
             self._upstreams = UpstreamOrder(settings.upstreams)
+            self._health.retire()
+            self._health = self._new_health()
             self._close_idle()
         self._pump()
 
@@ -190,21 +151,38 @@ class UpstreamClient:
             self._all_gone = asyncio.Event()
             await self._all_gone.wait()
 
+    def _new_dialler(self) -> Dialler:
+        return Dialler(
+            self._loop, self.settings, self._resolver, self.counters, self._parse_response, self._head_error
+        )
+
+    def _new_health(self) -> Health:
+        settings = self.settings
+        return Health(self._loop, settings.upstreams, self.counters, self._note, self._breaker_opened)
+
+    def _note(self, event: UpstreamEvent) -> None:
+        self._loop.call_soon(self._tell, self._note_event, event)
+
     # -- slots -------------------------------------------------------------------------------------------------------
 
     def _begin(self, call: Call) -> None:
         self._n_active += 1
         order = self._upstreams.order(self._loop.time(), call.avoid)
-        connection = self._take_idle(order[0])
-        if connection is not None:
-            self._start(call, connection)
-        else:
-            self._connect_for(call, order, fresh=False)
+        attempt = self._health.admit(order[0]) if self._idle.get(order[0]) else None
+        connection = self._take_idle(order[0]) if attempt is not None else None
+        if attempt is not None and connection is not None:
+            self._start(call, connection, attempt)
+            return
+        if attempt is not None:
+            attempt.released()
+        self._connect_for(call, order, fresh=False)
 
     def _release(self, call: Call) -> None:
         """The call is over: its place goes to the one that waits longest."""
         call._is_over = True
         self._calls.discard(call)
+        if call._attempt is not None:
+            call._attempt.released()
         if call._queue_timer is not None:
             call._queue_timer.cancel()
             call._queue_timer = None
@@ -222,6 +200,16 @@ class UpstreamClient:
                 call._queue_timer.cancel()
                 call._queue_timer = None
             self._begin(call)
+
+    def _breaker_opened(self) -> None:
+        """Not at once: a connection is in the middle of telling its end."""
+        self._loop.call_soon(self._refuse_queued)
+
+    def _refuse_queued(self) -> None:
+        for call in list(self._queue):
+            if self._health.may_ask_any():
+                return
+            self._fail(call, self._health.refusal())
 
     def _queued_too_long(self, call: Call) -> None:
         call._queue_timer = None
@@ -255,18 +243,21 @@ class UpstreamClient:
 
     # -- connections -------------------------------------------------------------------------------------------------
 
-    def _start(self, call: Call, connection: Connection[Call]) -> None:
-        call._connection, call._task = connection, None
+    def _start(self, call: Call, connection: Connection[Call], attempt: Attempt) -> None:
+        call._connection, call._task, call._attempt = connection, None, attempt
         if connection.exchanges:
             self.counters.connections_reused += 1
-        upstream = connection.upstream
-        request = call._request
-        if upstream.authority != call._authority:
-            request = build_request(call.method, call.target, call.fields, upstream.authority)
+        if call._built_for != (connection.upstream, connection.proxy):
+            try:
+                _build(call, connection.upstream, connection.proxy)
+            except OriginError as error:
+                connection.abandon()
+                self._loop.call_soon(self._fail, call, error)
+                return
         connection.start(
             call,
             call._sink,
-            request,
+            call._request,
             is_head_request=call.method == b"HEAD",
             paused=call._paused,
             head_timeout_s=self.settings.head_timeout_s,
@@ -290,45 +281,53 @@ class UpstreamClient:
                 connection.close()
 
     def _connect_for(self, call: Call, order: list[Upstream], *, fresh: bool) -> None:
-        task = self._loop.create_task(self._connect_in_order(call, order, fresh))
+        task = self._loop.create_task(self._connect_in_order(call, order, self._health, fresh))
         call._task = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _connect_in_order(self, call: Call, order: list[Upstream], fresh: bool) -> None:
+    async def _connect_in_order(self, call: Call, order: list[Upstream], health: Health, fresh: bool) -> None:
         errors: list[OriginError] = []
         try:
             for i, upstream in enumerate(order):
-                connection = None
-                if i:
-                    self.counters.failovers += 1
-                if i and not fresh:
-                    connection = self._take_idle(upstream)
-                if connection is None:
-                    try:
-                        connection = await self._connect(upstream)
-                    except OriginError as error:
-                        errors.append(error)
-                        continue
-                self._start(call, connection)
+                attempt = health.admit(upstream)
+                if attempt is None:
+                    continue
+                self.counters.failovers += i > 0
+                try:
+                    connection = self._take_idle(upstream) if i and not fresh else None
+                    if connection is None:
+                        connection = await self._connect(upstream, health)
+                except OriginError as error:
+                    errors.append(error)
+                    if error.kind != "breaker-open":
+                        attempt.connect_failed(error.message)
+                    continue
+                except BaseException:
+                    attempt.released()
+                    raise
+                self._start(call, connection, attempt)
                 return
         except Exception as exc:
             # A fault of ours must not leave waiters without an answer.
             self._loop.call_exception_handler({"message": "upstream connect failed", "exception": exc})
             errors.append(OriginError("internal", f"{self.settings.name}: {exc!r}"))
-        last = errors[-1]
-        message = "; ".join(error.message for error in errors)
+        tried = [error for error in errors if error.kind != "breaker-open"]
+        last = tried[-1] if tried else health.refusal()
+        message = "; ".join(error.message for error in tried) or last.message
         self._fail(call, OriginError(last.kind, message, status=last.status, can_retry=last.can_retry))
 
-    async def _connect(self, upstream: Upstream) -> Connection[Call]:
-        generation = self._generation
+    async def _connect(self, upstream: Upstream, health: Health) -> Connection[Call]:
+        generation, proxy = self._generation, self.settings.proxy_for(upstream)
         self._make_room()
-        connection = await self._dialler.connect(
-            upstream,
-            lambda sock: Connection(
-                self._loop, self, upstream, sock, self.counters, self._parse_response, self._head_error, generation
-            ),
-        )
+        async with health.connecting(upstream):
+            connection = await self._dialler.connect(
+                upstream,
+                lambda sock: Connection(
+                    self._loop, self, upstream, sock, self.counters, self._parse_response, self._head_error, generation
+                ),
+            )
+        connection.proxy = proxy
         self._open.add(connection)
         return connection
 
@@ -344,8 +343,16 @@ class UpstreamClient:
 
     # -- connection.Owner --------------------------------------------------------------------------------------------
 
-    def head_arrived(self, call: Call, upstream: Upstream) -> None:
+    def head_arrived(self, call: Call, upstream: Upstream, status: int) -> None:
         self.counters.responses += 1
+        proxy = call._connection.proxy if call._connection is not None else None
+        if status == 407 and proxy is not None:
+            raise proxy_refusal(proxy, status)
+        if call._attempt is not None:
+            if status in self.settings.failure_statuses:
+                call._attempt.failed(f"{upstream}: status {status}")
+            else:
+                call._attempt.answered()
         if call.avoid is None:
             self._upstreams.answered(upstream, self._loop.time())
 
@@ -363,7 +370,10 @@ class UpstreamClient:
         died = error.kind in ("closed", "reset") and not received_any
         if died and was_reused and call._idempotent and not call._is_retry and not self._is_closed:
             call._is_retry = True
-            call._connection = None
+            if call._attempt is not None:
+                # The connection had been idle too long: that says nothing of the upstream.
+                call._attempt.released()
+            call._connection = call._attempt = None
             self.counters.retries += 1
             order = self._upstreams.order(self._loop.time(), call.avoid)
             if connection.upstream in order:
@@ -371,6 +381,8 @@ class UpstreamClient:
                 order.insert(0, connection.upstream)
             self._connect_for(call, order, fresh=True)
             return
+        if call._attempt is not None and error.kind != "internal":
+            call._attempt.failed(error.message)
         self._fail(call, error, received_any)
 
     def connection_gone(self, connection: Connection[Call]) -> None:
@@ -381,3 +393,8 @@ class UpstreamClient:
         if self._all_gone is not None and not self._open:
             self._all_gone.set()
 
+
+def _build(call: Call, upstream: Upstream, proxy: ParentProxy | None) -> None:
+    """Raises OriginError('bad-field')."""
+    call._request = build_request(call.method, call.target, call.fields, upstream, proxy)
+    call._built_for = (upstream, proxy)

@@ -128,7 +128,7 @@ class World:
             self.run()
 
     # The owner
-    def head_arrived(self, call: Any, upstream: Upstream) -> None:
+    def head_arrived(self, call: Any, upstream: Upstream, status: int) -> None:
         pass
 
     def exchange_ended(self, connection: Any, call: Any, can_reuse: bool) -> None:

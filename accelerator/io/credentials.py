@@ -1,0 +1,61 @@
+"""Secrets that the policy names and never contains: certificates with keys, log-ins. Files of one directory, read only.
+
+`NAME.crt` and `NAME.key` (PEM) are a certificate; `NAME.login` is one line, `USER:PASSWORD`.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+from accelerator.errors import AcceleratorError, OriginError, Source
+from accelerator.io.origin import ClientCertificate
+from accelerator.io.tls import client_context
+
+# RFC 7617 section 2: no control character, no colon in the user's name.
+_LOGIN = re.compile(r"[^\x00-\x1f\x7f:]+:[^\x00-\x1f\x7f]*")
+_LOGIN_BYTES_MAX = 1024
+
+
+class CredentialError(AcceleratorError):
+    """A credential that is missing or can't be used. The message never has its content."""
+
+    source = Source.OPERATOR
+
+
+class Credentials:
+    """The files of `directory`; None: there are none."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+
+    def client_certificate(self, name: str) -> ClientCertificate:
+        """The files of a certificate that can be used. Raises CredentialError."""
+        found = ClientCertificate(str(self._path(name, "crt")), str(self._path(name, "key")))
+        try:
+            client_context(None, found)
+        except OriginError as error:
+            raise CredentialError("credential", error.message) from error
+        return found
+
+    def basic_authorization(self, name: str) -> bytes:
+        """The value of Proxy-Authorization for a log-in (RFC 7617, UTF-8). Raises CredentialError."""
+        path = self._path(name, "login")
+        try:
+            with path.open("rb") as file:
+                data = file.read(_LOGIN_BYTES_MAX + 1)
+        except OSError as exc:
+            raise CredentialError("credential", f"log-in: {path}: {exc.strerror}") from exc
+        try:
+            login = data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError:
+            login = ""
+        if len(data) > _LOGIN_BYTES_MAX or _LOGIN.fullmatch(login) is None:
+            raise CredentialError("credential", f"log-in: {path}: expected one line, USER:PASSWORD")
+        return b"Basic " + base64.b64encode(login.encode("utf-8"))
+
+    def _path(self, name: str, suffix: str) -> Path:
+        if self._directory is None:
+            raise CredentialError("credential", f"'{name}' is named, but there is no directory of credentials")
+        return self._directory / f"{name}.{suffix}"
