@@ -2,8 +2,9 @@
 # No freshness rules (compiled into each head by the control plane), no Python object, no lock held over a system call.
 from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, errno
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset, strlen
+from libc.string cimport memcmp, memcpy, memset
 
 from ext.atomics cimport *
 from ext.connection cimport *
@@ -317,7 +318,8 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
     if path_length == 0 or path[0] != 47:
         path = <const uint8_t*>ROOT_PATH
         path_length = 1
-    if not has_body and path_length == 31 and memcmp(path, HEALTH_PATH, 31) == 0:
+    if (path_length == 31 and memcmp(path, HEALTH_PATH, 31) == 0 and not has_body
+            and (head.method == METHOD_GET or head.method == METHOD_HEAD)):
         return answer_health(w, c, data, n, head)
     if head.form == FORM_ASTERISK and not has_body:
         return respond_preflight(w, c, data, head)
@@ -689,8 +691,12 @@ cdef void read_mail(Worker* w) noexcept nogil:
 
 cdef void turn_away(Worker* w, int fd, uint8_t* address) noexcept nogil:
     """A connection above a cap: one 503 where the socket takes it, then closed. Nothing is kept of it."""
-    cdef const char* text = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
-    send_text(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT)
+    cdef char text[512]
+    cdef int n = snprintf(
+        text, sizeof(text),
+        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nCache-Control: no-store\r\n"
+        "Cache-Status: %.*s\r\nConnection: close\r\n\r\n", <int>w.tables.site_length, <char*>w.tables.strings + w.tables.site)
+    send_text(fd, text, n, MSG_NOSIGNAL | MSG_DONTWAIT)
     shutdown(fd, SHUT_WR)
     recv(fd, w.input, READ_BYTES, MSG_DONTWAIT)     # a close with unread input would reset the answer away
     close(fd)
