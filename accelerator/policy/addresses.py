@@ -54,6 +54,16 @@ class OriginUrl(NamedTuple):
         return f"{self.scheme}://{Address(self.host, self.port)}"
 
 
+class ProxyUrl(NamedTuple):
+    """A parent proxy: host (lower case; IP literals canonical, without brackets) and port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"http://{Address(self.host, self.port)}"
+
+
 class FileName(NamedTuple):
     """A file that a policy names: as it was written, and where it is (absolute once a policy is loaded)."""
 
@@ -118,16 +128,35 @@ def parse_origin_url(text: str) -> OriginUrl:
         raise ValueError(
             f"an origin's URL has no path, query or fragment (paths go upstream as they are), got {quoted(text)}"
         )
+    default_port = 443 if scheme == "https" else 80
+    host, port = _authority(text, rest.removesuffix("/"), default_port)
+    return OriginUrl("https" if scheme == "https" else "http", host, port)
+
+
+def parse_proxy_url(text: str) -> ProxyUrl:
+    """`http://proxy.corp.example:3128`: plain HTTP to it, and the port is written."""
+    scheme, separator, rest = text.partition("://")
+    if "@" in rest:
+        raise ValueError("a user or password may not stand in a proxy's URL: name it by via_credential")
+    if not separator or scheme.lower() != "http" or any(mark in rest.removesuffix("/") for mark in "/?#"):
+        hint = f" (did you mean 'http://{text}'?)" if not separator and _is_host_name(text.partition(":")[0]) else ""
+        raise ValueError(f"expected http://HOST:PORT of a proxy, got {quoted(text)}{hint}")
     authority = rest.removesuffix("/")
-    default_port = "443" if scheme == "https" else "80"
+    if not authority.rpartition("]")[2].partition(":")[1]:
+        raise ValueError(f"a proxy's port has to be written, such as :3128, got {quoted(text)}")
+    return ProxyUrl(*_authority(text, authority, 0))
+
+
+def _authority(text: str, authority: str, default_port: int) -> tuple[str, int]:
+    """Host (lower case, or canonical IP literal without brackets) and port of the URL `text`."""
     if authority.startswith("["):
         host, bracket, port = authority[1:].partition("]")
         if not bracket or literal(host) is None or ":" not in host or (port and not port.startswith(":")):
             raise ValueError(f"{quoted(text)} has no valid IPv6 address")
-        port = port[1:] if port else default_port
+        port = port[1:] if port else str(default_port)
     else:
         host, colon, port = authority.partition(":")
-        port = port if colon else default_port
+        port = port if colon else str(default_port)
         if ":" in port:
             raise ValueError(f"an IPv6 address stands in brackets, as in 'http://[::1]:8080', got {quoted(text)}")
     address = literal(host)
@@ -137,7 +166,7 @@ def parse_origin_url(text: str) -> OriginUrl:
     elif not _is_host_name(host) or host.rpartition(".")[2].isdigit():
         # WHATWG URL section 3.5: a host whose last label is a number is an IPv4 address or nothing (10.1 is 10.0.0.1).
         raise ValueError(f"{quoted(host)} is not a host name or IP address")
-    return OriginUrl("https" if scheme == "https" else "http", host.lower(), _port(port, 1))
+    return host.lower(), _port(port, 1)
 
 
 def _check_unicast(address: IpAddress) -> None:

@@ -158,6 +158,10 @@ OriginUrl = Annotated[
     addresses.OriginUrl,
     *_text(addresses.parse_origin_url, r"^[hH][tT][tT][pP][sS]?://[^/?#@]+/?$", "https://media.corp.example"),
 ]
+ProxyUrl = Annotated[
+    addresses.ProxyUrl,
+    *_text(addresses.parse_proxy_url, r"^[hH][tT][tT][pP]://[^/?#@]+:[0-9]{1,5}/?$", "http://proxy.corp.example:3128"),
+]
 HostPattern = Annotated[str, *_text(addresses.parse_host_pattern, example="media.lyon.corp.example")]
 PathPrefix = Annotated[str, *_text(addresses.parse_path_prefix, r"^/[^?# ]*$", "/live")]
 PinnedAddress = Annotated[str, *_text(addresses.parse_pinned_address, example="10.0.0.20")]
@@ -265,11 +269,26 @@ class Origin(_Section):
         description="The Host that the origin sees: its own name from `from`, or the one that the viewer asked for.",
     )
     resolve: Annotated[tuple[PinnedAddress, ...], _empty_means(tuple)] = Field(
-        default=(), max_length=64, description="IP addresses to use instead of asking DNS for the names in `from`."
+        default=(),
+        max_length=64,
+        description="IP addresses to use instead of asking DNS for the names in `from`; with `via`: for the proxy's.",
+    )
+    resolve_grace: Annotated[float, *_time("0s", "30d")] = Field(
+        default=86_400.0, description="How long the last answer of DNS is used when DNS gives none."
+    )
+    via: ProxyUrl | None = Field(
+        default=None,
+        description="The company's HTTP proxy, through which this origin is reached: https by CONNECT; left out: none.",
+    )
+    via_credential: Name | None = Field(
+        default=None, description="Log-in for the proxy: NAME.login among the credentials, one line USER:PASSWORD."
     )
     ca: FileName | None = Field(
         default=None,
         description="PEM file of authorities trusted besides the system's, relative to the policy's folder.",
+    )
+    client_certificate: Name | None = Field(
+        default=None, description="What we show an origin that asks for it: NAME.crt, NAME.key among the credentials."
     )
     connections: Annotated[int, *_whole(1, 65536)] = Field(
         default=64, description="Connections to this origin at once; more requests wait for one."

@@ -121,12 +121,14 @@ class Rules:
         for index, url in enumerate(origin.from_):
             if _own(own, url.host, url.port):
                 self._loop(("origins", name, "from", index), _own(own, url.host, url.port))
-        if not all(literal(url.host) for url in origin.from_):
-            ports = {url.port for url in origin.from_ if not literal(url.host)}
-            for index, pin in enumerate(origin.resolve):
-                for port in sorted(ports):
-                    if _own(own, pin, port):
-                        self._loop(("origins", name, "resolve", index), _own(own, pin, port))
+        if origin.via is not None and _own(own, origin.via.host, origin.via.port):
+            self._loop(("origins", name, "via"), _own(own, origin.via.host, origin.via.port))
+        connected_to = origin.from_ if origin.via is None else (origin.via,)
+        ports = {url.port for url in connected_to if not literal(url.host)}
+        for index, pin in enumerate(origin.resolve):
+            for port in sorted(ports):
+                if _own(own, pin, port):
+                    self._loop(("origins", name, "resolve", index), _own(own, pin, port))
 
     def _loop(self, path: Path, listener: str) -> None:
         self._error(
@@ -147,15 +149,23 @@ class Rules:
                 self._value(*path, "forward"),
                 f"origins.{name}.forward: has no effect with profile generic, which forwards every field",
             )
-        if origin.resolve and all(literal(url.host) for url in origin.from_):
-            self._warn(self._value(*path, "resolve"), f"origins.{name}.resolve: has no effect without a name in from")
-        if origin.ca is not None:
-            if not os.path.isfile(origin.ca.path):
-                self._warn(
-                    self._value(*path, "ca"), f"origins.{name}.ca: there is no file {quoted(origin.ca.path)} here"
-                )
-            if all(url.scheme == "http" for url in origin.from_):
-                self._warn(self._value(*path, "ca"), f"origins.{name}.ca: has no effect without an https URL in from")
+        key = "from" if origin.via is None else "via"
+        connected_to = origin.from_ if origin.via is None else (origin.via,)
+        if origin.resolve and all(literal(url.host) for url in connected_to):
+            self._warn(self._value(*path, "resolve"), f"origins.{name}.resolve: has no effect without a name in {key}")
+        if origin.ca is not None and not os.path.isfile(origin.ca.path):
+            self._warn(self._value(*path, "ca"), f"origins.{name}.ca: there is no file {quoted(origin.ca.path)} here")
+        for key, value in (("ca", origin.ca), ("client_certificate", origin.client_certificate)):
+            if value is not None and all(url.scheme == "http" for url in origin.from_):
+                what = f"origins.{name}.{key}: has no effect without an https URL in from"
+                self._warn(self._value(*path, key), what)
+        if origin.via_credential is not None and origin.via is None:
+            what = f"origins.{name}.via_credential: has no effect without via"
+            self._warn(self._value(*path, "via_credential"), what)
+        has_http = any(url.scheme == "http" for url in origin.from_)
+        if origin.via is not None and origin.upstream_host == "viewer" and has_http:
+            what = "a proxy sends http requests where their Host says, so the viewer's can't be in them"
+            self._error(self._value(*path, "upstream_host"), f"origins.{name}.upstream_host: {what}")
 
     def _locks(self, policy: Policy) -> None:
         for index, lock in enumerate(policy.locked):

@@ -73,6 +73,33 @@ def test_origin_url_refused(text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("http://proxy.corp.example:3128", "proxy.corp.example", 3128),
+        ("HTTP://Proxy:80/", "proxy", 80),
+        ("http://10.0.0.1:8080", "10.0.0.1", 8080),
+        ("http://[2001:db8::0:1]:8080", "2001:db8::1", 8080),
+    ],
+)
+def test_proxy_url(text: str, host: str, port: int) -> None:
+    assert addresses.parse_proxy_url(text) == (host, port)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("proxy:3128", "did you mean 'http://proxy:3128'"), ("https://proxy:3128", "expected http://HOST:PORT"), ("socks5://p:1", "expected http"),
+        ("http://proxy", "port has to be written"), ("http://[::1]", "port has to be written"), ("http://a:b@proxy:1", "via_credential"),
+        ("http://proxy:1/x", "expected http"), ("http://proxy:0", "a port is"), ("http://proxy:", "a port is"), ("http://10.1:80", "not a host name"),
+        ("http://0.0.0.0:80", "can connect to"), ("", "expected http"), ("http://:80", "not a host name"), ("http://::1:80", "in brackets"),
+    ],
+)  # fmt: skip
+def test_proxy_url_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        addresses.parse_proxy_url(text)
+
+
+@pytest.mark.parametrize(
     ("text", "pattern"),
     [
         ("Media.Corp.example", "media.corp.example"),
@@ -148,7 +175,7 @@ def test_field_name_refused(text: str) -> None:
     "parse",
     [
         addresses.parse_listen_address, addresses.parse_origin_url, addresses.parse_host_pattern, addresses.parse_path_prefix,
-        addresses.parse_network, addresses.parse_pinned_address, addresses.parse_field_name,
+        addresses.parse_network, addresses.parse_pinned_address, addresses.parse_field_name, addresses.parse_proxy_url,
     ],
 )  # fmt: skip
 @given(text=st.text(max_size=40) | st.text(alphabet="0123456789abcx.:/[]*%@?#-_ ", max_size=40))

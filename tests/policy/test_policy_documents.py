@@ -39,6 +39,9 @@ HAS_NO_DEFAULT = {
     "hosts",
     "class",
     "ca",
+    "client_certificate",
+    "via",
+    "via_credential",
 }
 
 
@@ -83,7 +86,8 @@ def test_the_default_policy_has_every_key() -> None:
     written = set(re.findall(r"^ *(?:# )?([a-z_]+):", DEFAULT.read_text(), re.MULTILINE))
     assert {path.rpartition(".")[2] for path in KEYS} - written == set()
     tree = yaml.safe_load(DEFAULT.read_text())
-    tree["origins"]["media"]["ca"] = "commented out, as its file has no default"
+    for name in ("ca", "client_certificate", "via", "via_credential"):
+        tree["origins"]["media"][name] = "commented out, as it names what has no default"
     for path in KEYS:
         node: Any = tree
         for step in path.split("."):

@@ -128,6 +128,16 @@ TOGETHER = [
     pytest.param(LISTEN + "admin: {address: '[::1]:81'}\norigins: {m: {from: ['http://[::1]:81'], hosts: [h]}}\n",
                  ["5:22: origins.m.from: this is our own admin ([::1]:81): a request would go in a circle"], id="loop-admin"),
     pytest.param(LISTEN + "origins: {m: {from: ['http://127.0.0.1:8081'], hosts: [h]}}\n", [], id="another-port"),
+    pytest.param(LISTEN + "origins: {m: {from: ['http://a.b'], hosts: [h], via: 'http://127.0.0.1:8080'}}\n",
+                 ["4:54: origins.m.via: this is our own listen.lan (127.0.0.1:8080): a request would go in a circle"], id="loop-by-proxy"),
+    pytest.param(LISTEN + "origins: {m: {from: ['http://a.b'], hosts: [h], via: 'http://p.q:8080', resolve: [127.0.0.1]}}\n",
+                 ["4:83: origins.m.resolve: this is our own listen.lan (127.0.0.1:8080): a request would go in a circle"], id="loop-by-proxys-pin"),
+    pytest.param(LISTEN + "origins: {m: {from: ['https://a.b', 'http://a.b'], hosts: [h], upstream_host: viewer, via: 'http://p.q:3128'}}\n",
+                 ["4:79: origins.m.upstream_host: a proxy sends http requests where their Host says, so the viewer's can't be in them"], id="viewers-host-by-proxy"),
+    pytest.param(LISTEN + "origins: {m: {from: ['https://a.b'], hosts: [h], upstream_host: viewer, via: 'http://p.q:3128'}}\n", [], id="viewers-host-in-a-tunnel"),
+    pytest.param(LISTEN + "origins: {m: {from: ['https://a.b'], hosts: [h], via: 'http://u:p@p.q:3128', via_credential: ../x}}\n",
+                 ["4:55: origins.m.via: a user or password may not stand in a proxy's URL: name it by via_credential",
+                  "4:94: origins.m.via_credential: '../x' is not a name: a letter, then letters, digits, '-' and '_', at most 64 characters"], id="secrets"),
     pytest.param(LISTEN + ORIGINS + "locked: [listn.lan, zones.x.nets, limits, origins.media.form, origins.mdia, '', a..b]\n",
                  ["5:10: locked: 'listn.lan' is no key of a policy (did you mean 'listen'?)",
                   "5:21: warning: locked: 'zones.x.nets' names nothing that is there",
@@ -157,6 +167,11 @@ WARNINGS = [
                  ["4:63: warning: origins.m.resolve: has no effect without a name in from"], id="pin-of-nothing"),
     pytest.param(LISTEN + "origins: {m: {from: ['https://a.b'], hosts: [h], ca: /no/such.pem}}\n",
                  ["4:54: warning: origins.m.ca: there is no file '/no/such.pem' here"], id="ca"),
+    pytest.param(LISTEN + "origins: {m: {from: ['http://a.b'], hosts: [h], client_certificate: c, via_credential: p}}\n",
+                 ["4:69: warning: origins.m.client_certificate: has no effect without an https URL in from",
+                  "4:88: warning: origins.m.via_credential: has no effect without via"], id="credentials-of-nothing"),
+    pytest.param(LISTEN + "origins: {m: {from: ['http://a.b'], hosts: [h], via: 'http://10.0.0.9:3128', resolve: [10.0.0.8]}}\n",
+                 ["4:87: warning: origins.m.resolve: has no effect without a name in via"], id="pin-of-no-proxy"),
 ]  # fmt: skip
 
 
