@@ -11,12 +11,14 @@ from typing import Any
 from accelerator import __version__, clock
 from accelerator.dataplane import COUNTER_HELP, DataPlane, worker_count
 from accelerator.errors import AcceleratorError, OriginError, Source
+from accelerator.io.credentials import Credentials
+from accelerator.io.origin import UpstreamEvent
 from accelerator.policy.compile import Tables, compile_policy
 from accelerator.policy.model import Policy
 from accelerator.services.fetch import Fetcher
 from accelerator.services.heads import NS
 from accelerator.services.inventory import Inventory
-from accelerator.services.origins import Origin, Origins
+from accelerator.services.origins import Origin, Origins, Secrets
 
 log = logging.getLogger("accelerator")
 
@@ -34,7 +36,13 @@ class StartError(AcceleratorError):
 class Appliance:
     """Built once; `apply` takes a policy over, `drain` and `close` end it. Implements control.box.Box."""
 
-    def __init__(self, policy: Policy, policy_path: Path, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        policy_path: Path,
+        loop: asyncio.AbstractEventLoop,
+        credentials: Credentials,
+    ) -> None:
         tables = compile_policy(policy)
         self._loop = loop
         self._policy_path = policy_path
@@ -46,7 +54,7 @@ class Appliance:
         self.admin_address: tuple[str, int] | None = None
         self.dataplane = DataPlane(worker_count(tables.workers), tables.memory_bytes)
         self._plane = self.dataplane.plane
-        self.origins = Origins(self.dataplane, loop)
+        self.origins = Origins(self.dataplane, loop, credentials, self._note_event)
         self.fetcher = Fetcher(self.dataplane, self.origins, loop, self._note_error)
         self.inventory = Inventory(self.dataplane, self.origins, self.fetcher)
         self.extra_counters: Any = dict
@@ -57,9 +65,10 @@ class Appliance:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Opens the listeners, publishes the tables, starts the workers. Raises StartError; nothing is left then."""
+        """Opens the listeners, publishes the tables, starts the workers. Raises StartError or CredentialError."""
+        secrets = self.origins.read_secrets(self.policy)
         opened = self._open_listeners(self.tables)
-        self._take_over(self.policy, self.tables, opened)
+        self._take_over(self.policy, self.tables, opened, secrets)
         self.dataplane.put_health_object()
         self._plane.start()
         for name, (_, listening) in self._sockets.items():
@@ -68,16 +77,17 @@ class Appliance:
         self._is_serving = True
 
     def apply(self, policy: Policy) -> int:
-        """Takes another policy over whole, or raises StartError and changes nothing."""
+        """Takes another policy over whole, or raises StartError or CredentialError and changes nothing."""
         tables = compile_policy(policy)
         if tables.memory_bytes != self.tables.memory_bytes:
             raise StartError("needs-restart", "cache.memory has changed: restart acceleratord for it")
         if worker_count(tables.workers) != self._plane.n_workers:
             raise StartError("needs-restart", "workers has changed: restart acceleratord for it")
+        secrets = self.origins.read_secrets(policy)
         opened = self._open_listeners(tables)
         gone = [name for name in self._sockets if name not in opened]
         before = dict(self._sockets)
-        self._take_over(policy, tables, opened)
+        self._take_over(policy, tables, opened, secrets)
         for name, (_, listening) in opened.items():
             if before.get(name, (None, None))[1] is not listening:
                 if name in before:
@@ -109,7 +119,11 @@ class Appliance:
     # -- taking a policy over ------------------------------------------------------------------------------------------
 
     def _take_over(
-        self, policy: Policy, tables: Tables, opened: dict[str, tuple[tuple[str, int], socket.socket]]
+        self,
+        policy: Policy,
+        tables: Tables,
+        opened: dict[str, tuple[tuple[str, int], socket.socket]],
+        secrets: dict[str, Secrets],
     ) -> None:
         self._sockets = opened
         self.fetcher.site = tables.site.encode("ascii")
@@ -117,7 +131,7 @@ class Appliance:
         own = {listening.getsockname()[:2] for _, listening in opened.values()}
         if self.admin_address is not None:
             own.add(self.admin_address)
-        self.origins.apply(policy, frozenset(own))
+        self.origins.apply(policy, frozenset(own), secrets)
         self.generation = self.dataplane.publish(tables)
         self.policy, self.tables = policy, tables
 
@@ -151,6 +165,10 @@ class Appliance:
         more = f" (and {suppressed} more since)" if suppressed else ""
         log.warning("origin %s: %s: %s%s", origin.name, error.kind, error.message, more)
         self._logged[cause] = (now_ns, 0)
+
+    def _note_event(self, origin: str, event: UpstreamEvent) -> None:
+        level = logging.INFO if event.kind in ("dns-returned", "breaker-closed") else logging.WARNING
+        log.log(level, "origin %s: %s: %s %s", origin, event.kind, event.subject, event.message)
 
     # -- control.box.Box -----------------------------------------------------------------------------------------------
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from accelerator.dataplane import DataPlane, HeadError, parse_response
-from accelerator.io.origin import OriginSettings, Upstream
+from accelerator.io.credentials import CredentialError, Credentials
+from accelerator.io.health import UpstreamHealth
+from accelerator.io.origin import (
+    GATEWAY_STATUSES,
+    ClientCertificate,
+    OriginSettings,
+    ParentProxy,
+    Upstream,
+    UpstreamEvent,
+)
 from accelerator.io.upstream import UpstreamClient
 from accelerator.policy.model import Origin as OriginPolicy
 from accelerator.policy.model import Policy
@@ -27,21 +38,56 @@ class Origin:
     bytes_from_origin: int = 0
 
 
-class Origins:
-    """All origins of the running policy, by data-plane row and by name."""
+@dataclass(frozen=True)
+class Secrets:
+    """What an origin's credentials were when they were read."""
 
-    def __init__(self, dataplane: DataPlane, loop: asyncio.AbstractEventLoop) -> None:
+    proxy: ParentProxy | None = None
+    certificate: ClientCertificate | None = None
+
+
+class Origins:
+    """All origins of the running policy, by data-plane row and by name. `note_event` gets an origin's name too."""
+
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        loop: asyncio.AbstractEventLoop,
+        credentials: Credentials,
+        note_event: Callable[[str, UpstreamEvent], None],
+    ) -> None:
         self._dataplane = dataplane
         self._loop = loop
+        self._credentials = credentials
+        self._note_event = note_event
         self.by_id: dict[int, Origin] = {}
 
-    def apply(self, policy: Policy, own_listeners: frozenset[tuple[str, int]]) -> None:
+    def read_secrets(self, policy: Policy) -> dict[str, Secrets]:
+        """The credentials that the policy names, by origin; nothing is taken over. Raises CredentialError."""
+        secrets = {}
+        for name, row in policy.origins.items():
+            key = "client_certificate"
+            try:
+                named = row.client_certificate
+                certificate = self._credentials.client_certificate(named) if named is not None else None
+                key = "via_credential"
+                login = row.via_credential if row.via is not None else None
+                authorization = self._credentials.basic_authorization(login) if login is not None else None
+            except CredentialError as error:
+                raise CredentialError(error.kind, f"origins.{name}.{key}: {error.message}") from error
+            proxy = ParentProxy(row.via.host, row.via.port, authorization) if row.via is not None else None
+            secrets[name] = Secrets(proxy, certificate)
+        return secrets
+
+    def apply(
+        self, policy: Policy, own_listeners: frozenset[tuple[str, int]], secrets: Mapping[str, Secrets]
+    ) -> None:
         """Takes a checked policy over: clients of origins that stay keep their connections where these still fit."""
         classes = list(policy.classes)
         by_id = {}
         for name, row in policy.origins.items():
             origin_id = self._dataplane.origin_id(name)
-            settings = _settings(name, row, own_listeners)
+            settings = _settings(name, row, own_listeners, secrets[name])
             rules = OriginRules(
                 profile=row.profile,
                 override_private=row.override_private,
@@ -54,7 +100,13 @@ class Origins:
                 known.policy, known.rules, known.class_index = row, rules, class_index
                 by_id[origin_id] = known
                 continue
-            client = UpstreamClient(settings, self._loop, parse_response=parse_response, head_error=HeadError)
+            client = UpstreamClient(
+                settings,
+                self._loop,
+                parse_response=parse_response,
+                head_error=HeadError,
+                note_event=partial(self._note_event, name),
+            )
             by_id[origin_id] = Origin(origin_id, name, row, rules, client, class_index)
         for origin_id, gone in self.by_id.items():
             if origin_id not in by_id:
@@ -64,11 +116,17 @@ class Origins:
     def by_name(self, name: str) -> Origin | None:
         return next((origin for origin in self.by_id.values() if origin.name == name), None)
 
+    def health(self) -> dict[str, tuple[UpstreamHealth, ...]]:
+        """How the upstreams of each origin do."""
+        return {origin.name: origin.client.health() for origin in self.by_id.values()}
+
     async def close(self) -> None:
         await asyncio.gather(*(origin.client.close() for origin in self.by_id.values()))
 
 
-def _settings(name: str, row: OriginPolicy, own_listeners: frozenset[tuple[str, int]]) -> OriginSettings:
+def _settings(
+    name: str, row: OriginPolicy, own_listeners: frozenset[tuple[str, int]], secrets: Secrets
+) -> OriginSettings:
     return OriginSettings(
         name=name,
         upstreams=tuple(Upstream(url.scheme, url.host, url.port) for url in row.from_),
@@ -79,4 +137,8 @@ def _settings(name: str, row: OriginPolicy, own_listeners: frozenset[tuple[str, 
         head_timeout_s=row.timeouts.head,
         body_timeout_s=row.timeouts.body,
         own_listeners=own_listeners,
+        via=secrets.proxy,
+        client_certificate=secrets.certificate,
+        resolve_grace_s=row.resolve_grace,
+        failure_statuses=GATEWAY_STATUSES | {500} if row.profile == "media" else GATEWAY_STATUSES,
     )
