@@ -819,13 +819,16 @@ cdef class Plane:
         """Frees what no worker can see any more; evicts what connections need of the limit; forgets marks that ended."""
         cdef Store* store = &self.shared.store
         cdef uint64_t over
+        cdef int attempt
         pthread_mutex_lock(&store.lock)
         drop_marks(store, now_ns(), 1024)
         reclaim(store)
         over = over_budget(store)
-        if over > store.retired_bytes:
-            evict(store, over - store.retired_bytes)
+        for attempt in range(64):
+            if over <= store.retired_bytes or evict(store, over - store.retired_bytes) == 0:
+                break
             reclaim(store)
+            over = over_budget(store)
         pthread_mutex_unlock(&store.lock)
         self._free_tables()
 

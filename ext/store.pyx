@@ -9,7 +9,7 @@ from ext.atomics cimport *
 from ext.http_head cimport FIELD_ACCEPT_ENCODING, Field
 
 cdef enum:
-    MIN_RESERVE = 262144
+    MIN_RESERVE = 1048576
     MAX_RESERVE = 67108864
 
 
@@ -185,9 +185,10 @@ cdef bint store_open(Store* store, uint64_t limit, uint32_t slice_bytes, uint32_
     memcpy(store.secret, secret, 16)
     pthread_mutex_init(&store.lock, NULL)
     arena_init(&store.arena, limit)
+    # Small pieces come free a slab at a time, so the reserve is worth several slabs even where memory is short.
     store.reserve = limit // 32
     if store.reserve < MIN_RESERVE:
-        store.reserve = MIN_RESERVE
+        store.reserve = limit // 8 if limit // 8 < MIN_RESERVE else MIN_RESERVE
     if store.reserve > MAX_RESERVE:
         store.reserve = MAX_RESERVE
     store.retired_capacity = 1024
