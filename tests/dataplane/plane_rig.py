@@ -336,6 +336,9 @@ class Rig:
             self.exchanges.clear()
             return self.plane.n_connections == 0 and self.plane.memory["outside"] == self.empty["outside"]
 
+        if not any(alive for _, _, alive in self.plane.workers_state()):
+            self.listener.close()  # the test has closed it
+            return
         try:
             assert all(alive for _, _, alive in self.plane.workers_state())
             wait_until(everybody_left, "all connections gone, and their memory")
