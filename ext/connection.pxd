@@ -15,6 +15,8 @@ cdef enum:
     EXCHANGE_BUCKETS = 8192
     MAX_LISTENERS = 64
     PUMP_BYTES = 4194304        # one connection's share of a pass
+    CROWD = 32                  # from so many ready readers on, a body's beginning goes to all before more goes to one
+    FIRST_SHARE_BYTES = 16384   # that beginning (docs/decisions/0050-measuring.md)
     ADDRESS_BUCKETS = 131072
 
 cdef enum:                      # what an epoll event points at: the first field of each

@@ -430,6 +430,8 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
     cdef int64_t offset, end, total
     cdef uint8_t* data
     cdef ssize_t written
+    if w.ready.n >= CROWD and c.offset < FIRST_SHARE_BYTES:
+        budget = FIRST_SHARE_BYTES
     memset(&message, 0, sizeof(message))
     message.msg_iov = parts
     while True:
@@ -475,6 +477,8 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
                 break
             if <int64_t>n > end - offset:
                 n = <uint64_t>(end - offset)
+            if n > budget - body_bytes:
+                n = budget - body_bytes
             parts[n_parts].iov_base = data
             parts[n_parts].iov_len = n
             n_parts += 1

@@ -317,6 +317,7 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     cdef ssize_t written
     cdef uint64_t sent
     cdef bint has_body, needs_age
+    cdef bint is_crowd = w.ready.n >= CROWD and flags & OBJECT_FILLING
     if head.status == 200 and not flags & OBJECT_PRIVATE:
         if is_not_modified(data, request, head):
             outcome = -1
@@ -414,11 +415,15 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
                 break
             if <int64_t>piece > last - offset + 1:
                 piece = <uint64_t>(last - offset + 1)
+            if is_crowd and piece > FIRST_SHARE_BYTES:
+                piece = FIRST_SHARE_BYTES
             parts[n_parts].iov_base = body
             parts[n_parts].iov_len = piece
             n_parts += 1
             offset += <int64_t>piece
             body_size += piece
+            if is_crowd:
+                break
     memset(&message, 0, sizeof(message))
     message.msg_iov = parts
     message.msg_iovlen = n_parts
@@ -457,20 +462,24 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
         c.end = 0
         if c.out_length == c.out_offset:
             return DONE
-        return after_start(w, c, data, n, request)
+        return after_start(w, c, data, n, request, False)
     c.offset = first + <int64_t>sent
     c.end = last + 1 if total >= 0 else INT64_MAX
     if total >= 0 and c.offset > last and c.out_length == c.out_offset:
         return DONE
     attach(c, object)
-    return after_start(w, c, data, n, request)
+    return after_start(w, c, data, n, request, is_crowd)
 
 
-cdef int after_start(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* request) noexcept nogil:
-    """The response isn't out in one write: keeps the request (a want may need it) and goes on."""
+cdef int after_start(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* request, bint is_crowd) noexcept nogil:
+    """The response isn't out in one write: keeps the request (a want may need it) and goes on, in a crowd after the
+    others' beginnings."""
     c.head_length = request.length
     if not keep_input(w, c, data, n):
         count(&w.counters[C_CLOSED_MEMORY], 1)
         connection_close(w, c, True)
         return CLOSED
+    if is_crowd:
+        list_append(&w.ready, c)
+        return PENDING
     return pump(w, c)
