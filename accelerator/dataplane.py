@@ -32,6 +32,9 @@ BOX_ORIGIN = 0
 SEND_WINDOW_S = 20.0
 # Descriptors kept for everything that is not a viewer: upstream connections, listeners, control, files.
 SPARE_DESCRIPTORS = 512
+# Viewers' send buffers; the kernel doubles the number. Fixed, since what it grows them to by itself (4 MB) costs more
+# CPU per byte, and that much memory per slow viewer: docs/decisions/0050-measuring.md. 512 KiB are 200 Mbit/s at 20 ms.
+SEND_BUFFER_BYTES = 256 << 10
 
 
 class _Names:
@@ -107,6 +110,8 @@ class DataPlane:
     def listen(self, name: str, listening: socket.socket) -> None:
         """Every worker accepts from `listening` (bound, listening, non-blocking), which stays the caller's to close."""
         self._sockets[name] = listening
+        # Accepted sockets inherit it.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self.plane.listen(listening.fileno(), self._listeners.index(name))
 
     def unlisten(self, name: str) -> None:
