@@ -11,7 +11,6 @@ import argparse
 import json
 import subprocess
 import zlib
-from pathlib import Path
 
 import measure
 import servers
@@ -26,19 +25,9 @@ ROUNDS = 5
 PEER_ROUNDS = 2  # only for context
 
 
-def client() -> Path:
-    """The compiled viewers, built when their source is newer."""
-    source = measure.ROOT / "benchmarks" / "followers.c"
-    program = measure.ROOT / "build" / "bench" / "followers"
-    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-        program.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["gcc", "-O2", "-Wall", "-o", str(program), str(source)], check=True)
-    return program
-
-
-def window(program: Path, server: servers.Server, origin: servers.Server, path: str) -> dict[str, float] | str:
+def window(program: str, server: servers.Server, origin: servers.Server, path: str) -> dict[str, float] | str:
     """One new segment: its figures, or why they don't count."""
-    command = [str(program), str(server.port), str(VIEWERS), "/warm-100.m4s", path]
+    command = [program, str(server.port), str(VIEWERS), "/warm-100.m4s", path]
     before_s = measure.cpu_s(server.pids)
     command = measure.pin(command, measure.LOAD_CPU)
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
@@ -57,7 +46,7 @@ def window(program: Path, server: servers.Server, origin: servers.Server, path: 
     }
 
 
-def rounds_of(program: Path, server: servers.Server, origin: servers.Server, rounds: int) -> list[str]:
+def rounds_of(program: str, server: servers.Server, origin: servers.Server, rounds: int) -> list[str]:
     """One row of the table."""
     found = []
     for number in range(rounds):
@@ -91,7 +80,7 @@ def main(rounds: int = ROUNDS) -> None:
         print(f"collapse: not measured, not installed: {absent}")
         return
     measure.allow_many_files(65536)
-    program = client()
+    program = measure.compiled("followers")
     alone_ms = ROUND_TRIP_S * 1e3 + SEGMENT_BYTES * 8e3 / RATE_BPS
     print(f"{VIEWERS:,} viewers, a segment of {SEGMENT_BYTES:,} bytes; origin {ROUND_TRIP_S * 1e3:.0f} ms away with")
     print(f"{RATE_BPS / 1e6:.0f} Mbit/s: one viewer alone would have the last byte after {alone_ms:.0f} ms")

@@ -1,7 +1,7 @@
 """How much CPU time does a hit cost, beside nginx? A 2.7 KB playlist and a 1 MB segment from memory, keep-alive.
 
 Windows of wrk on our daemon and three nginx (files by sendfile, files read, proxy_cache), in turn; the cheapest nginx
-is the peer.
+is the peer. bare_loop.c is the floor: a server that only sends.
 Run: .venv/bin/python benchmarks/hits.py [--rounds N] [--seconds S] [--plane: the data plane without the daemon]
 """
 
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import measure
 import servers
-from measure import Failure, Run, median, spread
+from measure import Failure, Run, median
 from origin import body_of
 
 
 @dataclass(frozen=True)
 class Case:
-    """One object under one number of connections. `target`: ours by nginx's, CPU time per request."""
+    """One object under one number of connections. `target`: ours by nginx's, server CPU time per request."""
 
     title: str
     path: str
@@ -32,30 +32,26 @@ CASES = (
     Case("2.7 KB playlist, 100 connections", "/vod-2700.m3u8", 100, 1 / 1.2),
     Case("1 MB segment, 50 connections", "/segment-1048576.m4s", 50, 1 / 1.5),
 )
+OURS, FLOOR = "accelerator", "bare loop in C"
+COLUMNS = ("server", "CPU µs/request", "with load", "requests/s", "server CPU", "load CPU", "others", "head B", "each")
 ROUNDS = 5
-SECONDS = 3
+SECONDS = 2
 WARM_UP_S = 1
 
 
-def heads(case: Case, peers: list[servers.Server]) -> list[str]:
-    """Bytes of each response head; "failed: …" where a server doesn't send the right bytes."""
+def head_of(case: Case, peer: servers.Server) -> str:
+    """Bytes of the response head; "failed: …" where a server doesn't send the right bytes."""
     wanted = hashlib.sha256(body_of(case.path)).digest()
-    found = []
-    for peer in peers:
-        try:
-            measure.get(peer.port, case.path)  # the second answer is a hit everywhere
-            status, _, body, head_bytes = measure.get(peer.port, case.path)
-        except (OSError, ValueError, KeyError) as problem:
-            found.append(f"failed: {problem}")
-            continue
-        is_right = status == 200 and hashlib.sha256(body).digest() == wanted
-        found.append(str(head_bytes) if is_right else f"failed: status {status} or other bytes")
-    return found
+    try:
+        measure.get(peer.port, case.path)  # the second answer is a hit everywhere
+        status, _, body, head_bytes = measure.get(peer.port, case.path)
+    except (OSError, ValueError, KeyError) as problem:
+        return f"failed: {problem}"
+    is_right = status == 200 and (hashlib.sha256(body).digest() == wanted or peer.name == FLOOR)
+    return str(head_bytes) if is_right else f"failed: status {status} or other bytes"
 
 
-def measured(
-    case: Case, peers: list[servers.Server], rounds: int, seconds: int
-) -> dict[str, list[Run | Failure]]:
+def measured(case: Case, peers: list[servers.Server], rounds: int, seconds: int) -> dict[str, list[Run | Failure]]:
     """Windows by server, taken in turn, so that what changes meanwhile meets all of them."""
     found: dict[str, list[Run | Failure]] = {peer.name: [] for peer in peers}
     for peer in peers:
@@ -66,65 +62,73 @@ def measured(
     return found
 
 
-def show(case: Case, found: dict[str, list[Run | Failure]], head_bytes: list[str]) -> None:
+def row(name: str, runs: list[Run], head: str) -> list[str]:
+    return [
+        name,
+        f"{median(run.cpu_us for run in runs):.2f}",
+        f"{median(run.both_cpu_us for run in runs):.2f}",
+        f"{median(run.rate for run in runs):,.0f}",
+        f"{median(run.server_share for run in runs):.0%}",
+        f"{median(run.load_share for run in runs):.0%}",
+        f"{median(run.others_share for run in runs):.0%}",
+        head,
+        measure.spread([run.cpu_us for run in runs]),
+    ]
+
+
+def show(case: Case, found: dict[str, list[Run | Failure]], heads: dict[str, str]) -> None:
     rows = []
-    medians = {}
-    for (name, runs), head in zip(found.items(), head_bytes, strict=True):
-        good = [run for run in runs if isinstance(run, Run)]
+    whole: dict[str, list[Run]] = {}
+    for name, runs in found.items():
         failures = [run.why for run in runs if isinstance(run, Failure)]
-        if head.startswith("failed"):
-            failures, good = [head], []
-        if failures or not good:
+        if heads[name].startswith("failed"):
+            rows.append([name, heads[name]])
+        elif failures or not runs:
             why = failures[0] if failures else "no run"
             rows.append([name, f"failed: {why} ({len(failures)} of {len(runs)} runs)"])
-            continue
-        medians[name] = median(run.cpu_us for run in good)
-        rows.append(
-            [
-                name,
-                f"{medians[name]:.2f}",
-                f"{median(run.rate for run in good):,.0f}",
-                f"{median(run.server_share for run in good):.0%}",
-                f"{median(run.load_share for run in good):.0%}",
-                f"{median(run.others_share for run in good):.0%}",
-                head,
-                spread([run.cpu_us for run in good]),
-            ]
-        )
-    columns = ["server", "CPU µs/request", "requests/s", "server CPU", "load CPU", "others", "head B", "each run's µs"]
+        else:
+            whole[name] = [run for run in runs if isinstance(run, Run)]
+            rows.append(row(name, whole[name], heads[name]))
     print(f"\n{case.title} ({case.path})")
-    measure.table(columns, rows)
-    ours = medians.get("accelerator")
-    peers = {name: value for name, value in medians.items() if name.startswith("nginx")}
-    if ours is None or not peers:
+    measure.table(COLUMNS, rows)
+    peers = [name for name in whole if name.startswith("nginx")]
+    if OURS not in whole or not peers:
         print("  ratio: none, as a side failed")
         return
-    peer = min(peers, key=peers.__getitem__)
-    ratio = ours / peers[peer]
+    cost = {name: median(run.cpu_us for run in runs) for name, runs in whole.items()}
+    peer = min(peers, key=cost.__getitem__)
+    ratio = cost[OURS] / cost[peer]
     answer = f"{measure.reached(ratio <= case.target)} (at most 1/{1 / case.target:.2f})"
-    print(f"  CPU per request, ours / {peer}: {ratio:.3f} = 1/{1 / ratio:.2f}: {answer}")
+    print(f"  server CPU per request, ours / {peer}: {ratio:.3f} = 1/{1 / ratio:.2f}: {answer}")
+    both = {name: median(run.both_cpu_us for run in runs) for name, runs in whole.items()}
+    peer = min(peers, key=both.__getitem__)
+    print(f"  with the load's CPU, ours / {peer}: {both[OURS] / both[peer]:.3f} = 1/{both[peer] / both[OURS]:.2f}")
+    if FLOOR in cost:
+        print(f"  server CPU per request, ours / {FLOOR}: {cost[OURS] / cost[FLOOR]:.2f}")
 
 
 def main(rounds: int = ROUNDS, seconds: int = SECONDS, is_plane: bool = False) -> None:
-    if absent := measure.missing("wrk", "nginx", "taskset"):
+    if absent := measure.missing("wrk", "nginx", "taskset", "gcc"):
         print(f"hits: not measured, not installed: {absent}")
         return
     measure.allow_many_files(65536)
+    files = {case.path: body_of(case.path) for case in CASES}
+    print(f"{rounds} windows of {seconds} s each, the servers in turn; medians; one server core, one load core")
     with contextlib.ExitStack() as stack:
         origin = stack.enter_context(servers.origin())
-        files = {case.path: body_of(case.path) for case in CASES}
         peers = [
-            stack.enter_context(servers.plane([case.path for case in CASES]) if is_plane else servers.box(origin.port)),
+            stack.enter_context(servers.plane(list(files)) if is_plane else servers.box(origin.port)),
             stack.enter_context(servers.nginx_files(files, True)),
             stack.enter_context(servers.nginx_files(files, False)),
             stack.enter_context(servers.nginx_cache(origin.port)),
         ]
-        print(f"{rounds} windows of {seconds} s each, the servers in turn; medians; one server core, one load core")
         for case in CASES:
-            head_bytes = heads(case, peers)
-            found = measured(case, peers, rounds, seconds)
+            with servers.bare_loop(len(files[case.path])) as floor:
+                all_peers = [*peers, floor]
+                heads = {peer.name: head_of(case, peer) for peer in all_peers}
+                found = measured(case, all_peers, rounds, seconds)
             asked = servers.times_asked(origin, case.path)
-            show(case, found, head_bytes)
+            show(case, found, heads)
             print(f"  origin asked {asked} times, by both caches together (2: all windows were hits)")
 
 

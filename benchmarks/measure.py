@@ -46,6 +46,11 @@ class Run:
         return self.server_cpu_s / self.requests * 1e6
 
     @property
+    def both_cpu_us(self) -> float:
+        """Server and load together: what one side spares by moving it to the other shows here."""
+        return (self.server_cpu_s + self.load_cpu_s) / self.requests * 1e6
+
+    @property
     def rate(self) -> float:
         """Requests per second."""
         return self.requests / self.elapsed_s
@@ -113,6 +118,16 @@ def pss_bytes(pids: Iterable[int]) -> int:
             continue
         total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     return total
+
+
+def compiled(name: str) -> str:
+    """The program of NAME.c, built when its source is newer. CalledProcessError when gcc refuses it."""
+    source = ROOT / "benchmarks" / f"{name}.c"
+    program = ROOT / "build" / "bench" / name
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        program.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["gcc", "-O2", "-Wall", "-o", str(program), str(source)], check=True)
+    return str(program)
 
 
 def busy_s(cpus: Iterable[int]) -> float:

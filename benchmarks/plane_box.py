@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from origin import TYPES, body_of
+from servers import SEND_BUFFER_BYTES
 
 from ext import layout
 from ext.plane import Plane
@@ -78,6 +79,7 @@ def main() -> None:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listener.bind(("127.0.0.1", int(sys.argv[1])))
         listener.listen(4096)
         listener.setblocking(False)

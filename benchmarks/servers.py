@@ -21,6 +21,7 @@ import measure
 
 NGINX = "/usr/sbin/nginx"
 START_LIMIT_S = 20.0
+SEND_BUFFER_BYTES = 256 << 10  # as accelerator/dataplane.py sets it
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,15 @@ def plane(paths: Sequence[str]) -> Iterator[Server]:
     command = [sys.executable, str(measure.ROOT / "benchmarks" / "plane_box.py"), str(port), *paths]
     with running(command, port, "/.well-known/accelerator/health", measure.SERVER_CPU) as process:
         yield Server("accelerator", port, process.pid)
+
+
+@contextlib.contextmanager
+def bare_loop(body_bytes: int) -> Iterator[Server]:
+    """bare_loop.c with our send buffer: the floor for one body size. Every path has the same bytes."""
+    port = measure.free_port()
+    command = [measure.compiled("bare_loop"), str(port), str(body_bytes), str(SEND_BUFFER_BYTES)]
+    with running(command, port, "/", measure.SERVER_CPU) as process:
+        yield Server("bare loop in C", port, process.pid)
 
 
 @contextlib.contextmanager
