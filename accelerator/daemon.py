@@ -9,41 +9,67 @@ import logging
 import os
 import signal
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
-from accelerator import __version__
-from accelerator.control.server import ControlServer, prepare_directory
-from accelerator.errors import AcceleratorError, PolicyError
+from accelerator import __version__, clock
+from accelerator.control.server import AuditEntry, ControlServer, prepare_directory
+from accelerator.control.text import printable
+from accelerator.errors import AcceleratorError, PolicyError, Problem
 from accelerator.io.credentials import Credentials
-from accelerator.policy import check_policy, load_policy
+from accelerator.policy import check_policy
+from accelerator.policy.model import Policy
 from accelerator.services.appliance import Appliance
+from accelerator.services.log_lines import Causes, LogWriter
 from accelerator.web.admin import start_admin, stop_admin
 
 log = logging.getLogger("accelerator")
 PR_SET_DUMPABLE = 4
+# What is left of the log is written for so long at the end.
+LOG_END_S = 1.0
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="acceleratord: %(message)s")
     if options.check:
         return _check(options.policy)
+    writer = LogWriter(sys.stderr.fileno())
+    writer.setFormatter(_OneLine("acceleratord: %(message)s"))
+    logging.basicConfig(handlers=[writer], level=logging.INFO)
+    try:
+        return _run(options, writer)
+    finally:
+        writer.finish(LOG_END_S)
+
+
+def _run(options: argparse.Namespace, writer: LogWriter) -> int:
     # Confidential video and, later, keys are in memory: no core dump, no ptrace by others of this user.
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(options))
+            return runner.run(_serve(options, writer))
+    except PolicyError as error:
+        for problem in error.problems:
+            log.error("%s", problem)
+        return 1
     except AcceleratorError as error:
-        print(error.message, file=sys.stderr)
+        log.error("%s", error.message)
         return 1
     except OSError as fault:
-        print(
-            f"acceleratord: {fault.strerror or fault}" + (f": {fault.filename}" if fault.filename else ""),
-            file=sys.stderr,
-        )
+        log.error("%s%s", fault.strerror or fault, f": {fault.filename}" if fault.filename else "")
         return 1
+
+
+class _OneLine(logging.Formatter):
+    """What strangers have a part in (origins' answers, file names) must not look like a line of ours."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = super().format(record).split("\n") if record.exc_info else [super().format(record)]
+        return "\n".join(printable(line) for line in lines)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -62,7 +88,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _check(path: Path) -> int:
     policy, problems = check_policy(path)
     for problem in problems:
-        print(problem, file=sys.stderr)
+        print(printable(problem), file=sys.stderr)
     return 0 if policy is not None else 1
 
 
@@ -74,9 +100,24 @@ def _credentials_directory(options: argparse.Namespace) -> Path:
     return Path(by_systemd or options.state_dir / "credentials")
 
 
-async def _serve(options: argparse.Namespace) -> int:
+def _load(path: Path) -> Policy:
+    """The policy, its warnings logged. Raises PolicyError with all problems, warnings among them."""
+    policy, problems = check_policy(path)
+    if policy is None:
+        raise PolicyError(problems)
+    _log_all(problems, logging.WARNING)
+    return policy
+
+
+def _log_all(problems: tuple[Problem, ...], level: int) -> None:
+    for problem in problems:
+        log.log(level, "%s", problem)
+
+
+async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
     loop = asyncio.get_running_loop()
-    policy = load_policy(options.policy)
+    loop.set_exception_handler(_note_fault(Causes()))
+    policy = _load(options.policy)
     prepare_directory(options.state_dir)
     box = Appliance(policy, options.policy, loop, Credentials(_credentials_directory(options)))
     ending = asyncio.Event()
@@ -87,14 +128,19 @@ async def _serve(options: argparse.Namespace) -> int:
 
     def reload() -> None:
         try:
-            generation = box.apply(load_policy(options.policy))
+            generation = box.apply(_load(options.policy))
         except PolicyError as error:
-            log.error("policy refused, the running one stays:\n%s", error.message)
+            _log_all(error.problems, logging.ERROR)
+            log.error("policy refused, the running one stays")
         except AcceleratorError as error:
             log.error("policy refused, the running one stays: %s", error.message)
         else:
             log.info("policy taken over, generation %d", generation)
 
+    # Before anybody can know that we run: a reload that comes too early must not end the process.
+    loop.add_signal_handler(signal.SIGTERM, end)
+    loop.add_signal_handler(signal.SIGINT, end)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     control = ControlServer(box, options.state_dir / "control.sock", audit=_audit)
     await control.start()
     runner = None
@@ -106,11 +152,11 @@ async def _serve(options: argparse.Namespace) -> int:
             except OSError as fault:
                 raise AcceleratorError("listen", f"admin: {host}:{port}: {fault.strerror}") from fault
             box.admin_address = (host, real_port)
-        box.extra_counters = control.counters
+        box.extra_counters = lambda: {
+            **control.counters(),
+            "log_lines_dropped": (writer.n_dropped, "log lines lost because nobody took them"),
+        }
         box.start()
-        loop.add_signal_handler(signal.SIGTERM, end)
-        loop.add_signal_handler(signal.SIGINT, end)
-        loop.add_signal_handler(signal.SIGHUP, reload)
         for row in box.status()["listeners"]:
             log.info("serving viewers on %s (%s)", row["address"], row["name"])
         await ending.wait()
@@ -128,8 +174,32 @@ async def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _audit(entry: object) -> None:
-    log.info("audit: %s", entry)
+def _audit(entry: AuditEntry) -> None:
+    """Who changed what. Queries are left out: they hold viewers' credentials."""
+    words = [entry.command]
+    for name, value in entry.arguments.items():
+        if value is not None:
+            path, mark, query = str(value).partition("?")
+            words.append(f"{name} {path}" + (f"?({len(query)} bytes)" if mark else ""))
+    log.info("audit: uid %d, pid %d: %s: %s %s", entry.uid, entry.pid, " ".join(words), entry.outcome, entry.detail)
+
+
+def _note_fault(causes: Causes) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """Faults of ours that the loop hears of: where it was, and neither values nor a line for each request."""
+
+    def note(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        fault = context.get("exception")
+        place = ""
+        if fault is not None:
+            frames = traceback.extract_tb(fault.__traceback__)
+            where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+            place = f": {type(fault).__name__}{where}"
+        cause = f"{context.get('message', 'fault')}{place}"
+        end = causes.due(cause, clock.monotonic_ns())
+        if end is not None:
+            log.error("internal fault: %s%s", cause, end)
+
+    return note
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ HEALTH_PATH = b"/.well-known/accelerator/health"
 BOX_ORIGIN = 0
 # The minimum send rate is judged over this: long enough that a player's pause is not taken for an attack.
 SEND_WINDOW_S = 20.0
+# A zone mask that admits nobody: policies with 64 zones apart, no zone has the last bit.
+NOBODY = 1 << 63
 # Descriptors kept for everything that is not a viewer: upstream connections, listeners, control, files.
 SPARE_DESCRIPTORS = 512
 # Viewers' send buffers; the kernel doubles the number. Fixed, since what it grows them to by itself (4 MB) costs more
@@ -72,6 +74,7 @@ class DataPlane:
         self._origins = _Names(("",))
         self._listeners = _Names()
         self._sockets: dict[str, socket.socket] = {}
+        self._restricted: dict[int, frozenset[str]] = {}
 
     def publish(self, tables: Tables) -> int:
         """Compiles to rows and publishes them whole; returns the generation."""
@@ -94,6 +97,13 @@ class DataPlane:
         listeners = np.zeros(len(self._listeners.names), dtype=layout.LISTENER_DTYPE)
         for listener_id, listener in zip(listener_ids, tables.listeners, strict=True):
             listeners[listener_id] = (listener.zone_mask, 1)
+            named = frozenset(zone for i, zone in enumerate(tables.zones) if listener.zone_mask >> i & 1)
+            self._restricted[listener_id] = named
+        for listener_id, named in self._restricted.items():
+            if named and listener_id not in listener_ids:
+                # Its connections stay, and so does the restriction that they came by.
+                mask = sum(1 << i for i, zone in enumerate(tables.zones) if zone in named)
+                listeners[listener_id] = (mask or NOBODY, 0)
         generation: int = self.plane.publish(
             bytes(strings.data), site, _rows(hosts, layout.HOST_DTYPE), _rows(paths, layout.PATH_DTYPE), origins,
             _rows([(list(net.network), net.prefix_bits, net.zone) for net in tables.nets], layout.NET_DTYPE),

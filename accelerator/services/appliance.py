@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from pathlib import Path
@@ -18,13 +19,18 @@ from accelerator.policy.model import Policy
 from accelerator.services.fetch import Fetcher
 from accelerator.services.heads import NS
 from accelerator.services.inventory import Inventory
+from accelerator.services.log_lines import Causes
 from accelerator.services.origins import Origin, Origins, Secrets
 
 log = logging.getLogger("accelerator")
 
 BACKLOG = 4096
-LOG_EVERY_NS = 10 * NS
 DRAIN_POLL_S = 0.05
+# A worker still names a listener's descriptor until it has read its mail, which takes it a pass; were the number given
+# to a viewer's connection meanwhile, the worker would stop listening to that.
+RETIRED_SOCKET_S = 2.0
+
+Listening = dict[str, tuple[tuple[str, int], socket.socket]]
 
 
 class StartError(AcceleratorError):
@@ -47,10 +53,11 @@ class Appliance:
         self._loop = loop
         self._policy_path = policy_path
         self._started_ns = clock.monotonic_ns()
-        self._sockets: dict[str, tuple[tuple[str, int], socket.socket]] = {}
+        self._sockets: Listening = {}
+        self._retired: set[socket.socket] = set()
         self._is_draining = False
         self._is_serving = False
-        self._logged: dict[str, tuple[int, int]] = {}
+        self._causes = Causes()
         self.admin_address: tuple[str, int] | None = None
         self.dataplane = DataPlane(worker_count(tables.workers), tables.memory_bytes)
         self._plane = self.dataplane.plane
@@ -79,24 +86,29 @@ class Appliance:
     def apply(self, policy: Policy) -> int:
         """Takes another policy over whole, or raises StartError or CredentialError and changes nothing."""
         tables = compile_policy(policy)
+        if self._is_draining or not self._is_serving:
+            raise StartError("draining", "this acceleratord has not started yet, or is ending")
+        if tables.admin != self.tables.admin:
+            raise StartError("needs-restart", "admin has changed: restart acceleratord for it")
         if tables.memory_bytes != self.tables.memory_bytes:
             raise StartError("needs-restart", "cache.memory has changed: restart acceleratord for it")
         if worker_count(tables.workers) != self._plane.n_workers:
             raise StartError("needs-restart", "workers has changed: restart acceleratord for it")
         secrets = self.origins.read_secrets(policy)
         opened = self._open_listeners(tables)
-        gone = [name for name in self._sockets if name not in opened]
         before = dict(self._sockets)
         self._take_over(policy, tables, opened, secrets)
-        for name, (_, listening) in opened.items():
-            if before.get(name, (None, None))[1] is not listening:
-                if name in before:
-                    self.dataplane.unlisten(name)
-                    before[name][1].close()
-                self.dataplane.listen(name, listening)
-        for name in gone:
-            self.dataplane.unlisten(name)
-            before[name][1].close()
+        # First all that go, then all that come: a socket may change its name, and two may change places.
+        for name, row in before.items():
+            if opened.get(name) != row:
+                self.dataplane.unlisten(name)
+        for name, row in opened.items():
+            if before.get(name) != row:
+                self.dataplane.listen(name, row[1])
+        kept = {listening for _, listening in opened.values()}
+        for _, listening in before.values():
+            if listening not in kept:
+                self._retire(listening)
         return self.generation
 
     async def drain(self) -> None:
@@ -104,6 +116,10 @@ class Appliance:
         self._is_draining = True
         self._plane.drain()
         deadline_ns = clock.monotonic_ns() + int(self.tables.limits.drain_s * NS)
+        # The workers take what waits in the queues first; after that, who connects is refused and goes elsewhere.
+        await asyncio.sleep(DRAIN_POLL_S)
+        for _, listening in self._sockets.values():
+            _refuse(listening)
         while self._plane.n_connections and clock.monotonic_ns() < deadline_ns:
             await asyncio.sleep(DRAIN_POLL_S)
 
@@ -111,20 +127,14 @@ class Appliance:
         self._is_serving = False
         self.fetcher.stop()
         self._plane.close()
-        for _, listening in self._sockets.values():
+        for listening in [*self._retired, *(listening for _, listening in self._sockets.values())]:
             listening.close()
         self._sockets = {}
         await self.origins.close()
 
     # -- taking a policy over ------------------------------------------------------------------------------------------
 
-    def _take_over(
-        self,
-        policy: Policy,
-        tables: Tables,
-        opened: dict[str, tuple[tuple[str, int], socket.socket]],
-        secrets: dict[str, Secrets],
-    ) -> None:
+    def _take_over(self, policy: Policy, tables: Tables, opened: Listening, secrets: dict[str, Secrets]) -> None:
         self._sockets = opened
         self.fetcher.site = tables.site.encode("ascii")
         self.inventory.class_names = list(policy.classes)
@@ -135,12 +145,15 @@ class Appliance:
         self.generation = self.dataplane.publish(tables)
         self.policy, self.tables = policy, tables
 
-    def _open_listeners(self, tables: Tables) -> dict[str, tuple[tuple[str, int], socket.socket]]:
-        """Sockets for every listener, those that are open already among them. On failure the new ones are closed."""
-        opened: dict[str, tuple[tuple[str, int], socket.socket]] = {}
+    def _open_listeners(self, tables: Tables) -> Listening:
+        """Sockets for every listener, those that are open already among them. On failure the new ones are closed.
+
+        An open socket belongs to its address, whatever the listener is called now; port 0 names no address."""
+        opened: Listening = {}
         new: list[socket.socket] = []
+        by_address = {address: (address, sock) for address, sock in self._sockets.values() if address[1]}
         for row in tables.listeners:
-            known = self._sockets.get(row.name)
+            known = self._sockets.get(row.name) if row.port == 0 else by_address.get((row.host, row.port))
             if known is not None and known[0] == (row.host, row.port):
                 opened[row.name] = known
                 continue
@@ -154,21 +167,27 @@ class Appliance:
             opened[row.name] = ((row.host, row.port), listening)
         return opened
 
+    def _retire(self, listening: socket.socket) -> None:
+        """Refuses connections from now on; the descriptor's number stays taken for a while."""
+        _refuse(listening)
+        self._retired.add(listening)
+
+        def close() -> None:
+            self._retired.discard(listening)
+            listening.close()
+
+        self._loop.call_later(RETIRED_SOCKET_S, close)
+
     def _note_error(self, origin: Origin, error: OriginError) -> None:
-        """One line per cause and ten seconds; what was left out is counted in the next."""
-        cause = f"{origin.name}:{error.kind}"
-        now_ns = clock.monotonic_ns()
-        last_ns, suppressed = self._logged.get(cause, (-LOG_EVERY_NS, 0))
-        if now_ns - last_ns < LOG_EVERY_NS:
-            self._logged[cause] = (last_ns, suppressed + 1)
-            return
-        more = f" (and {suppressed} more since)" if suppressed else ""
-        log.warning("origin %s: %s: %s%s", origin.name, error.kind, error.message, more)
-        self._logged[cause] = (now_ns, 0)
+        end = self._causes.due(f"{origin.name}:{error.kind}", clock.monotonic_ns())
+        if end is not None:
+            log.warning("origin %s: %s: %s%s", origin.name, error.kind, error.message, end)
 
     def _note_event(self, origin: str, event: UpstreamEvent) -> None:
         level = logging.INFO if event.kind in ("dns-returned", "breaker-closed") else logging.WARNING
-        log.log(level, "origin %s: %s: %s %s", origin, event.kind, event.subject, event.message)
+        end = self._causes.due(f"{origin}:{event.kind}:{event.subject}", clock.monotonic_ns())
+        if end is not None:
+            log.log(level, "origin %s: %s: %s %s%s", origin, event.kind, event.subject, event.message, end)
 
     # -- control.box.Box -----------------------------------------------------------------------------------------------
 
@@ -264,7 +283,6 @@ class Appliance:
             "memory_bytes": (memory["mapped"] + memory["outside"], "memory that objects and connections take"),
             "memory_limit_bytes": (memory["limit"], "hard limit of that memory"),
             "flights": (self.fetcher.n_flights, "upstream requests under way"),
-            "policy_generation": (self.generation, "generation of the running policy"),
         }
 
 
@@ -284,6 +302,12 @@ def open_listener(host: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _refuse(listening: socket.socket) -> None:
+    """Linux ends listening on shutdown: the port refuses, its address is free, the descriptor stays ours."""
+    with contextlib.suppress(OSError):
+        listening.shutdown(socket.SHUT_RDWR)
 
 
 def format_address(host: str, port: int) -> str:
