@@ -66,12 +66,14 @@ lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy --strict accelerator
 
-# Takes the newest versions that pyproject.toml admits; to move one package only, edit its line and hashes away first.
+# Locks what pyproject.toml and package.json declare and keeps the versions locked already; ARGS=--upgrade moves them forward.
 lock: .venv/.stamp
 	test -x build/lock/bin/pip-compile || { $(SYSTEM_PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet pip-tools; }
-	build/lock/bin/pip-compile --quiet --upgrade --extra dev --allow-unsafe --generate-hashes --strip-extras --no-annotate --no-header \
+	cp requirements.lock build/requirements.lock
+	build/lock/bin/pip-compile --quiet $(ARGS) --extra dev --allow-unsafe --generate-hashes --strip-extras --no-annotate --no-header \
 	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file build/requirements.lock pyproject.toml
-	{ head -1 requirements.lock; cat build/requirements.lock; } > build/requirements.new && mv build/requirements.new requirements.lock
+	{ head -1 requirements.lock; grep -v "^# Made by" build/requirements.lock; } > build/requirements.new
+	mv build/requirements.new requirements.lock
 	npm install --package-lock-only --ignore-scripts --no-audit --no-fund
 
 clean:
