@@ -5,7 +5,6 @@ No test lives here. What every test of a plane must leave behind is checked in R
 from __future__ import annotations
 
 import gc
-import os
 import select
 import socket
 import struct
@@ -58,16 +57,18 @@ class Reply:
 class Viewer:
     """One connection, and a strict reader of what comes over it."""
 
-    def __init__(self, address: tuple[str, int], receive_bytes: int = 0, source: str = "") -> None:
+    def __init__(self, receive_bytes: int = 0, source: str = "") -> None:
         self.socket = socket.socket()
         if receive_bytes:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         if source:
             self.socket.bind((source, 0))
         self.socket.settimeout(PATIENCE_S)
+        self.data = bytearray()
+
+    def connect(self, address: tuple[str, int]) -> None:
         self.socket.connect(address)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.data = bytearray()
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
@@ -104,7 +105,7 @@ class Viewer:
         names = [name for name, _ in fields]
         chunked = "transfer-encoding" in names
         assert names.count("content-length") + names.count("transfer-encoding") <= 1, fields
-        assert names.count("cache-status") <= 1 and names.count("connection") <= 1 and names.count("age") <= 1, fields
+        assert max(names.count(name) for name in ("cache-status", "connection", "age")) <= 1, fields
         return Reply(int(line.split()[1]), line, fields, b"", chunked)
 
     def chunk(self) -> bytes:
@@ -184,7 +185,7 @@ class Rig:
         self.plane.listen(self.listener.fileno(), 0)
 
     def publish(self, hosts: tuple[bytes, ...] = (b"a",), **limits: float) -> int:
-        """Tables: origins MEDIA at /, GENERIC at /generic, CREDENTIAL (media, parameter `token` left out) at /signed."""
+        """Tables: origins MEDIA at /, GENERIC at /generic, CREDENTIAL (media, less `token`) at /signed."""
         strings = bytearray(SITE)
 
         def text(value: bytes) -> tuple[int, int]:
@@ -195,8 +196,10 @@ class Rig:
         parameter = text(b"token")
         host_rows = [(*text(host), 0, len(paths), 0) for host in hosts]
         row = np.zeros(1, dtype=layout.LIMITS_DTYPE)
-        chosen = {"head_timeout_ns": 30 * SECOND_NS, "idle_timeout_ns": 60 * SECOND_NS, "send_window_ns": 30 * SECOND_NS,
-                  "send_window_bytes": 0, "connections": 100_000, "connections_per_address": 100_000}  # fmt: skip
+        chosen = {
+            "head_timeout_ns": 30 * SECOND_NS, "idle_timeout_ns": 60 * SECOND_NS, "send_window_ns": 30 * SECOND_NS,
+            "send_window_bytes": 0, "connections": 100_000, "connections_per_address": 100_000,
+        }  # fmt: skip
         for name, value in {**chosen, **self.limits, **limits}.items():
             row[name] = value
         return self.plane.publish(
@@ -215,7 +218,8 @@ class Rig:
         return self.listener.getsockname()
 
     def viewer(self, receive_bytes: int = 0, source: str = "") -> Viewer:
-        viewer = Viewer(self.address, receive_bytes, source)
+        viewer = Viewer(receive_bytes, source)
+        viewer.connect(self.address)
         self.viewers.append(viewer)
         return viewer
 
@@ -231,11 +235,13 @@ class Rig:
         short = b"ETag: " + etag + b"\r\n" if etag else b""
         fresh_ns = FOREVER_NS if fresh_s is None else now_ns + int(fresh_s * SECOND_NS)
         return self.plane.create(
-            origin, total, status, f"HTTP/1.1 {status} Some\r\n".encode(), lines, short, etag, last_modified_s, fresh_ns,
+            origin, total, status, b"HTTP/1.1 %d Some\r\n" % status, lines, short, etag, last_modified_s, fresh_ns,
             now_ns + int(stale_s * SECOND_NS), validated_ns, now_ns - int(age_s * SECOND_NS), flags, private, strong,
         )  # fmt: skip
 
-    def begin(self, path: str, total: int, *, vary: bytes = b"", request: bytes = b"", **options: object) -> StoredObject:
+    def begin(
+        self, path: str, total: int, *, vary: bytes = b"", request: bytes = b"", **options: object
+    ) -> StoredObject:
         """A listed object, to be filled."""
         stored = self.create(total, **options)  # type: ignore[arg-type]
         assert stored is not None
@@ -325,8 +331,6 @@ class Rig:
         """Ends everything, and holds the plane to account: nothing is kept of what is gone."""
         for viewer in self.viewers:
             viewer.close()
-        for viewer in self.viewers:
-            assert viewer.socket.fileno() == -1
 
         def everybody_left() -> bool:
             self.take()
@@ -355,12 +359,3 @@ class Rig:
         gc.collect()
         self.plane.reclaim()
 
-
-def big_files_allowed(n: int) -> bool:
-    import resource
-
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= n
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -25,7 +25,8 @@ def test_a_stored_object_comes_whole(rig: Rig, n: int) -> None:
         assert reply["cache-status"] in ("lyon; hit; ttl=99", "lyon; hit; ttl=100")
         assert not reply.has("connection")
     totals = rig.plane.totals()
-    assert (totals["requests"], totals["hits"], totals["bytes_to_viewers"]) == (3, 3, 3 * n)
+    assert (totals["requests"], totals["hits"]) == (3, 3)
+    wait_until(lambda: rig.total("bytes_to_viewers") == 3 * n)  # counted after the write
     assert totals["connections_accepted"] == 1
 
 
@@ -35,7 +36,7 @@ def test_head_has_the_heads_of_get_and_no_body(rig: Rig) -> None:
     whole, head = viewer.get("/x"), viewer.get("/x", method="HEAD")
     assert whole.fields == head.fields
     assert viewer.get("/x").body == pattern(9000)
-    assert rig.total("bytes_to_viewers") == 18_000
+    wait_until(lambda: rig.total("bytes_to_viewers") == 18_000)
 
 
 def test_the_target_is_taken_in_its_forms(rig: Rig) -> None:
@@ -77,8 +78,8 @@ def test_connection_close_is_heard_and_said(rig: Rig) -> None:
 def test_a_preflight_is_answered_at_the_edge(rig: Rig) -> None:
     viewer = rig.viewer()
     reply = viewer.get(
-        "/x", "Origin: http://player", "Access-Control-Request-Method: GET", "Access-Control-Request-Headers: range, x-y",
-        method="OPTIONS",
+        "/x", "Origin: http://player", "Access-Control-Request-Method: GET",
+        "Access-Control-Request-Headers: range, x-y", method="OPTIONS",
     )  # fmt: skip
     assert reply.status == 204
     assert reply["access-control-allow-origin"] == "http://player"
@@ -214,7 +215,8 @@ def test_the_head_is_swapped_by_a_304(rig: Rig) -> None:
     stale = rig.exchange("stale")
     assert stale.stored == stored
     now_ns = stale.arrival_ns + 1
-    assert stored.set_head(200, b"HTTP/1.1 200 OK\r\n", b"X: new\r\n", b"", b'"v"', -1, now_ns + 100 * SECOND_NS, 0, now_ns, now_ns, 0)
+    line, until_ns = b"HTTP/1.1 200 OK\r\n", now_ns + 100 * SECOND_NS
+    assert stored.set_head(200, line, b"X: new\r\n", b"", b'"v"', -1, until_ns, 0, now_ns, now_ns, 0)
     stale.match(304)
     reply = viewer.reply()
     assert (reply["x"], reply.body) == ("new", b"body")
