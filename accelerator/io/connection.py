@@ -17,6 +17,7 @@ from accelerator.io.head_reader import HEAD_BYTES_MAX, HeadReader
 from accelerator.io.origin import OriginCounters, ParentProxy, Upstream
 from accelerator.io.response import ParseResponse, Response, Sink
 from accelerator.protocols.chunked import ChunkedDecoder
+from accelerator.protocols.fields import get_list
 
 SCRATCH_BYTES = HEAD_BYTES_MAX
 
@@ -268,7 +269,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         assert sink is not None
         assert call is not None
         assert self._scratch is not None
-        self._keep_alive = response.keep_alive
+        self._keep_alive = response.keep_alive and (self.proxy is None or _is_kept(response))
         # RFC 9112 section 6.3: these end with their head whatever follows, so excess does not make them suspect.
         self._has_no_body = self._is_head_request or response.status in (204, 304)
         if self._has_no_body:
@@ -530,3 +531,10 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             message = f"{self.upstream}: no byte for {self._body_timeout_s:g} s"
             self._fail(OriginError("body-timeout", message, status=504, can_retry=True))
 
+
+def _is_kept(response: Response) -> bool:
+    """Whether a proxy says that it reads another request from this connection.
+
+    Silence is not enough: tinyproxy 1.11 sends what comes next to the same origin as it stands, our log-in included.
+    """
+    return any(option.lower() == b"keep-alive" for option in get_list(response.fields, b"connection"))
