@@ -736,9 +736,7 @@ cdef bint only_zeros(const uint8_t* value, uint32_t n) noexcept nogil:
 
 cdef int vary_key_of(const uint8_t* vary, uint32_t n, const uint8_t* data, const RequestHead* head, uint8_t* out) noexcept nogil:
     """The request's values for the fields that `vary` names (lower case, each ended by a newline), normalised as
-    RFC 9111 section 4.1 allows; at most MAX_VARY_BYTES in `out`. -1: longer, which matches nothing.
-
-    Accept-Encoding counts as gzip or not, unless an empty name stands first: then it went upstream as it came."""
+    RFC 9111 section 4.1 allows; at most MAX_VARY_BYTES in `out`. -1: longer, which matches nothing."""
     cdef uint32_t start = 0, end, i, j
     cdef uint32_t used = 0
     cdef const Field* field
@@ -750,7 +748,7 @@ cdef int vary_key_of(const uint8_t* vary, uint32_t n, const uint8_t* data, const
             end += 1
         is_present = False
         accepts = False
-        is_encoding = vary[0] != 10 and end - start == 15 and memcmp(vary + start, b"accept-encoding", 15) == 0
+        is_encoding = end - start == 15 and memcmp(vary + start, b"accept-encoding", 15) == 0
         for i in range(head.n_fields):
             field = &head.fields[i]
             if field.name_length != end - start:
