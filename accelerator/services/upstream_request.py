@@ -1,0 +1,81 @@
+"""One viewer's request as it goes to its origin, whole, conditional, or for a part. Decides nothing on answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from accelerator.protocols.fields import get_first
+from accelerator.protocols.upstream_fields import upstream_fields
+
+if TYPE_CHECKING:
+    from accelerator.dataplane import Exchange
+    from accelerator.io.origin import Upstream
+    from accelerator.io.response import Sink
+    from accelerator.io.upstream import Call
+    from accelerator.services.origins import Origin
+
+# First and last byte, inclusive; last None: open; first negative: the last bytes (upstream_fields).
+ByteRange = tuple[int, int | None]
+
+
+class UpstreamRequest:
+    """`request` is the viewer's parsed head. Requests and body bytes are counted here."""
+
+    def __init__(self, plane: Any, origin: Origin, request: Any, site: bytes) -> None:
+        self.origin = origin
+        self.method: bytes = request.method
+        self.fields: list[tuple[bytes, bytes]] = request.fields
+        # Path and query as received (RFC 9110 section 7.7); absolute-form loses its authority only.
+        path: bytes = request.path
+        self.target = path if path.startswith(b"/") else b"/" + path
+        self._plane = plane
+        self._site = site
+
+    def send(
+        self,
+        sink: Sink,
+        *,
+        validators: tuple[bytes | None, bytes | None] | None = None,
+        byte_range: ByteRange | None = None,
+        if_range: bytes | None = None,
+        avoid: Upstream | None = None,
+    ) -> Call:
+        host = b""
+        if self.origin.policy.upstream_host == "viewer":
+            host = get_first(self.fields, b"host") or b""
+        fields = upstream_fields(
+            self.fields, self.origin.rules, host=host, site=self._site, method=self.method, validators=validators,
+            byte_range=byte_range, if_range=if_range,
+        )  # fmt: skip
+        self._plane.count("upstream_requests")
+        if validators is not None:
+            self._plane.count("validations")
+        return self.origin.client.request(self.method, self.target, fields, sink, avoid=avoid)
+
+    def received(self, n: int) -> None:
+        """`n` body bytes have come."""
+        self._plane.count("bytes_from_origin", n)
+        self.origin.bytes_from_origin += n
+
+
+def has_range(exchange: Exchange) -> bool:
+    """Whether the viewer asks for one range that we understand."""
+    return (exchange.range_first, exchange.range_last) != (-1, -1)
+
+
+def asked_range(exchange: Exchange) -> ByteRange:
+    """The viewer's own range."""
+    if exchange.range_first < 0:
+        return -exchange.range_last, None
+    return exchange.range_first, None if exchange.range_last < 0 else exchange.range_last
+
+
+def aligned_range(exchange: Exchange, slice_bytes: int) -> ByteRange | None:
+    """The slices that the viewer's range touches; None: from the start without end, which needs no Range."""
+    first, last = asked_range(exchange)
+    if first < 0:
+        return first, None
+    first -= first % slice_bytes
+    if last is None:
+        return (first, None) if first else None
+    return first, last - last % slice_bytes + slice_bytes - 1
