@@ -6,12 +6,11 @@ import shutil
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
-from hostile_origin import STANDARD, HostileOrigin
+from hostile_origin import STANDARD, HostileOrigin, reply
 from parent_proxies import AUTHORIZATION, StrictProxy, squid, tinyproxy
 from recording_sink import RecordingSink, until
 from upstream_box import OK, Run, client_of, get, run
@@ -280,8 +279,8 @@ def test_a_407_of_the_origin_itself_passes_where_no_proxy_reads(run: Run, tls: s
     async def main() -> None:
         proxy = await StrictProxy().start()
         async with box(proxy.port, tls=tls, ca_file=ca_file) as (origin, client):
-            origin.scripts[b"/407"] = STANDARD[b"/ok"]
-            assert (await get(client, b"/407")).calls == OK
+            origin.scripts[b"/407"] = reply(b"hello", status=407)
+            assert (await get(client, b"/407")).calls == [("head", 407), *OK[1:]]
         await proxy.close()
 
     run(main())
@@ -386,7 +385,7 @@ def test_new_settings_move_to_the_proxy_and_back(run: Run) -> None:
     run(main())
 
 
-def test_fail_over_behind_a_proxy_rebuilds_the_target(run: Run, tmp_path: Path) -> None:
+def test_fail_over_behind_a_proxy_rebuilds_the_target(run: Run) -> None:
     async def main() -> None:
         proxy = await StrictProxy().start()
         async with box(proxy.port) as (origin, client):
