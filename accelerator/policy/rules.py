@@ -163,6 +163,9 @@ class Rules:
             what = f"origins.{name}.via_credential: has no effect without via"
             self._warn(self._value(*path, "via_credential"), what)
         has_http = any(url.scheme == "http" for url in origin.from_)
+        if origin.upstream_host == "viewer" and (len(origin.hosts) > 1 or origin.hosts[0].startswith("*")):
+            what = "hosts are not told apart in what is stored: viewer needs one exact host; write an origin for each"
+            self._error(self._value(*path, "upstream_host"), f"origins.{name}.upstream_host: {what}")
         if origin.via is not None and origin.upstream_host == "viewer" and has_http:
             what = "a proxy sends http requests where their Host says, so the viewer's can't be in them"
             self._error(self._value(*path, "upstream_host"), f"origins.{name}.upstream_host: {what}")

@@ -42,7 +42,7 @@ class UpstreamRequest:
     ) -> Call:
         host = b""
         if self.origin.policy.upstream_host == "viewer":
-            host = get_first(self.fields, b"host") or b""
+            host = plain_host(get_first(self.fields, b"host") or b"")
         fields = upstream_fields(
             self.fields, self.origin.rules, host=host, site=self._site, method=self.method, validators=validators,
             byte_range=byte_range, if_range=if_range,
@@ -56,6 +56,16 @@ class UpstreamRequest:
         """`n` body bytes have come."""
         self._plane.count("bytes_from_origin", n)
         self.origin.bytes_from_origin += n
+
+
+def plain_host(authority: bytes) -> bytes:
+    """A viewer's Host in its one spelling: lower case, no port, no root dot. It goes up and is not part of the key, so
+    whatever one viewer could vary in it would be in what all others are given."""
+    host = authority.lower()
+    if not host.endswith(b"]"):
+        name, colon, _ = host.rpartition(b":")
+        host = name if colon else host
+    return host.removesuffix(b".")
 
 
 def has_range(exchange: Exchange) -> bool:
