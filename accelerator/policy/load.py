@@ -48,6 +48,16 @@ class Source:
     is_whole: bool = True
 
 
+@dataclass
+class Files:
+    """What a policy was read from: (name, content) pairs, or None where nothing could be read; `folder` is absolute."""
+
+    texts: list[tuple[str, bytes]] | None
+    folder: str
+    problems: list[Problem]
+    are_all_read: bool
+
+
 class _TreeBuilder:
     """Builds one file's tree from YAML events, which are taken one by one so that a bomb is never expanded."""
 
@@ -215,13 +225,24 @@ def load_texts(files: Sequence[tuple[str, bytes]], folder: str) -> Source:
 
 def load(path: FilePath) -> Source:
     """Read a file, or the `*.yaml` of a directory in name order. Nothing is raised: what fails is a Problem."""
+    files = read_files(path)
+    if files.texts is None:
+        return Source(Map(Mark(os.fspath(path), 1, 1), {}), files.folder, files.problems, is_whole=False)
+    source = load_texts(files.texts, files.folder)
+    source.problems += files.problems
+    source.is_whole = source.is_whole and files.are_all_read
+    return source
+
+
+def read_files(path: FilePath) -> Files:
+    """The content of a file, or of the `*.yaml` of a directory in name order, at most 1 MiB and a bit in all."""
     name = os.fspath(path)
     problems: list[Problem] = []
     try:
         is_folder = stat.S_ISDIR(os.stat(name).st_mode)
         paths = _files_of(name, problems) if is_folder else [name]
     except (OSError, ValueError) as error:
-        return _unreadable(name, error)
+        return Files(None, os.path.abspath("."), [Problem(name, 0, 0, _reason(error))], are_all_read=False)
     folder = os.path.abspath(name if is_folder else os.path.dirname(name) or ".")
     files: list[tuple[str, bytes]] = []
     size_bytes = 0
@@ -239,10 +260,7 @@ def load(path: FilePath) -> Source:
             are_all_read = False
             break
         files.append((file, data))
-    source = load_texts(files, folder)
-    source.problems += problems
-    source.is_whole = source.is_whole and are_all_read
-    return source
+    return Files(files, folder, problems, are_all_read)
 
 
 def _files_of(folder: str, problems: list[Problem]) -> list[str]:
@@ -270,8 +288,3 @@ def _read(file: str) -> bytes:
 
 def _reason(error: OSError | ValueError) -> str:
     return f"can't be read: {error.strerror}" if isinstance(error, OSError) else f"can't be read: {error}"
-
-
-def _unreadable(name: str, error: OSError | ValueError) -> Source:
-    root = Map(Mark(name, 1, 1), {})
-    return Source(root, os.path.abspath("."), [Problem(name, 0, 0, _reason(error))], is_whole=False)
