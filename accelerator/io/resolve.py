@@ -159,8 +159,7 @@ def families_in_turn(ips: Iterable[IPAddress]) -> list[IPAddress]:
     left = list(ips)
     first = [ip for ip in left if ip.version == left[0].version]
     second = [ip for ip in left if ip.version != left[0].version]
-    pairs = zip_longest(first, second)
-    return [ip for pair in pairs for ip in pair if ip is not None]
+    return [ip for pair in zip_longest(first, second) for ip in pair if ip is not None]
 
 
 @dataclass

@@ -49,7 +49,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def _running(command: list[str], port: int, user: str | None = None) -> Iterator[int]:
+def running_peer(command: list[str], port: int, user: str | None = None) -> Iterator[int]:
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, user=user, group=user)
         try:
@@ -89,7 +89,7 @@ def squid(login: str | None = None) -> Iterator[int]:
         for path in (folder, *folder.iterdir()):
             os.chown(path, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
     try:
-        with _running(["squid", "-N", "-f", str(folder / "squid.conf")], port, user):
+        with running_peer(["squid", "-N", "-f", str(folder / "squid.conf")], port, user):
             yield port
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -103,7 +103,7 @@ def tinyproxy(login: str | None = None) -> Iterator[int]:
     lines = "" if login is None else "BasicAuth {} {}".format(*login.split(":", 1))
     (folder / "tinyproxy.conf").write_text(_TINYPROXY.format(port=port, login=lines))
     try:
-        with _running(["tinyproxy", "-d", "-c", str(folder / "tinyproxy.conf")], port):
+        with running_peer(["tinyproxy", "-d", "-c", str(folder / "tinyproxy.conf")], port):
             yield port
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,16 @@ from upstream_box import run
 
 from accelerator.errors import OriginError
 from accelerator.io.origin import OriginCounters
-from accelerator.io.resolve import REUSE_S, Address, Resolver, is_own_address, parse_ip, refusal
+from accelerator.io.resolve import (
+    REUSE_JITTER,
+    REUSE_S,
+    Address,
+    Resolver,
+    families_in_turn,
+    is_own_address,
+    parse_ip,
+    refusal,
+)
 
 __all__ = ["run"]
 
@@ -104,7 +113,9 @@ ALLOWED = (
 )  # fmt: skip
 
 
-def resolver(answers: dict[str, Any], counters: OriginCounters | None = None) -> Resolver:
+def resolver(
+    answers: dict[str, Any], counters: OriginCounters | None = None, note: Any = lambda event: None
+) -> Resolver:
     async def getaddrinfo(host: str, port: Any, *, type: int) -> list[tuple[Any, ...]]:
         answer = answers[host]
         if isinstance(answer, BaseException):
@@ -117,7 +128,7 @@ def resolver(answers: dict[str, Any], counters: OriginCounters | None = None) ->
             for ip in answer
         ]
 
-    return Resolver(asyncio.get_running_loop(), counters or OriginCounters(), getaddrinfo, is_own)
+    return Resolver(asyncio.get_running_loop(), counters or OriginCounters(), getaddrinfo, is_own, note)
 
 
 async def resolve(answers: Any, host: str = "media.example", port: int = 80, **more: Any) -> tuple[Address, ...]:
@@ -233,6 +244,28 @@ def test_addresses_are_unique_ordered_and_bounded() -> None:
     assert [a.ip for a in asyncio.run(resolve(many))] == ["10.0.0.2", "10.0.0.1", "10.0.1.0", "10.0.1.1"]
 
 
+@pytest.mark.parametrize(
+    ("ips", "order"),
+    [
+        ([], []),
+        (["10.0.0.1", "10.0.0.2"], ["10.0.0.1", "10.0.0.2"]),
+        (["fd00::1", "fd00::2", "10.0.0.1"], ["fd00::1", "10.0.0.1", "fd00::2"]),
+        (["10.0.0.1", "fd00::1", "fd00::2", "10.0.0.2"], ["10.0.0.1", "fd00::1", "10.0.0.2", "fd00::2"]),
+    ],
+)
+def test_families_come_in_turn(ips: list[str], order: list[str]) -> None:
+    assert [str(ip) for ip in families_in_turn(map(ip_address, ips))] == order
+
+
+def test_four_addresses_of_one_family_do_not_hide_the_other() -> None:
+    many = [*(f"fd00::{i}" for i in range(1, 9)), "10.0.0.1"]
+    assert [a.ip for a in asyncio.run(resolve(many))] == ["fd00::1", "10.0.0.1", "fd00::2", "fd00::3"]
+
+
+def test_a_literal_is_its_own_address_whatever_is_pinned() -> None:
+    assert asyncio.run(resolve({}, host="10.0.0.9", pins=("10.0.0.20",))) == (Address("10.0.0.9", 80),)
+
+
 @pytest.mark.parametrize("answer", [[], socket.gaierror(-2, "unknown"), UnicodeError("label too long"), ["nonsense"]])
 def test_failed_lookups(answer: Any) -> None:
     error = asyncio.run(refused({"media.example": answer}))
@@ -307,6 +340,71 @@ def test_the_last_good_answer_serves_for_a_day_and_a_lie_is_no_good_answer(monke
         assert caught.value.kind == "dns"
         monkeypatch.undo()
         assert loop.time() != clock.now_s
+        await resolving.close()
+
+    asyncio.run(main())
+
+
+def test_dns_that_fails_and_returns_is_told_once_each_and_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        told: list[tuple[str, str]] = []
+        counters = OriginCounters()
+        answers: dict[str, Any] = {"media.example": ["10.0.0.20"]}
+        resolving = resolver(answers, counters, lambda event: told.append((event.kind, event.subject)))
+        clock = Clock()
+        monkeypatch.setattr(resolving._loop, "time", lambda: clock.now_s, raising=False)
+        good = (Address("10.0.0.20", 80),)
+
+        async def ask() -> Any:
+            return await resolving.addresses(
+                "media.example", 80, pins=(), own_listeners=frozenset(), timeout_s=1e6, grace_s=60
+            )
+
+        assert await ask() == good
+        assert told == []
+        answers["media.example"] = socket.gaierror(-3, "try again")
+        for _ in range(3):
+            clock.now_s += REUSE_S
+            assert await ask() == good
+            assert told == [("dns-failed", "media.example")]
+        # A resolver that hangs: its last answer serves at once, and all share one lookup.
+        gate = asyncio.Event()
+        answers["media.example"] = gate
+        clock.now_s += REUSE_S
+        for _ in range(5):
+            assert await ask() == good
+        assert counters.resolved_by_last_good == 8
+        gate.set()
+        while len(told) < 2:
+            await asyncio.sleep(0)
+        assert told[1:] == [("dns-returned", "media.example")]
+        assert await ask() == (Address("10.0.0.9", 80),)
+        # From its last success on, grace runs; a failure that is no longer bridged is the request's.
+        answers["media.example"] = socket.gaierror(-2, "unknown")
+        clock.now_s += REUSE_S
+        assert await ask() == (Address("10.0.0.9", 80),)
+        clock.now_s += 60
+        with pytest.raises(OriginError, match="unknown"):
+            await ask()
+        assert [kind for kind, _ in told] == ["dns-failed", "dns-returned", "dns-failed"]
+        monkeypatch.undo()
+        await resolving.close()
+
+    asyncio.run(main())
+
+
+def test_names_looked_up_together_are_looked_up_again_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        names = [f"media{i}.example" for i in range(100)]
+        resolving = resolver({name: ["10.0.0.20"] for name in names})
+        clock = Clock()
+        monkeypatch.setattr(resolving._loop, "time", lambda: clock.now_s, raising=False)
+        for name in names:
+            await resolving.addresses(name, 80, pins=(), own_listeners=frozenset(), timeout_s=1e6, grace_s=60)
+        ages_s = sorted(name.reuse_until_s - clock.now_s for name in resolving._names.values())
+        assert REUSE_S * (1 - REUSE_JITTER) <= ages_s[0] < ages_s[-1] <= REUSE_S
+        assert ages_s[-1] - ages_s[0] > REUSE_S * REUSE_JITTER / 2
+        monkeypatch.undo()
         await resolving.close()
 
     asyncio.run(main())
