@@ -36,9 +36,13 @@ OPTIONAL = {
     "nghttp2-client": "load for benchmarks",
     "nginx-light": "peer of the benchmarks",
     "openssl": "certificates of the tests",
+    "squid": "parent proxy in the tests",
     "strace": "tests that count system calls",
+    "tinyproxy-bin": "parent proxy in the tests",
     "wrk": "load for benchmarks",
 }
+# What some of them would start at boot.
+SERVICES = {"nginx-light": "nginx.service", "squid": "squid.service"}
 # A program that is there already, from wherever, makes its packages unnecessary.
 COVERED_BY = {"nodejs": "node", "npm": "npm", "chromium": "chromium"}
 
@@ -77,9 +81,10 @@ def install(names: list[str]) -> None:
         subprocess.run(["apt-get", "-q", "update"], env=environment, check=True)
         command = ["apt-get", "-q", "install", "--yes", "--no-install-recommends", *names]
         subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=True)
-    if "nginx-light" in names and shutil.which("systemctl"):
-        # It is here to be measured, not to take port 80 at the next boot.
-        subprocess.run(["systemctl", "--quiet", "disable", "nginx.service"], check=False)
+    for name, service in SERVICES.items():
+        # They are here to be measured and tested with, not to take a port at the next boot.
+        if name in names and shutil.which("systemctl"):
+            subprocess.run(["systemctl", "--quiet", "disable", service], check=False)
 
 
 def main(arguments: list[str]) -> int:

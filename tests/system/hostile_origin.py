@@ -343,7 +343,7 @@ _NOT_FOUND = reply(b"not here", status=404, reason=b"Not Found")
 
 @contextmanager
 def serving(
-    scripts: Mapping[bytes, Script] = STANDARD, *, tls: ssl.SSLContext | None = None
+    scripts: Mapping[bytes, Script] = STANDARD, *, tls: ssl.SSLContext | None = None, port: int = 0
 ) -> Iterator[HostileOrigin]:
     """Runs an origin on a loop of its own in a thread. Its lists may be read from outside; its gates may not."""
     origin = HostileOrigin(scripts, tls=tls)
@@ -351,7 +351,7 @@ def serving(
     thread = threading.Thread(target=loop.run_forever, name="hostile-origin", daemon=True)
     thread.start()
     try:
-        asyncio.run_coroutine_threadsafe(origin.start(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(origin.start(port), loop).result(10)
         yield origin
     finally:
         asyncio.run_coroutine_threadsafe(origin.close(), loop).result(10)
