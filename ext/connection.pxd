@@ -139,6 +139,7 @@ cdef struct Worker:
     List ready
     Connection* all
     Connection* graveyard
+    int64_t accept_again_ns     # not even the spare descriptor helped: listeners rest until then; 0: they don't
     int spare_fd                # given up for a moment to turn a connection away when descriptors run out
     int64_t wheel_tick
     Connection* wheel[1024]

@@ -1,6 +1,6 @@
 # The edge worker's loop and the way of a request (docs/architecture.md): accept, read, route, look up, answer or ask.
 # No freshness rules (compiled into each head by the control plane), no Python object, no lock held over a system call.
-from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, errno
+from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
@@ -103,6 +103,7 @@ cdef enum:
     EVENTS = 256
     READY_PER_PASS = 256
     ACCEPTS_PER_PASS = 64
+    ACCEPT_REST_NS = 250000000
     MAX_TRIES = 4               # looks per request before it asks for itself alone
     READS_PER_TURN = 4          # of one connection, before the others
     LINGER_BYTES = 4194304      # of input thrown away after an answer that ends the connection
@@ -623,7 +624,6 @@ cdef void on_wake(Worker* w, Object* object) noexcept nogil:
 
 
 cdef void on_listen(Worker* w, Message* m) noexcept nogil:
-    cdef epoll_event event
     cdef Listener* listener
     cdef uint32_t i
     for i in range(MAX_LISTENERS):
@@ -632,9 +632,8 @@ cdef void on_listen(Worker* w, Message* m) noexcept nogil:
             listener.is_what = IS_LISTENER
             listener.fd = <int>m.detail
             listener.index = m.index
-            event.events = EPOLLIN | acc_exclusive
-            event.data.ptr = listener
-            epoll_ctl(w.epoll, EPOLL_CTL_ADD, listener.fd, &event)
+            if not w.accept_again_ns:
+                watch_listener(w, listener)
             return
 
 
@@ -707,6 +706,33 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t send_text "send" (int, const void*, size_t, int)
 
 
+cdef void rest_listeners(Worker* w) noexcept nogil:
+    """A listener that can't be accepted from would wake the worker without end. Who connects meanwhile waits."""
+    cdef uint32_t i
+    cdef epoll_event event
+    w.accept_again_ns = w.now_ns + ACCEPT_REST_NS
+    for i in range(MAX_LISTENERS):
+        if w.listeners[i].fd >= 0:
+            epoll_ctl(w.epoll, EPOLL_CTL_DEL, w.listeners[i].fd, &event)
+
+
+cdef void wake_listeners(Worker* w) noexcept nogil:
+    cdef uint32_t i
+    w.accept_again_ns = 0
+    if w.spare_fd < 0:
+        w.spare_fd = eventfd(0, EFD_CLOEXEC)
+    for i in range(MAX_LISTENERS):
+        if w.listeners[i].fd >= 0:
+            watch_listener(w, &w.listeners[i])
+
+
+cdef void watch_listener(Worker* w, Listener* listener) noexcept nogil:
+    cdef epoll_event event
+    event.events = EPOLLIN | acc_exclusive
+    event.data.ptr = listener
+    epoll_ctl(w.epoll, EPOLL_CTL_ADD, listener.fd, &event)
+
+
 cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
     cdef int i, fd
     cdef uint8_t address[16]
@@ -724,8 +750,11 @@ cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
                 count(&w.counters[C_REFUSED_CONNECTIONS_ALL], 1)
                 turn_away(w, fd, address)
             w.spare_fd = eventfd(0, EFD_CLOEXEC)
-            continue
+            if fd >= 0:
+                continue
         if fd < 0:
+            if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
+                rest_listeners(w)
             return
         if add_u64(&w.shared.n_connections, 1) >= w.tables.limits.connections:
             count(&w.counters[C_REFUSED_CONNECTIONS_ALL], 1)
@@ -854,7 +883,7 @@ cdef void edge_run(Worker* w) noexcept nogil:
         wait_ms = 0
         is_asleep = w.ready.n == 0 and mailbox_may_sleep(&w.mailbox)
         if is_asleep:
-            wait_ms = <int>ms_to_tick(w) if w.all != NULL else 1000
+            wait_ms = <int>ms_to_tick(w) if w.all != NULL or w.accept_again_ns else 1000
             if wait_ms < 0:
                 wait_ms = 0
         if w.must_ring:
@@ -884,6 +913,8 @@ cdef void edge_run(Worker* w) noexcept nogil:
             list_remove(c)
             resume(w, c)
         turn_wheel(w)
+        if w.accept_again_ns and w.now_ns >= w.accept_again_ns:
+            wake_listeners(w)
         bury(w)
         if w.is_closing:
             break

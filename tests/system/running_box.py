@@ -234,6 +234,11 @@ class RunningBox:
         head = [f"{method} {target} HTTP/1.1", f"Host: {host}", "Connection: close", *lines]
         return Response(self.ask("\r\n".join(head).encode("latin-1") + b"\r\n\r\n", **where))
 
+    def get_on(self, connected: socket.socket, target: str, *, host: str = HOST) -> Response:
+        """The same on a connection that stays open."""
+        connected.sendall(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1"))
+        return read_response(connected)[0]
+
     def cpu_seconds(self) -> float:
         words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
