@@ -32,6 +32,10 @@ cdef enum:                      # Connection.state
     STATE_CLOSED = 4
     STATE_LINGER = 5            # answered and shut down; input is thrown away until the viewer closes
 
+cdef enum:                      # Worker.is_draining
+    DRAIN_ENDING = 1
+    DRAIN_HANDED_OVER = 2       # another process serves at our addresses
+
 cdef enum:                      # what a step did
     DONE = 0                    # the response is written
     PENDING = 1

@@ -280,7 +280,7 @@ cdef int answer_health(Worker* w, Connection* c, const uint8_t* data, uint32_t n
     cdef uint64_t hash = hash_key(w.store, 0, <const uint8_t*>HEALTH_PATH, length)
     cdef Entry* entry = table_find(w.store, hash, 0, <const uint8_t*>HEALTH_PATH, length)
     cdef Object* object = NULL if entry == NULL else <Object*>load_ptr(<void**>&entry.variants)
-    if object == NULL or w.is_draining:
+    if object == NULL or w.is_draining == DRAIN_ENDING:
         return respond_error(w, c, 503, False)
     count(&w.counters[C_HEALTH_PROBES], 1)
     return respond_object(w, c, data, n, head, object, AS_HIT)
@@ -647,17 +647,24 @@ cdef void stop_listening(Worker* w, int32_t index) noexcept nogil:
             w.listeners[i].fd = -1
 
 
-cdef void on_drain(Worker* w) noexcept nogil:
+cdef void on_drain(Worker* w, uint32_t idle_ms) noexcept nogil:
+    """`idle_ms` 0: who is idle is closed at once. Else another process serves at our addresses already, and who is idle
+    has that long to ask once more: a request that is on its way while we close would be lost."""
     cdef Connection* c = w.all
     cdef Connection* following
+    cdef int64_t until_ns = w.now_ns + <int64_t>idle_ms * 1000000
     stop_listening(w, -1)
-    w.is_draining = 1
+    w.is_draining = DRAIN_HANDED_OVER if idle_ms else DRAIN_ENDING
     while c != NULL:
         following = c.next_all
         if c.state == STATE_READ and c.list == NULL:
             on_readable(w, c)       # a request that is here already is answered
         if c.state == STATE_READ and not c.has_head_begun and c.list == NULL and c.buffer_length == 0:
-            connection_close(w, c, False)
+            if not idle_ms:
+                connection_close(w, c, False)
+            elif c.deadline_ns > until_ns:
+                clear_deadline(w, c)
+                set_deadline(w, c, until_ns)
         elif c.state != STATE_READ:
             c.close_after = 1
         c = following
@@ -677,7 +684,7 @@ cdef void read_mail(Worker* w) noexcept nogil:
         elif m.kind == MESSAGE_UNLISTEN:
             stop_listening(w, <int32_t>m.index)
         elif m.kind == MESSAGE_DRAIN:
-            on_drain(w)
+            on_drain(w, m.detail)
         elif m.kind == MESSAGE_CLOSE:
             w.is_closing = 1
         if m.object != NULL:

@@ -54,6 +54,7 @@ cdef extern from "<sys/eventfd.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int close(int)
+    ssize_t write(int, const void*, size_t)
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void**, size_t, size_t)
@@ -611,9 +612,17 @@ cdef class Plane:
     def unlisten(self, uint32_t index) -> None:
         self._tell(MESSAGE_UNLISTEN, index, 0)
 
-    def drain(self) -> None:
-        """No new connections; idle ones close, others after their response."""
-        self._tell(MESSAGE_DRAIN, 0, 0)
+    def drain(self, int idle_ms=0) -> None:
+        """No new connections; idle ones close, others after their response. `idle_ms`: another process serves at our
+        addresses, so that idle ones may ask once more within this, and the health probe goes on."""
+        self._tell(MESSAGE_DRAIN, 0, idle_ms)
+
+    def poke(self) -> None:
+        """Makes each worker begin a pass, also one that sleeps: who asks next whether it moved has a proof."""
+        cdef uint64_t one = 1
+        cdef uint32_t i
+        for i in range(self.n_workers):
+            write(self.workers[i].mailbox.fd, &one, 8)
 
     def close(self) -> None:
         """Ends the workers and their connections at once."""
