@@ -58,7 +58,8 @@ class Fills:
         """A reader of `stored` waits at `offset`, and its response ends with byte `last` (negative: with the body)."""
         start = offset - offset % SLICE_BYTES
         start += stored.has_bytes(start)
-        if start > offset:  # it came while the want was on its way
+        # It came while the want was on its way; of a body that is kept only until it is sent it may be gone again.
+        if start > offset or (not stored.is_strong and stored.want > offset):
             stored.forget_want()
             return
         for fill in self._by_object.get(stored, ()):
