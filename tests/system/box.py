@@ -20,7 +20,7 @@ from typing import Any
 
 import uvloop
 from hostile_origin import HostileOrigin, Script
-from running_box import RunningBox, merge, policy_for
+from running_box import PROBE, RunningBox, merge, policy_for
 
 MEDIA = "media.example"
 GENERIC = "generic.example"
@@ -30,6 +30,10 @@ NARROW = "narrow.example"
 OVERRIDE = "override.example"
 BY_VIEWER = "by-viewer.example"
 REFUSING = "refusing.example"
+
+# Origins for tests that break them: spare-N.media.example and spare-N.generic.example. A breaker that one test opened
+# would answer the next one's requests.
+SPARES = 12
 
 FAULTS = ("Traceback", "exception", "failed\n", "never retrieved")
 
@@ -66,6 +70,9 @@ class Box(RunningBox):
             "by-viewer": {"from": [first], "hosts": [BY_VIEWER], "upstream_host": "viewer", "forward": ["X-Tenant"]},
             "refusing": {"from": [f"http://127.0.0.1:{free_port()}"], "hosts": [REFUSING]},
         }
+        for i in range(SPARES):
+            origins[f"spare-{i}"] = {"from": [first], "hosts": [f"spare-{i}.{MEDIA}"]}
+            origins[f"spare-generic-{i}"] = {"from": [first], "hosts": [f"spare-{i}.{GENERIC}"], "profile": "generic"}
         policy = policy_for(first)
         policy["origins"] = origins
         super().__init__(work, merge(policy, sections))
@@ -146,9 +153,13 @@ class Answer:
     def __init__(self, status: int, fields: list[tuple[str, str]]) -> None:
         self.status = status
         self.fields = fields
-        self.body = b""
+        self.received = bytearray()
         self.is_whole = False
         self.first_byte_s = 0.0
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self.received)
 
     def __getitem__(self, name: str) -> str:
         """The field's lines, joined; "" without it."""
@@ -170,7 +181,8 @@ class Answer:
         return {each.partition("=")[0]: each.partition("=")[2] for each in parameters}
 
     def __repr__(self) -> str:
-        return f"<{self.status} {self.fields} {self.body[:60]!r} ({len(self.body)}), whole: {self.is_whole}>"
+        body = f"{bytes(self.received[:60])!r} ({len(self.received)})"
+        return f"<{self.status} {self.fields} {body}, whole: {self.is_whole}>"
 
 
 class Viewer:
@@ -255,7 +267,7 @@ class Viewer:
                     answer.is_whole = True
         except (ConnectionError, asyncio.IncompleteReadError):
             return b""
-        answer.body += data
+        answer.received += data
         return data
 
     async def answer(self) -> Answer:
@@ -268,7 +280,7 @@ class Viewer:
     async def bytes_of_body(self, n: int) -> bytes:
         """At least the first `n` bytes of the body, as far as it goes."""
         assert self.answer_ is not None
-        while len(self.answer_.body) < n and await self.more():
+        while len(self.answer_.received) < n and await self.more():
             pass
         return self.answer_.body
 
@@ -291,3 +303,13 @@ async def get(box: Box, target: str, fields: Mapping[str, str] | None = None, **
         return Answer(0, [])
     finally:
         viewer.close()
+
+
+async def heard(box: Box) -> None:
+    """Until the worker has read what futures and viewers made before this have asked.
+
+    It takes connections and requests in the order of their arrival, so that it has come by them when it has answered
+    probes that came later: one to connect after them, one to ask after them.
+    """
+    for _ in range(3):
+        assert (await get(box, PROBE)).status == 200
