@@ -15,8 +15,10 @@ import numpy as np
 
 from accelerator.policy.compile import Tables
 from ext import layout
+from ext.asked import Exchange
 from ext.http_head import HeadError, parse_request, parse_response
-from ext.plane import FLAG_HAS_AGE, FLAG_MUST_VALIDATE, FLAG_NO_BODY, FOREVER_NS, Exchange, Plane, StoredObject
+from ext.plane import FLAG_HAS_AGE, FLAG_MUST_VALIDATE, FLAG_NO_BODY, FOREVER_NS, Plane
+from ext.stored import StoredObject
 
 __all__ = [
     "COUNTER_HELP", "FLAG_HAS_AGE", "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS", "HEALTH_PATH", "SLICE_BYTES",

@@ -8,14 +8,13 @@ from libc.string cimport memcpy, memmove, memset
 from ext.atomics cimport *
 from ext.exchange cimport EXCHANGE_WANT, RING_CANCEL, RING_NUDGE, RING_REQUEST, ring_is_half_full, ring_push
 from ext.layout cimport *
+from ext.body cimport body_at, body_wait
+from ext.siphash cimport hash_bytes
 from ext.store cimport (
     OBJECT_FAILED,
     OBJECT_FILLING,
     Directory,
     Store,
-    body_at,
-    body_wait,
-    hash_bytes,
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )

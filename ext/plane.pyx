@@ -1,7 +1,5 @@
-# The data plane as Python sees it: Plane, Exchange, StoredObject. Every call that changes shared memory takes the
-# store's lock; nothing here runs per request of a hit. Names and policy stay outside: rows and indices only.
-from cpython.buffer cimport PyBUF_WRITE
-from cpython.memoryview cimport PyMemoryView_FromMemory
+# The data plane as Python sees it: Plane. Every call that changes shared memory takes the store's lock; nothing here
+# runs per request of a hit. Names and policy stay outside: rows and indices only.
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -12,40 +10,35 @@ import threading
 import numpy as np
 
 from ext.arena cimport arena_free
+from ext.asked cimport Exchange, take_exchange
 from ext.atomics cimport *
+from ext.body cimport *
 from ext.connection cimport ADDRESS_BUCKETS, EXCHANGE_SLOTS, AddressCount, Shared, Worker
 from ext.edge cimport edge_close, edge_open, edge_run
 from ext.exchange cimport (
-    ANSWER_ALL,
-    ANSWER_DONE,
-    ANSWER_ERROR,
-    ANSWER_LEADER,
-    ANSWER_MATCH,
-    ANSWER_REFUSE,
-    ANSWER_STALE,
-    MATCH_JOINED,
-    MESSAGE_ANSWER,
     MESSAGE_CLOSE,
     MESSAGE_DRAIN,
     MESSAGE_LISTEN,
     MESSAGE_UNLISTEN,
-    MESSAGE_WAKE,
-    OTHERS_AGAIN,
     RING_CANCEL,
     RING_REQUEST,
     Message,
     RingItem,
     bell_hear,
-    mailbox_post,
     ring_pop,
 )
-from ext.exchange cimport Exchange as Slot
 from ext.http_head cimport RequestHead, parse_request
 from ext.layout cimport *
+from ext.reclaim cimport reclaim
 from ext.request cimport build_key, route
+from ext.serve cimport now_ns
 from ext.store cimport *
+from ext.stored cimport StoredObject, make_head, wrap
+from ext.table cimport drop_marks, entry_match, hash_key, mark_unshareable, table_detach, table_find
+from ext.workers cimport Workers
 
 from ext import layout as _layout
+from ext.asked import KINDS as KINDS
 
 cdef extern from "<sys/eventfd.h>" nogil:
     enum: EFD_NONBLOCK
@@ -59,13 +52,6 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void**, size_t, size_t)
 
-cdef extern from "<time.h>" nogil:
-    cdef struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int, timespec*)
-
-KINDS = ("miss", "stale", "refresh", "want", "alone")
 FLAG_MUST_VALIDATE = HEAD_MUST_VALIDATE
 FLAG_NO_BODY = HEAD_NO_BODY
 FLAG_HAS_AGE = HEAD_HAS_AGE
@@ -74,392 +60,13 @@ MAX_SITE_BYTES = 255        # heads are composed in buffers of fixed size
 _COLUMN = {name: column for column, name, _ in _layout.COUNTERS}
 
 
-cdef class StoredObject:
-    """One object, by reference: it stays while this lives, in the table or not."""
-
-    cdef Object* object
-    cdef readonly Plane plane
-
-    def __dealloc__(self):
-        if self.object == NULL or self.plane is None or self.plane.shared == NULL:
-            return
-        cdef Store* store = &self.plane.shared.store
-        pthread_mutex_lock(&store.lock)
-        self.object.handles -= 1
-        # Never listed, and nobody is left who could list it.
-        if self.object.handles == 0 and self.object.entry == NULL and not self.object.flags & OBJECT_DETACHED:
-            or_u32(&self.object.flags, OBJECT_DETACHED)
-            retire(store, self.object, 0)
-        object_release(self.object)
-        pthread_mutex_unlock(&store.lock)
-
-    def __eq__(self, other):
-        return isinstance(other, StoredObject) and (<StoredObject>other).object == self.object
-
-    def __hash__(self):
-        return hash(<uintptr_t>self.object)
-
-    @property
-    def total_length(self) -> int:
-        return load_i64(&self.object.total_length)
-
-    @property
-    def filled_bytes(self) -> int:
-        return self.object.n_filled_bytes
-
-    @property
-    def is_complete(self) -> bool:
-        return bool(self.object.flags & OBJECT_COMPLETE)
-
-    @property
-    def is_failed(self) -> bool:
-        return bool(self.object.flags & OBJECT_FAILED)
-
-    @property
-    def is_filling(self) -> bool:
-        return bool(self.object.flags & OBJECT_FILLING)
-
-    @property
-    def is_listed(self) -> bool:
-        return self.object.entry != NULL
-
-    @property
-    def is_strong(self) -> bool:
-        return bool(self.object.flags & OBJECT_STRONG)
-
-    @property
-    def n_readers(self) -> int:
-        return load_u32(&self.object.readers)
-
-    @property
-    def want(self) -> int:
-        """The furthest byte that a reader is at."""
-        return load_i64(&self.object.want)
-
-    @property
-    def has_waiting(self) -> bool:
-        return load_u32_seq(&self.object.waiting) != 0
-
-    @property
-    def origin(self) -> int:
-        return self.object.origin
-
-    @property
-    def status(self) -> int:
-        return self.object.head.status
-
-    @property
-    def fresh_until_ns(self) -> int:
-        return self.object.head.fresh_until_ns
-
-    @property
-    def stale_until_ns(self) -> int:
-        return self.object.head.stale_until_ns
-
-    @property
-    def born_ns(self) -> int:
-        return self.object.head.born_ns
-
-    @property
-    def validated_ns(self) -> int:
-        return self.object.head.validated_ns
-
-    @property
-    def kind(self) -> int:
-        return self.object.kind
-
-    def lines(self) -> bytes:
-        """The stored field lines, as they were given."""
-        cdef Head* head = self.object.head
-        return head_bytes(head)[head.status_line_length:head.status_line_length + head.lines_length]
-
-    def set_head(self, int status, bytes status_line, bytes lines, bytes short_lines, bytes etag, int64_t last_modified_s,
-                 int64_t fresh_until_ns, int64_t stale_until_ns, int64_t validated_ns, int64_t born_ns, int flags) -> bool:
-        """Swaps the immutable head (a 304, or a playlist whose lifetime is known now). False: no memory."""
-        cdef Store* store = &self.plane.shared.store
-        cdef Head* old
-        cdef Head* new
-        pthread_mutex_lock(&store.lock)
-        new = make_head(store, status, status_line, lines, short_lines, etag, last_modified_s, fresh_until_ns,
-                        stale_until_ns, validated_ns, born_ns, flags)
-        if new != NULL:
-            old = self.object.head
-            store_ptr(<void**>&self.object.head, new)
-            retire(store, old, old.size)
-        pthread_mutex_unlock(&store.lock)
-        return new != NULL
-
-    def insert(self, bytes key, bytes vary, bytes request_head) -> bool:
-        """Makes it findable under its origin and `key`; `vary`: lower-case names, each ended by a newline; the values
-        are taken from `request_head`. Replaces the variant with the same values. False: no memory, values too long, or
-        it is or was listed already: an object is listed once."""
-        cdef Store* store = &self.plane.shared.store
-        cdef RequestHead head
-        cdef uint8_t values[MAX_VARY_BYTES]
-        cdef int n = 0
-        cdef bint done
-        cdef uint64_t hash
-        if self.object.entry != NULL or self.object.flags & (OBJECT_DETACHED | OBJECT_FAILED):
-            return False
-        if vary:
-            if parse_request(request_head, len(request_head), &head) <= 0:
-                return False
-            n = vary_key_of(vary, <uint32_t>len(vary), request_head, &head, values)
-            if n < 0:
-                return False
-        pthread_mutex_lock(&store.lock)
-        hash = hash_key(store, self.object.origin, key, <uint32_t>len(key))
-        done = table_insert(store, self.object, hash, self.object.origin, key, <uint32_t>len(key),
-                            vary, <uint32_t>len(vary), values, <uint32_t>n)
-        pthread_mutex_unlock(&store.lock)
-        return done
-
-    def detach(self) -> None:
-        """Out of the table; readers go on."""
-        cdef Store* store = &self.plane.shared.store
-        pthread_mutex_lock(&store.lock)
-        table_detach(store, self.object)
-        pthread_mutex_unlock(&store.lock)
-
-    def room(self, int64_t offset, int64_t most):
-        """A writable memoryview of at most `most` bytes at `offset`, or None when there is no memory now, or `offset` isn't
-        where its slice is filled to (has_bytes says where that is). It is good until commit() or end_fill()."""
-        cdef Store* store = &self.plane.shared.store
-        cdef uint64_t n = 0
-        cdef uint8_t* data
-        pthread_mutex_lock(&store.lock)
-        data = object_room(store, self.object, offset, &n)
-        if data != NULL and self.object.directory.n > <uint64_t>offset // store.slice_bytes:
-            store_u32(&self.object.directory.slices[offset // store.slice_bytes].wanted, 1)
-        pthread_mutex_unlock(&store.lock)
-        if data == NULL:
-            return None
-        if <int64_t>n > most:
-            n = <uint64_t>most
-        return PyMemoryView_FromMemory(<char*>data, n, PyBUF_WRITE)
-
-    def commit(self, int64_t offset, uint64_t n) -> None:
-        """Publishes bytes that were put into room(offset) and wakes who waits for them. Raises ValueError for bytes that
-        room() gave no place for."""
-        cdef Store* store = &self.plane.shared.store
-        cdef uint32_t mask
-        cdef Slice* slice
-        if offset < 0 or <uint64_t>offset // store.slice_bytes >= self.object.directory.n:
-            raise ValueError("commit() outside of room()")
-        slice = &self.object.directory.slices[<uint64_t>offset // store.slice_bytes]
-        if <uint64_t>offset % store.slice_bytes != slice.filled or n > slice.capacity - slice.filled:
-            raise ValueError("commit() outside of room()")
-        pthread_mutex_lock(&store.lock)
-        mask = object_commit(store, self.object, offset, n)
-        pthread_mutex_unlock(&store.lock)
-        self.plane.wake(self.object, mask)
-
-    def begin_fill(self) -> None:
-        self.object.fills += 1
-        or_u32(&self.object.flags, OBJECT_FILLING)
-
-    def end_fill(self) -> None:
-        """The fill is over; readers at a slice that it left unfilled ask again."""
-        cdef Store* store = &self.plane.shared.store
-        cdef uint64_t i
-        if self.object.fills == 0:
-            raise ValueError("end_fill() without begin_fill()")
-        self.object.fills -= 1
-        pthread_mutex_lock(&store.lock)
-        if self.object.fills == 0:
-            and_u32(&self.object.flags, ~<uint32_t>OBJECT_FILLING)
-        for i in range(self.object.directory.n):
-            store_u32(&self.object.directory.slices[i].wanted, 0)
-        pthread_mutex_unlock(&store.lock)
-        self.plane.wake(self.object, take_waiting(self.object))
-
-    def forget_want(self) -> None:
-        """Lets readers ask again for what they wait for."""
-        cdef uint64_t i
-        for i in range(self.object.directory.n):
-            exchange_u32(&self.object.directory.slices[i].wanted, 0)
-        self.plane.wake(self.object, take_waiting(self.object))
-
-    def finish(self, int64_t total_length) -> None:
-        """The body is whole."""
-        cdef Store* store = &self.plane.shared.store
-        cdef uint32_t mask
-        pthread_mutex_lock(&store.lock)
-        mask = object_finish(store, self.object, total_length)
-        pthread_mutex_unlock(&store.lock)
-        self.plane.wake(self.object, mask)
-
-    @property
-    def is_whole(self) -> bool:
-        return is_whole(&self.plane.shared.store, self.object)
-
-    def fail(self) -> None:
-        """The source broke off for good: out of the table, readers' transfers are broken."""
-        cdef Store* store = &self.plane.shared.store
-        cdef uint32_t mask
-        pthread_mutex_lock(&store.lock)
-        mask = object_fail(store, self.object)
-        pthread_mutex_unlock(&store.lock)
-        self.plane.wake(self.object, mask)
-
-    def pause_at(self, int64_t offset) -> bool:
-        """Asks for a nudge when a reader gets to `offset`. False: somebody waits already, so don't pause."""
-        store_i64_seq(&self.object.resume_at, offset)
-        if load_u32_seq(&self.object.waiting) or load_i64(&self.object.want) >= offset:
-            store_i64_seq(&self.object.resume_at, INT64_MAX)
-            return False
-        return True
-
-    def unpause(self) -> None:
-        store_i64_seq(&self.object.resume_at, INT64_MAX)
-
-    def drop_before(self, int64_t offset) -> None:
-        """Empties what a private body's reader has passed."""
-        cdef Store* store = &self.plane.shared.store
-        pthread_mutex_lock(&store.lock)
-        drop_before(store, self.object, offset)
-        pthread_mutex_unlock(&store.lock)
-
-    def has_bytes(self, int64_t offset) -> int:
-        """How many body bytes there are in a row from `offset` on, within its slice."""
-        cdef uint64_t n = 0
-        if body_at(&self.plane.shared.store, self.object, offset, &n) == NULL:
-            return 0
-        return n
-
-    def body(self, int64_t most) -> bytes:
-        """Up to `most` bytes of the body's start, copied (for playlists)."""
-        cdef uint64_t n
-        cdef int64_t offset = 0
-        cdef uint8_t* data
-        parts = []
-        while offset < most:
-            data = body_at(&self.plane.shared.store, self.object, offset, &n)
-            if data == NULL:
-                break
-            if <int64_t>n > most - offset:
-                n = <uint64_t>(most - offset)
-            parts.append((<char*>data)[:n])
-            offset += n
-        return b"".join(parts)
-
-
-cdef Head* make_head(Store* store, int status, bytes status_line, bytes lines, bytes short_lines, bytes etag,
-                     int64_t last_modified_s, int64_t fresh_until_ns, int64_t stale_until_ns, int64_t validated_ns,
-                     int64_t born_ns, int flags):
-    cdef uint64_t size = sizeof(Head) + len(status_line) + len(lines) + len(short_lines) + len(etag)
-    cdef Head* head = <Head*>store_allocate(store, size)
-    cdef uint8_t* out
-    if head == NULL:
-        return NULL
-    out = head_bytes(head)
-    head.size = <uint32_t>size
-    head.status = status
-    head.flags = flags
-    head.fresh_until_ns = fresh_until_ns
-    head.stale_until_ns = stale_until_ns
-    head.validated_ns = validated_ns
-    head.born_ns = born_ns
-    head.last_modified_s = last_modified_s
-    head.status_line_length = <uint32_t>len(status_line)
-    head.lines_length = <uint32_t>len(lines)
-    head.short_length = <uint32_t>len(short_lines)
-    memcpy(out, <const char*>status_line, len(status_line))
-    out += len(status_line)
-    memcpy(out, <const char*>lines, len(lines))
-    out += len(lines)
-    memcpy(out, <const char*>short_lines, len(short_lines))
-    out += len(short_lines)
-    memcpy(out, <const char*>etag, len(etag))
-    head.etag_length = <uint32_t>len(etag)
-    head.etag = <uint32_t>(out - head_bytes(head)) if etag else 0
-    return head
-
-
-cdef class Exchange:
-    """One question of a worker. Answered exactly once, or its slot is lost: the last reference answers 502."""
-
-    cdef readonly Plane plane
-    cdef readonly uint32_t worker, index, generation, origin, listener
-    cdef readonly int zone
-    cdef readonly str kind
-    cdef readonly int64_t arrival_ns, offset, range_first, range_last
-    cdef readonly uint64_t tables_generation
-    cdef readonly bytes head, key
-    cdef readonly StoredObject stored
-    cdef readonly bint is_answered
-
-    @property
-    def identity(self):
-        return (self.worker, self.index, self.generation)
-
-    def __dealloc__(self):
-        if not self.is_answered and self.plane is not None and self.plane.shared != NULL:
-            post_answer(self, ANSWER_ERROR, NULL, 502, 0, False, 0)
-
-    def match(self, int fwd_status=0, bint stored=True, bint joined=False) -> None:
-        """Everybody who waits looks again: the answer is in the table. `joined`: another exchange has fetched it."""
-        post_answer(self, ANSWER_MATCH, NULL, 0, fwd_status, stored, MATCH_JOINED if joined else OTHERS_AGAIN)
-
-    def alone(self, int fwd_status=0) -> None:
-        """Everybody who waits asks for himself at once."""
-        post_answer(self, ANSWER_MATCH, NULL, 0, fwd_status, False, 0)
-
-    def leader(self, StoredObject stored, int fwd_status=0, int others=0) -> None:
-        """`stored` is for the first asker alone. `others` 0: they ask for themselves at once; 1: they look again, one
-        of them leads; a status: our own error."""
-        post_answer(self, ANSWER_LEADER, stored.object, 0, fwd_status, False, others)
-
-    def everybody(self, StoredObject stored, int fwd_status=0) -> None:
-        """`stored` answers all who wait now, and nobody later."""
-        post_answer(self, ANSWER_ALL, stored.object, 0, fwd_status, False, 0)
-
-    def stale(self, StoredObject stored, int fwd_status=0) -> None:
-        """The stored object may be served stale to those who wait now and match it; the others look again."""
-        post_answer(self, ANSWER_STALE, stored.object, 0, fwd_status, True, 0)
-
-    def error(self, int status) -> None:
-        """Our own error to everybody who waits."""
-        post_answer(self, ANSWER_ERROR, NULL, status, 0, False, 0)
-
-    def refuse(self, int status) -> None:
-        """Our own error to the first asker, whose request is at fault; the others look again."""
-        post_answer(self, ANSWER_REFUSE, NULL, status, 0, False, 0)
-
-    def done(self) -> None:
-        """Nobody waits (refresh, want): only frees the slot."""
-        post_answer(self, ANSWER_DONE, NULL, 0, 0, False, 0)
-
-
-cdef void post_answer(Exchange exchange, uint32_t disposition, Object* object, uint32_t status, uint32_t detail,
-                      bint is_stored, int64_t value):
-    cdef Message message
-    if exchange.is_answered:
-        return
-    exchange.is_answered = True
-    message.next = NULL
-    message.object = object
-    message.kind = MESSAGE_ANSWER
-    message.index = exchange.index
-    message.generation = exchange.generation
-    message.disposition = disposition
-    message.status = status
-    message.detail = detail
-    message.is_stored = is_stored
-    message.value = value
-    exchange.plane.post(exchange.worker, &message)
-
-
-cdef class Plane:
+cdef class Plane(Workers):
     """The store and its workers.
 
     `workers`: edge threads. `memory_limit_bytes`: hard, counts all that objects, heads, connection buffers and what
     waits to be reclaimed take. `exchange_slots`: keys that each worker may have in question at once. `bell_fd` becomes
     readable when take() has something, or memory has to be given back."""
 
-    cdef Shared* shared
-    cdef Worker** workers
-    cdef readonly uint32_t n_workers
     cdef readonly object counters
     cdef uint64_t[:, ::1] columns
     cdef object _threads
@@ -643,24 +250,6 @@ cdef class Plane:
             message.index = index
             message.detail = <uint32_t>fd
             self.post(i, &message)
-
-    cdef void post(self, uint32_t worker, Message* message):
-        if message.object != NULL:
-            add_u64(&message.object.refs, 1)
-        if not mailbox_post(&self.workers[worker].mailbox, message) and message.object != NULL:
-            object_release(message.object)
-
-    cdef void wake(self, Object* object, uint32_t mask):
-        cdef Message message
-        cdef uint32_t i
-        if mask == 0:
-            return
-        message.next = NULL
-        message.object = object
-        message.kind = MESSAGE_WAKE
-        for i in range(self.n_workers):
-            if mask >> i & 1:
-                self.post(i, &message)
 
     # --- exchanges ----------------------------------------------------------------------------------------------------
 
@@ -904,41 +493,3 @@ cdef class Plane:
              i < len(self._threads) and self._threads[i].is_alive())
             for i in range(self.n_workers)
         ]
-
-
-cdef StoredObject wrap(Plane plane, Object* object):
-    """With a reference of its own; the caller has one, so that the object can't go meanwhile."""
-    cdef StoredObject stored = StoredObject.__new__(StoredObject)
-    add_u64(&object.refs, 1)
-    object.handles += 1
-    stored.plane = plane
-    stored.object = object
-    return stored
-
-
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec t
-    clock_gettime(1, &t)
-    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
-
-
-cdef Exchange take_exchange(Plane plane, Slot* e):
-    cdef Exchange exchange = Exchange.__new__(Exchange)
-    exchange.plane = plane
-    exchange.worker = e.worker
-    exchange.index = e.index
-    exchange.generation = e.generation
-    exchange.origin = e.origin
-    exchange.listener = e.listener
-    exchange.zone = e.zone
-    exchange.kind = KINDS[e.kind]
-    exchange.arrival_ns = e.arrival_ns
-    exchange.offset = e.offset
-    exchange.range_first = e.range_first
-    exchange.range_last = e.range_last
-    exchange.tables_generation = e.tables_generation
-    exchange.head = (<char*>e.bytes)[:e.head_length]
-    exchange.key = (<char*>e.bytes)[e.head_length:e.head_length + e.key_length]
-    if e.object != NULL:
-        exchange.stored = wrap(plane, e.object)
-    return exchange

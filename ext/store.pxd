@@ -1,10 +1,8 @@
-# Objects and their reclamation (docs/architecture.md, "Objects"): one open-addressing table that readers walk without a
-# lock, immutable heads, bodies in slices, memory freed by epochs (QSBR). Writers hold Store.lock; readers are workers
-# between epoch_enter and epoch_leave. A pointer read from shared memory is good until the reader's next epoch_enter.
+# The structs of the object store (docs/architecture.md, "Objects"), and the life of an object. By noun: table.pxd (keys),
+# body.pxd (slices), reclaim.pxd (epochs, memory). Writers hold Store.lock; readers are workers, inside a pass.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from ext.arena cimport Arena
-from ext.http_head cimport RequestHead
 from ext.layout cimport MAX_WORKERS
 
 cdef extern from "<pthread.h>" nogil:
@@ -19,7 +17,6 @@ cdef enum:
     MAX_SLICES = 1048576        # 1 TiB in slices of 1 MiB: a longer body isn't stored
     FIRST_ROOM_BYTES = 16384    # first room of a body of unknown length; doubled up to a slice
     MAX_VARIANTS = 32           # per key: an unbounded Vary: User-Agent is a cache-busting attack
-    MAX_VARY_BYTES = 1024
     MAX_MARKS = 65536           # keys remembered as not shareable: viewers choose keys, so their number is theirs to choose
 
 cdef enum:                      # Head.flags
@@ -152,41 +149,16 @@ cdef struct Store:              # allocated on a cache line; what workers write 
     Entry* newest_mark
     uint64_t n_marks
     uint32_t last_vary_id
+    void (*destroy)(Store*, Object*) noexcept nogil
+    bint (*make_room)(Store*, uint64_t) noexcept nogil
 
-# --- any thread -------------------------------------------------------------------------------------------------------
-cdef uint64_t hash_key(Store* store, uint32_t origin, const uint8_t* key, uint32_t n) noexcept nogil
-cdef uint64_t hash_bytes(const uint64_t* secret, const uint8_t* data, uint64_t n) noexcept nogil
-
-# --- readers ----------------------------------------------------------------------------------------------------------
-cdef void epoch_enter(Store* store, uint32_t worker) noexcept nogil
-cdef void epoch_leave(Store* store, uint32_t worker) noexcept nogil
-cdef Entry* table_find(Store* store, uint64_t hash, uint32_t origin, const uint8_t* key, uint32_t n) noexcept nogil
-cdef Object* entry_match(Entry* entry, const uint8_t* data, const RequestHead* head) noexcept nogil
-cdef int vary_key_of(const uint8_t* vary, uint32_t n, const uint8_t* data, const RequestHead* head, uint8_t* out) noexcept nogil
-cdef uint8_t* body_at(Store* store, Object* object, int64_t offset, uint64_t* n) noexcept nogil
-cdef bint body_wait(Store* store, Object* object, int64_t offset, uint32_t worker) noexcept nogil
 cdef inline uint8_t* head_bytes(Head* head) noexcept nogil:
     return <uint8_t*>head + sizeof(Head)
 
 # --- writers (Store.lock held) ----------------------------------------------------------------------------------------
 cdef bint store_open(Store* store, uint64_t limit, uint32_t slice_bytes, uint32_t n_workers, const uint8_t* secret) noexcept nogil
 cdef void store_close(Store* store) noexcept nogil
-cdef void* store_allocate(Store* store, uint64_t size) noexcept nogil
-cdef void retire(Store* store, void* piece, uint64_t size) noexcept nogil
-cdef void reclaim(Store* store) noexcept nogil
 cdef Object* object_new(Store* store, Head* head, int64_t total_length, uint32_t origin, uint32_t flags) noexcept nogil
-cdef void object_release(Object* object) noexcept nogil
-cdef uint8_t* object_room(Store* store, Object* object, int64_t offset, uint64_t* n) noexcept nogil
-cdef uint32_t object_commit(Store* store, Object* object, int64_t offset, uint64_t n) noexcept nogil
-cdef uint32_t object_finish(Store* store, Object* object, int64_t total_length) noexcept nogil
 cdef uint32_t object_fail(Store* store, Object* object) noexcept nogil
-cdef uint32_t take_waiting(Object* object) noexcept nogil
-cdef bint is_whole(Store* store, Object* object) noexcept nogil
-cdef void drop_before(Store* store, Object* object, int64_t offset) noexcept nogil
-cdef bint table_insert(Store* store, Object* object, uint64_t hash, uint32_t origin, const uint8_t* key, uint32_t n, const uint8_t* vary, uint32_t vary_length, const uint8_t* vary_key, uint32_t vary_key_length) noexcept nogil
-cdef void table_detach(Store* store, Object* object) noexcept nogil
-cdef bint mark_unshareable(Store* store, uint64_t hash, uint32_t origin, const uint8_t* key, uint32_t n, int64_t until_ns) noexcept nogil
-cdef void drop_marks(Store* store, int64_t before_ns, uint64_t most) noexcept nogil
-cdef uint64_t over_budget(Store* store) noexcept nogil
-cdef void entry_prune(Store* store, Entry* entry) noexcept nogil
 cdef uint64_t evict(Store* store, uint64_t bytes) noexcept nogil
+cdef uint64_t over_budget(Store* store) noexcept nogil

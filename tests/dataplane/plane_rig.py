@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ext import layout
-from ext.plane import FOREVER_NS, Exchange, Plane, StoredObject
+from ext.asked import Exchange
+from ext.plane import FOREVER_NS, Plane
+from ext.stored import StoredObject
 
 # Sanitizers slow the workers down by ten and more; nothing waits this long when all is well.
 PATIENCE_S = 40.0

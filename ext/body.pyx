@@ -1,0 +1,200 @@
+# Bodies in slices behind body.pxd: room, commit, finish, wait. Knows nothing of keys nor of the eviction queue.
+from libc.string cimport memcpy, memset
+
+from ext.arena cimport arena_free
+from ext.atomics cimport *
+from ext.reclaim cimport retire, store_allocate
+
+
+cdef void object_release(Object* object) noexcept nogil:
+    add_u64(&object.refs, <uint64_t>-1)
+
+
+cdef bint grow_directory(Store* store, Object* object, uint64_t n) noexcept nogil:
+    cdef Directory* old = object.directory
+    cdef Directory* new
+    cdef uint64_t i
+    cdef uint64_t size = old.n * 2
+    if size < 16:
+        size = 16
+    if size < n:
+        size = n
+    if n > MAX_SLICES:
+        return False
+    new = <Directory*>store_allocate(store, directory_bytes(size))
+    if new == NULL:
+        return False
+    old = object.directory      # unchanged: allocation only evicts others or empties slices in place
+    memset(new, 0, directory_bytes(size))
+    new.n = size
+    for i in range(old.n):
+        new.slices[i].data = old.slices[i].data
+        new.slices[i].filled = old.slices[i].filled
+        new.slices[i].capacity = old.slices[i].capacity
+        # A reader that sets `wanted` in the old directory now asks twice, which costs one exchange.
+        new.slices[i].wanted = load_u32(&old.slices[i].wanted)
+    store_ptr(<void**>&object.directory, new)
+    retire(store, old, directory_bytes(old.n))
+    return True
+
+
+cdef uint8_t* object_room(Store* store, Object* object, int64_t offset, uint64_t* n) noexcept nogil:
+    """Memory for body bytes from `offset` on, which must be where its slice is filled to. NULL: none just now."""
+    cdef uint64_t index = <uint64_t>offset // store.slice_bytes
+    cdef uint32_t within = <uint32_t>(<uint64_t>offset % store.slice_bytes)
+    cdef uint32_t capacity
+    cdef uint8_t* data
+    cdef uint8_t* old
+    cdef Slice* slice
+    if index >= object.directory.n and (object.total_length >= 0 or not grow_directory(store, object, index + 1)):
+        return NULL
+    slice = &object.directory.slices[index]
+    if within != slice.filled:
+        return NULL
+    if slice.data == NULL or within == slice.capacity:
+        if object.total_length >= 0:
+            capacity = store.slice_bytes
+            if <int64_t>((index + 1) * store.slice_bytes) > object.total_length:
+                capacity = <uint32_t>(object.total_length - <int64_t>(index * store.slice_bytes))
+        elif index > 0:
+            capacity = store.slice_bytes
+        elif slice.data == NULL:
+            capacity = FIRST_ROOM_BYTES if store.slice_bytes > FIRST_ROOM_BYTES else store.slice_bytes
+        else:
+            capacity = slice.capacity * 2 if slice.capacity * 2 < store.slice_bytes else store.slice_bytes
+        if capacity <= within:
+            return NULL
+        data = <uint8_t*>store_allocate(store, capacity)
+        if data == NULL:
+            return NULL
+        slice = &object.directory.slices[index]
+        old = slice.data
+        if within != slice.filled:      # evicted meanwhile: the caller's offset is no longer the slice's end
+            arena_free(&store.arena, data, capacity)
+            return NULL
+        if old != NULL:
+            memcpy(data, old, within)
+            store_ptr(<void**>&slice.data, data)
+            retire(store, old, slice.capacity)
+        else:
+            store_ptr(<void**>&slice.data, data)
+        slice.capacity = capacity
+    n[0] = slice.capacity - within
+    return slice.data + within
+
+
+cdef uint32_t take_waiting(Object* object) noexcept nogil:
+    """The workers to wake, each once."""
+    return exchange_u32(&object.waiting, 0)
+
+
+cdef uint32_t object_commit(Store* store, Object* object, int64_t offset, uint64_t n) noexcept nogil:
+    """Publishes `n` bytes that were put in object_room(offset). Returns the workers to wake.
+
+    The slice stays wanted: a reader at its end waits for the fill and must not ask again at each append."""
+    cdef Slice* slice = &object.directory.slices[<uint64_t>offset // store.slice_bytes]
+    object.n_filled_bytes += n
+    store_u32_seq(&slice.filled, slice.filled + <uint32_t>n)
+    return take_waiting(object)
+
+
+cdef bint is_whole(Store* store, Object* object) noexcept nogil:
+    """Whether each byte is in memory."""
+    return object.total_length >= 0 and object.n_filled_bytes == <uint64_t>object.total_length
+
+
+cdef uint32_t object_finish(Store* store, Object* object, int64_t total_length) noexcept nogil:
+    """The body is whole and `total_length` long. Memory that was taken in excess is given back."""
+    cdef Slice* slice
+    cdef uint8_t* data
+    cdef uint64_t last = 0, i
+    cdef uint32_t size
+    if total_length > 0:
+        last = <uint64_t>(total_length - 1) // store.slice_bytes
+    for i in range(last, object.directory.n):
+        # Room that was taken before the end was known, and nothing came.
+        if object.directory.slices[i].filled == 0:
+            empty_slice(store, object, i)
+    if last < object.directory.n:
+        slice = &object.directory.slices[last]
+        size = slice.filled
+        if slice.data != NULL and slice.capacity > size + size // 4 + 64:
+            data = <uint8_t*>store_allocate(store, size)
+            slice = &object.directory.slices[last]
+            if data != NULL and slice.data != NULL and slice.filled == size:
+                memcpy(data, slice.data, size)
+                retire(store, slice.data, slice.capacity)
+                store_ptr(<void**>&slice.data, data)
+                slice.capacity = size
+            elif data != NULL:      # evicted by the allocation
+                arena_free(&store.arena, data, size)
+    store_i64_seq(&object.total_length, total_length)
+    if not object.flags & OBJECT_COMPLETE and object.entry != NULL:
+        store.n_objects += 1
+    or_u32(&object.flags, OBJECT_COMPLETE)
+    return take_waiting(object)
+
+
+cdef void drop_before(Store* store, Object* object, int64_t offset) noexcept nogil:
+    """Empties the slices that end at or before `offset`: a private body is kept only until it is sent."""
+    cdef uint64_t i = 0
+    cdef Slice* slice
+    while i < object.directory.n and <int64_t>((i + 1) * store.slice_bytes) <= offset:
+        empty_slice(store, object, i)
+        i += 1
+
+
+cdef uint64_t empty_slice(Store* store, Object* object, uint64_t index) noexcept nogil:
+    cdef Slice* slice = &object.directory.slices[index]
+    cdef uint8_t* data = slice.data
+    cdef uint64_t capacity = slice.capacity
+    if data == NULL:
+        return 0
+    object.n_filled_bytes -= slice.filled
+    # body_at says why a reader that comes in between is safe.
+    store_u32_seq(&slice.filled, 0)
+    store_ptr(<void**>&slice.data, NULL)
+    slice.capacity = 0
+    store_u32(&slice.wanted, 0)
+    retire(store, data, capacity)
+    return capacity
+
+
+cdef uint8_t* body_at(Store* store, Object* object, int64_t offset, uint64_t* n) noexcept nogil:
+    """Body bytes at `offset` and how many there are in a row; NULL: not here now. Good until the pass ends.
+
+    `filled` is read on both sides of `data`. Read before only, it could be that of memory evicted since, with `data`
+    already that of a refill that has not got as far; read after only, that of memory grown since. The lesser of both is
+    good for the memory in between: only full slices are emptied, and old memory lives on until this pass ends."""
+    cdef Directory* directory = <Directory*>load_ptr(<void**>&object.directory)
+    cdef uint64_t index = <uint64_t>offset // store.slice_bytes
+    cdef uint32_t within = <uint32_t>(<uint64_t>offset % store.slice_bytes)
+    cdef uint32_t filled, filled_after
+    cdef uint8_t* data
+    if index >= directory.n:
+        return NULL
+    filled = load_u32_seq(&directory.slices[index].filled)
+    if filled <= within:
+        return NULL
+    data = <uint8_t*>load_ptr(<void**>&directory.slices[index].data)
+    if data == NULL:
+        return NULL
+    filled_after = load_u32_seq(&directory.slices[index].filled)
+    if filled_after < filled:
+        filled = filled_after
+        if filled <= within:
+            return NULL
+    n[0] = filled - within
+    return data + within
+
+
+cdef bint body_wait(Store* store, Object* object, int64_t offset, uint32_t worker) noexcept nogil:
+    """Asks for a wake-up at the next append; True when there is something to do at once. The caller has already put
+    itself into its worker's list (sequentially consistent pair with object_commit)."""
+    cdef uint64_t n
+    or_u32(&object.waiting, <uint32_t>1 << worker)
+    if body_at(store, object, offset, &n) != NULL:
+        return True
+    if load_u32_seq(&object.flags) & OBJECT_FAILED:
+        return True
+    return load_i64_seq(&object.total_length) == offset

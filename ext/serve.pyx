@@ -1,0 +1,249 @@
+# The way of a request behind serve.pxd: route, look up, answer or ask. No freshness rules: they are compiled into each head.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+from ext.atomics cimport *
+from ext.connection cimport *
+from ext.exchange cimport *
+from ext.http_head cimport *
+from ext.layout cimport *
+from ext.request cimport (
+    RANGE_OK,
+    ROUTE_NO_PATH,
+    ROUTE_UNKNOWN_HOST,
+    build_key,
+    first_field,
+    range_bounds,
+    route,
+    zone_of,
+)
+from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, respond_error, respond_object, respond_preflight
+from ext.store cimport *
+from ext.table cimport entry_match, hash_key, table_find
+
+cdef enum:
+    WAIT_LIMIT_NS = 120000000000  # the control plane's own time-outs end earlier; this only guards against its death
+
+cdef const char* ROOT_PATH = b"/"
+cdef const char* HEALTH_PATH = b"/.well-known/accelerator/health"
+
+
+# --- asking the control plane -----------------------------------------------------------------------------------------
+
+cdef Exchange** bucket_of(Worker* w, uint64_t hash) noexcept nogil:
+    return &w.exchange_buckets[hash & (EXCHANGE_BUCKETS - 1)]
+
+
+cdef void leave_bucket(Worker* w, Exchange* e) noexcept nogil:
+    cdef Exchange** link = bucket_of(w, e.hash)
+    while link[0] != NULL:
+        if link[0] == e:
+            link[0] = e.next_in_bucket
+            return
+        link = &link[0].next_in_bucket
+
+
+cdef Exchange* new_exchange(Worker* w, Connection* c, uint32_t kind, const uint8_t* data, const RequestHead* head,
+                            uint32_t origin, uint64_t hash, const uint8_t* key, uint32_t key_length, Object* object) noexcept nogil:
+    cdef Exchange* e = exchange_take(w, head.length + key_length)
+    cdef const Field* field
+    if e == NULL:
+        count(&w.counters[C_EXCHANGES_EXHAUSTED], 1)
+        return NULL
+    memcpy(e.bytes, data, head.length)
+    memcpy(e.bytes + head.length, key, key_length)
+    e.head_length = head.length
+    e.key_length = key_length
+    e.kind = kind
+    e.origin = origin
+    e.hash = hash
+    e.listener = c.listener
+    e.zone = c.zone
+    e.arrival_ns = c.arrival_ns
+    e.tables_generation = w.tables.generation
+    e.fwd_reason = c.fwd_reason
+    if head.count[FIELD_RANGE] == 1 and head.method == METHOD_GET:
+        field = first_field(head, FIELD_RANGE)
+        if range_bounds(data + field.value, field.value_length, &e.range_first, &e.range_last) != RANGE_OK:
+            e.range_first = -1
+            e.range_last = -1
+    if object != NULL:
+        add_u64(&object.refs, 1)
+        e.object = object
+    count(&w.counters[C_EXCHANGES], 1)
+    ring_push(&w.ring, RING_REQUEST, e.index, e.generation, NULL)   # as large as the slots are many: never full
+    w.must_ring = 1
+    return e
+
+
+cdef int ask(Worker* w, Connection* c, uint32_t kind, const uint8_t* data, uint32_t n, const RequestHead* head,
+             uint32_t origin, uint64_t hash, const uint8_t* key, uint32_t key_length, Object* object) noexcept nogil:
+    """Waits for the control plane: joins the exchange of the same key, or begins one."""
+    cdef Exchange* e = NULL
+    c.is_leader = 0
+    c.is_joined = 0
+    if kind != EXCHANGE_ALONE:
+        e = bucket_of(w, hash)[0]
+        while e != NULL:
+            if (e.is_joinable and e.hash == hash and e.origin == origin and e.key_length == key_length
+                    and memcmp(e.bytes + e.head_length, key, key_length) == 0):
+                break
+            e = e.next_in_bucket
+    if e == NULL:
+        e = new_exchange(w, c, kind, data, head, origin, hash, key, key_length, object)
+        if e == NULL:
+            return respond_error(w, c, 503, False)
+        c.is_leader = 1
+        if kind != EXCHANGE_ALONE:
+            e.is_joinable = 1
+            e.next_in_bucket = bucket_of(w, hash)[0]
+            bucket_of(w, hash)[0] = e
+    else:
+        c.is_joined = 1
+    c.head_length = head.length
+    c.exchange = e
+    list_append(&e.waiters, c)
+    if not keep_input(w, c, data, n):
+        count(&w.counters[C_CLOSED_MEMORY], 1)
+        connection_close(w, c, True)
+        return CLOSED
+    c.state = STATE_WAIT
+    set_deadline(w, c, w.now_ns + WAIT_LIMIT_NS)
+    return PENDING
+
+
+cdef void refresh_behind(Worker* w, Connection* c, const uint8_t* data, const RequestHead* head, uint32_t origin,
+                         uint64_t hash, const uint8_t* key, uint32_t key_length, Object* object) noexcept nogil:
+    """stale-while-revalidate (RFC 5861 section 3): one refresh at a time per object, nobody waits for it."""
+    if load_u32_relaxed(&object.refreshing) or exchange_u32(&object.refreshing, 1):
+        return
+    if new_exchange(w, c, EXCHANGE_REFRESH, data, head, origin, hash, key, key_length, object) == NULL:
+        exchange_u32(&object.refreshing, 0)
+        return
+    count(&w.counters[C_REVALIDATIONS_BACKGROUND], 1)
+
+
+# --- the way of a request ---------------------------------------------------------------------------------------------
+
+cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head, uint32_t origin) noexcept nogil:
+    """Answers from the table, or asks."""
+    cdef uint8_t* key = w.key
+    cdef uint32_t key_length
+    cdef uint64_t hash
+    cdef Entry* entry
+    cdef Object* object = NULL
+    cdef Head* stored
+    cdef uint32_t how = AS_HIT
+    cdef uint32_t kind = EXCHANGE_MISS
+    cdef const uint8_t* path = data + head.path
+    cdef uint32_t path_length = head.path_length
+    if path_length == 0 or path[0] != 47:       # absolute-form without a path, perhaps with a query: "/" goes before
+        w.scratch[0] = 47
+        memcpy(w.scratch + 1, path, path_length)
+        path = w.scratch
+        path_length += 1
+    key_length = build_key(w.tables, origin, path, path_length, key)
+    hash = hash_key(w.store, origin, key, key_length)
+    entry = table_find(w.store, hash, origin, key, key_length)
+    if w.tables.origins[origin].profile != 0 and head.method == METHOD_OPTIONS:
+        c.fwd_reason = FWD_BYPASS
+        return ask(w, c, EXCHANGE_ALONE, data, n, head, origin, hash, key, key_length, NULL)
+    if entry != NULL:
+        object = entry_match(entry, data, head)
+        if object == NULL and load_ptr(<void**>&entry.variants) != NULL:
+            c.fwd_reason = FWD_VARY_MISS
+    if object != NULL and not load_u32(&object.flags) & OBJECT_FAILED:
+        if c.n_tries:
+            how = AS_COLLAPSED if c.is_joined or not c.is_leader else AS_MISS
+        stored = <Head*>load_ptr(<void**>&object.head)
+        if object == w.permitted:
+            count(&w.counters[C_STALE_SERVED], 1)
+            return respond_object(w, c, data, n, head, object, AS_HIT)
+        if not c.n_tries and w.now_ns >= stored.fresh_until_ns:
+            # The pass's time is older than the request may be: a validation that was sent between them doesn't count.
+            c.arrival_ns = now_ns()
+        if w.now_ns < stored.fresh_until_ns or c.arrival_ns <= stored.validated_ns:
+            return respond_object(w, c, data, n, head, object, how)
+        if w.now_ns < stored.stale_until_ns:
+            refresh_behind(w, c, data, head, origin, hash, key, key_length, object)
+            count(&w.counters[C_STALE_SERVED], 1)
+            return respond_object(w, c, data, n, head, object, how)
+        kind = EXCHANGE_STALE
+        c.fwd_reason = FWD_STALE
+    else:
+        if c.fwd_reason == FWD_NONE:
+            c.fwd_reason = FWD_URI_MISS
+        if not c.n_tries:
+            c.arrival_ns = now_ns()
+    # A HEAD is never stored: GETs that joined it would gain nothing.
+    if (c.n_tries >= MAX_TRIES or head.method == METHOD_HEAD
+            or (entry != NULL and load_i64(&entry.unshareable_until_ns) > w.now_ns)):
+        kind = EXCHANGE_ALONE
+    return ask(w, c, kind, data, n, head, origin, hash, key, key_length, object if kind == EXCHANGE_STALE else NULL)
+
+
+cdef int answer_health(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head) noexcept nogil:
+    """The routers' probe: a stored object of origin 0, so that an answer proves worker, table and store."""
+    cdef uint32_t length = <uint32_t>31
+    cdef uint64_t hash = hash_key(w.store, 0, <const uint8_t*>HEALTH_PATH, length)
+    cdef Entry* entry = table_find(w.store, hash, 0, <const uint8_t*>HEALTH_PATH, length)
+    cdef Object* object = NULL if entry == NULL else <Object*>load_ptr(<void**>&entry.variants)
+    if object == NULL or w.is_draining == DRAIN_ENDING:
+        return respond_error(w, c, 503, False)
+    count(&w.counters[C_HEALTH_PROBES], 1)
+    return respond_object(w, c, data, n, head, object, AS_HIT)
+
+
+cdef bint is_allowed_here(Worker* w, Connection* c) noexcept nogil:
+    """Whether the listener is for the viewer's zone; the zone is looked up once per connection and policy."""
+    cdef uint64_t mask
+    if c.zone_generation != w.tables.generation:
+        c.zone = zone_of(w.tables, c.address)
+        c.zone_generation = w.tables.generation
+    if c.listener >= w.tables.n_listeners:
+        return False
+    mask = w.tables.listeners[c.listener].zone_mask
+    return mask == 0 or (c.zone >= 0 and (mask >> c.zone) & 1)
+
+
+cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
+    """One request, whose head is parsed into w.head; `n` bytes are there from its start on."""
+    cdef RequestHead* head = &w.head
+    cdef int origin
+    cdef const uint8_t* path = data + head.path
+    cdef uint32_t path_length = head.path_length
+    cdef bint has_body = head.content_length > 0 or head.chunked
+    c.is_head = head.method == METHOD_HEAD
+    c.minor = head.minor
+    c.close_after = not head.keep_alive or w.is_draining
+    if not c.n_tries:
+        c.arrival_ns = w.now_ns
+        c.fwd_reason = FWD_NONE
+        c.fwd_status = 0
+        c.is_stored = 0
+        c.is_joined = 0
+        c.is_leader = 0
+    c.window_bytes = 0
+    if path_length == 0 or path[0] != 47:
+        path = <const uint8_t*>ROOT_PATH
+        path_length = 1
+    if (path_length == 31 and memcmp(path, HEALTH_PATH, 31) == 0 and not has_body
+            and (head.method == METHOD_GET or head.method == METHOD_HEAD)):
+        return answer_health(w, c, data, n, head)
+    if head.form == FORM_ASTERISK and not has_body:
+        return respond_preflight(w, c, data, head)
+    if not is_allowed_here(w, c):
+        count(&w.counters[C_REFUSED_ZONE], 1)
+        return respond_error(w, c, 403, True)
+    origin = route(w.tables, data + head.host, head.host_length, path, path_length)
+    if origin == ROUTE_UNKNOWN_HOST:
+        return respond_error(w, c, 421, has_body)
+    if origin == ROUTE_NO_PATH:
+        return respond_error(w, c, 404, has_body)
+    if head.method != METHOD_GET and head.method != METHOD_HEAD and head.method != METHOD_OPTIONS:
+        return respond_error(w, c, 501 if head.method == METHOD_OTHER else 405, has_body)
+    if has_body:
+        return respond_error(w, c, 413, True)
+    if head.method == METHOD_OPTIONS and w.tables.origins[origin].profile == 0:
+        return respond_preflight(w, c, data, head)
+    return look_up(w, c, data, n, head, <uint32_t>origin)

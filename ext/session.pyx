@@ -1,0 +1,252 @@
+# A connection's requests one after the other, behind session.pxd: read, consume, answer in steps, finish, linger.
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from ext.atomics cimport *
+from ext.connection cimport *
+from ext.exchange cimport *
+from ext.http_head cimport *
+from ext.layout cimport *
+from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, respond_error, respond_object
+from ext.serve cimport MAX_TRIES, handle, now_ns
+from ext.store cimport *
+from ext.table cimport entry_match, hash_key, table_find
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum: MSG_DONTWAIT
+    enum: SHUT_WR
+    ssize_t recv(int, void*, size_t, int)
+    int shutdown(int, int)
+
+cdef enum:
+    READS_PER_TURN = 4          # of one connection, before the others
+    LINGER_BYTES = 4194304      # of input thrown away after an answer that ends the connection
+    LINGER_NS = 2000000000
+
+
+cdef void settle(Worker* w, Connection* c, int result) noexcept nogil:
+    """After a step on a connection whose response may have ended."""
+    if result == CLOSED:
+        return
+    if result == PENDING:
+        if c.state == STATE_WAIT:
+            return
+        # The window goes on through the steps of one response: a trickle must not move its end.
+        if c.state != STATE_SEND:
+            c.state = STATE_SEND
+            c.window_bytes = 0
+            clear_deadline(w, c)
+            set_deadline(w, c, w.now_ns + w.tables.limits.send_window_ns)
+        return
+    detach(w, c)
+    release_output(w, c)
+    c.n_tries = 0
+    if c.close_after:
+        close_gently(w, c)
+        return
+    c.state = STATE_READ
+    c.has_head_begun = 0
+    set_deadline(w, c, w.now_ns + w.tables.limits.idle_timeout_ns)
+
+
+cdef void close_gently(Worker* w, Connection* c) noexcept nogil:
+    """Ends a connection whose answer is written. A close with unread input resets it, and a reset throws away what the
+    viewer hasn't read yet (RFC 9112 section 9.6): then only the sending side is shut, and input thrown away for a while."""
+    if not c.must_linger or c.has_ended:
+        connection_close(w, c, False)
+        return
+    release_input(w, c)
+    shutdown(c.fd, SHUT_WR)
+    c.state = STATE_LINGER
+    c.window_bytes = 0
+    clear_deadline(w, c)
+    set_deadline(w, c, w.now_ns + LINGER_NS)
+    list_append(&w.ready, c)
+
+
+cdef void linger(Worker* w, Connection* c) noexcept nogil:
+    cdef ssize_t n
+    cdef int i
+    for i in range(READS_PER_TURN):
+        n = recv(c.fd, w.input, READ_BYTES, MSG_DONTWAIT)
+        if n < 0 and (errno == EAGAIN or errno == EINTR):
+            return
+        if n > 0:
+            c.window_bytes += <uint64_t>n
+        if n <= 0 or c.window_bytes > LINGER_BYTES:
+            connection_close(w, c, False)
+            return
+    list_append(&w.ready, c)
+
+
+cdef void finish_request(Worker* w, Connection* c) noexcept nogil:
+    """A response that took several steps is out: what came after its request is next."""
+    cdef uint32_t rest
+    settle(w, c, DONE)
+    if c.state != STATE_READ:
+        return
+    rest = c.buffer_length - c.head_length
+    keep_input(w, c, c.buffer + c.head_length, rest)
+    c.head_length = 0
+    if (rest or c.is_readable) and c.list == NULL:
+        list_append(&w.ready, c)
+
+
+cdef void keep_rest(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
+    """Keeps the beginning of a head; the time for the whole of it runs from its first byte."""
+    if not keep_input(w, c, data, n):
+        count(&w.counters[C_CLOSED_MEMORY], 1)
+        connection_close(w, c, True)
+        return
+    if n and not c.has_head_begun:
+        c.has_head_begun = 1
+        clear_deadline(w, c)
+        set_deadline(w, c, w.now_ns + w.tables.limits.head_timeout_ns)
+
+
+cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
+    """Answers the requests in `data` one after the other (pipelining). Returns the bytes used up; what a pending
+    response needs of the rest is kept already."""
+    cdef uint32_t used = 0
+    cdef int length, result
+    while used < n and c.state == STATE_READ:
+        length = parse_request(data + used, n - used, &w.head)
+        if length == HEAD_INCOMPLETE:
+            break
+        if length < 0:
+            c.is_head = 0
+            c.minor = 1
+            c.head_length = 0
+            result = respond_error(w, c, <uint32_t>-length, True)
+            if result == PENDING:
+                keep_input(w, c, data, 0)
+            settle(w, c, result)
+            return n
+        result = handle(w, c, data + used, n - used)
+        if result == PENDING:
+            if c.state != STATE_WAIT and c.buffer == NULL:
+                # A short answer that the socket didn't take whole: keep what follows.
+                c.head_length = 0
+                if not keep_input(w, c, data + used + length, n - used - <uint32_t>length):
+                    count(&w.counters[C_CLOSED_MEMORY], 1)
+                    connection_close(w, c, True)
+                    return n
+            settle(w, c, result)
+            return n
+        if result == CLOSED:
+            return n
+        settle(w, c, DONE)
+        release_input(w, c)     # a response of several steps kept its request: `data` has it still
+        c.head_length = 0
+        used += <uint32_t>length
+    return used
+
+
+cdef void on_readable(Worker* w, Connection* c) noexcept nogil:
+    """Reads until a short read, which means that the socket is empty (epoll(7), edge-triggered use) unless the viewer
+    has ended its side, or until it is the others' turn."""
+    cdef uint32_t before, used, total, room
+    cdef ssize_t n
+    cdef int turns = 0
+    while c.state == STATE_READ:
+        before = c.buffer_length
+        if before:
+            memcpy(w.input, c.buffer, before)
+        room = READ_BYTES
+        n = recv(c.fd, w.input + before, room, MSG_DONTWAIT)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            if errno == EAGAIN:
+                c.is_readable = 0
+            else:
+                connection_close(w, c, False)
+            return
+        turns += 1
+        if n == 0:
+            connection_close(w, c, False)
+            return
+        total = before + <uint32_t>n
+        if before:
+            release_input(w, c)
+        used = consume(w, c, w.input, total)
+        if c.state == STATE_CLOSED:
+            return
+        if c.state != STATE_READ:
+            c.is_readable = 1       # look again once the response is out
+            return
+        if used < total:
+            keep_rest(w, c, w.input + used, total - used)
+            if c.state == STATE_CLOSED:
+                return
+        if n < <ssize_t>room and not c.has_ended:
+            c.is_readable = 0
+            return
+        if turns == READS_PER_TURN:
+            c.is_readable = 1
+            list_append(&w.ready, c)
+            return
+
+
+cdef void resume(Worker* w, Connection* c) noexcept nogil:
+    """A connection from the ready list."""
+    cdef int result
+    cdef Object* object
+    cdef uint32_t n, used
+    if c.state == STATE_SEND:
+        result = pump(w, c)
+        if result == DONE:
+            finish_request(w, c)
+        elif result == PENDING:
+            settle(w, c, result)
+        return
+    if c.state == STATE_ANSWERED:
+        c.state = STATE_READ
+        n = c.buffer_length
+        object = c.object           # carried by reference since the answer
+        c.object = NULL
+        if parse_request(c.buffer, c.head_length, &w.head) <= 0:
+            result = respond_error(w, c, 400, True)
+        else:
+            c.is_head = w.head.method == METHOD_HEAD
+            c.minor = w.head.minor
+            c.close_after = not w.head.keep_alive or w.is_draining
+            if c.answer == ANSWER_ALL and not c.is_leader and (w.head.known[FIELD_AUTHORIZATION] or w.head.known[FIELD_COOKIE]):
+                # What an anonymous request got says nothing of one with credentials.
+                c.n_tries = MAX_TRIES
+                result = handle(w, c, c.buffer, n)
+            elif c.answer == ANSWER_ERROR:
+                result = respond_error(w, c, c.answer_status, False)
+            elif object != NULL and c.answer == ANSWER_STALE:
+                # Waiters are of one key, not of one variant: only whom this object would match gets it.
+                w.permitted = object
+                result = handle(w, c, c.buffer, n)
+                w.permitted = NULL
+            elif object != NULL:
+                result = respond_object(w, c, c.buffer, n, &w.head, object,
+                                        AS_PASSED if c.answer == ANSWER_LEADER else (AS_MISS if c.is_leader else AS_COLLAPSED))
+            else:
+                result = handle(w, c, c.buffer, n)
+        if object != NULL:
+            let_go(w, object)
+        if result == DONE:
+            finish_request(w, c)
+        elif result == PENDING:
+            settle(w, c, result)
+        return
+    if c.state == STATE_READ:
+        if c.buffer_length:
+            n = c.buffer_length
+            memcpy(w.input, c.buffer, n)
+            release_input(w, c)
+            used = consume(w, c, w.input, n)
+            if c.state != STATE_READ:
+                return
+            if used < n:
+                keep_rest(w, c, w.input + used, n - used)
+        if c.is_readable and c.state == STATE_READ:
+            on_readable(w, c)
+        return
+    if c.state == STATE_LINGER:
+        linger(w, c)
