@@ -128,7 +128,7 @@ def variant_values(request_fields: Fields, vary: Sequence[bytes], rules: OriginR
 def accepts_gzip(request_fields: Fields) -> bool:
     """Whether Accept-Encoding names gzip (RFC 9110 section 12.5.3), without q=0. `*` and absence count as no.
 
-    The data plane sorts viewers into variants by the same question (has_gzip in ext/store.pyx). Where this said yes and
+    The data plane sorts viewers into variants by the same question (has_gzip in ext/vary.pyx). Where this said yes and
     that said no, a gzip body would be stored for those who can't read it; so this must never be the more generous one.
     """
     for member in get_list(request_fields, b"accept-encoding"):
