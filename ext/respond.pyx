@@ -25,20 +25,6 @@ cdef extern from "<sys/socket.h>" nogil:
         size_t msg_iovlen
     ssize_t sendmsg(int, const msghdr*, int)
 
-cdef extern from * nogil:
-    """
-    #include <sys/socket.h>
-    #include <sys/syscall.h>
-    #include <unistd.h>
-    /* glibc's send is a cancellation point: where there are threads, it pays two locked instructions to say so. */
-    #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    #define acc_send send
-    #else
-    #define acc_send(fd, data, n, flags) syscall(SYS_sendto, fd, data, n, flags, NULL, 0)
-    #endif
-    """
-    ssize_t acc_send(int, const void*, size_t, int)
-
 cdef extern from "<time.h>" nogil:
     ctypedef long time_t
     cdef struct tm:
@@ -55,9 +41,6 @@ cdef extern from "<time.h>" nogil:
     int clock_gettime(int, timespec*)
     tm* gmtime_r(const time_t*, tm*)
 
-
-cdef enum:
-    FLAT_BYTES = 8192           # a response up to here leaves as one piece: cheaper for the kernel than three
 
 cdef const char* LINE_206 = b"HTTP/1.1 206 Partial Content\r\n"
 cdef const char* LINE_304 = b"HTTP/1.1 304 Not Modified\r\n"
@@ -327,7 +310,6 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     cdef uint8_t* lines = w.scratch
     cdef uint32_t used = 0
     cdef iovec parts[12]
-    cdef uint8_t flat[FLAT_BYTES]
     cdef msghdr message
     cdef int n_parts = 0, n_head_parts, i, outcome = RANGE_NONE
     cdef uint64_t head_size, body_size = 0, piece
@@ -446,13 +428,8 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     memset(&message, 0, sizeof(message))
     message.msg_iov = parts
     message.msg_iovlen = n_parts
-    sent = 0
-    if head_size + body_size <= FLAT_BYTES:
-        for i in range(n_parts):
-            memcpy(flat + sent, parts[i].iov_base, parts[i].iov_len)
-            sent += parts[i].iov_len
     while True:
-        written = acc_send(c.fd, flat, sent, MSG_NOSIGNAL) if sent else sendmsg(c.fd, &message, MSG_NOSIGNAL)
+        written = sendmsg(c.fd, &message, MSG_NOSIGNAL)
         if written >= 0 or errno != EINTR:
             break
     if written < 0:
