@@ -25,7 +25,8 @@ def fields(**named: str) -> Fields:
 
 
 class File:
-    """A representation; its attributes may change between requests. `hold`: wait before the byte at this offset.
+    """A representation; its attributes may change between requests. `hold`: whole bodies wait before the byte at
+    this offset.
 
     `cut_at`: each response ends after so many of its bytes, `how`: "close" or "reset"; only the first `cuts` ones.
     """
@@ -54,7 +55,7 @@ class File:
         await peer.send(b"".join(lines) + b"\r\n")
         if request.method == b"HEAD" or status.startswith(b"304"):
             return True
-        return await self._send(peer, body)
+        return await self._send(peer, body, self.hold if status.startswith(b"200") else None)
 
     def _select(self, request: Request) -> tuple[bytes, bytes, Fields]:
         known = request.field(b"If-None-Match")
@@ -75,22 +76,22 @@ class File:
         part = self.body[first : last + 1]
         return part, b"206 Partial Content", ((b"Content-Range", b"bytes %d-%d/%d" % (first, last, total)),)
 
-    async def _send(self, peer: Peer, body: bytes) -> bool:
+    async def _send(self, peer: Peer, body: bytes, hold: tuple[int, asyncio.Event] | None) -> bool:
         cut_at = None
         if self.cut_at is not None and self.cuts > 0:
             self.cuts -= 1
             cut_at = self.cut_at
         sent = 0
         while sent < len(body):
-            if self.hold is not None and sent >= self.hold[0]:
-                await self.hold[1].wait()
+            if hold is not None and sent >= hold[0]:
+                await hold[1].wait()
             if sent == cut_at:
                 if self.how == "reset":
                     await peer.writer.drain()
                     peer.reset()
                 return False
             end = min(len(body), sent + PIECE_BYTES)
-            for place in (self.hold[0] if self.hold is not None else None, cut_at):
+            for place in (hold[0] if hold is not None else None, cut_at):
                 if place is not None and sent < place < end:
                     end = place
             await peer.send(body[sent:end])
