@@ -31,6 +31,7 @@ REQUIRED = {
 OPTIONAL = {
     "chromium": "browser test",
     "curl": "tests",
+    "debootstrap": "the machine that the units are tested on",
     "iproute2": "tests in network namespaces",
     "nftables": "tests in network namespaces",
     "nghttp2-client": "load for benchmarks",
@@ -38,13 +39,15 @@ OPTIONAL = {
     "openssl": "certificates of the tests",
     "squid": "parent proxy in the tests",
     "strace": "tests that count system calls",
+    "systemd": "checks of the units' exposure",
+    "systemd-container": "the machine that the units are tested on",
     "tinyproxy-bin": "parent proxy in the tests",
     "wrk": "load for benchmarks",
 }
 # What some of them would start at boot.
 SERVICES = {"nginx-light": "nginx.service", "squid": "squid.service"}
 # A program that is there already, from wherever, makes its packages unnecessary.
-COVERED_BY = {"nodejs": "node", "npm": "npm", "chromium": "chromium"}
+COVERED_BY = {"nodejs": "node", "npm": "npm", "chromium": "chromium", "systemd": "systemd-analyze"}
 
 
 def missing() -> list[str]:
