@@ -21,11 +21,13 @@ from typing import Any, NoReturn
 from accelerator.control.client import ControlClient
 from accelerator.control.commands import BY_NAME, COMMANDS, Argument, Command, check_arguments
 from accelerator.control.text import printable
-from accelerator.errors import AcceleratorError, ControlError
+from accelerator.errors import AcceleratorError, ControlError, PolicyError
 
+# Checking 1 MiB of policy may take seconds, opening listeners and syncing to a slow disk too.
+APPLY_TIMEOUT_S = 120.0
 DEFAULT_SOCKET = "/run/accelerator/control.sock"
 _EPILOG = "exit status: 0 done, 1 refused or problem found, 2 usage, 3 no daemon"
-_GROUPS = {"cache": "what is stored", "policy": "check a policy, print its schema"}
+_GROUPS = {"cache": "what is stored", "policy": "check, compare, apply and take back policies"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +64,14 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         return 0
     if command.name == "top":
         return _top(options)
+    if command.name == "policy diff":
+        return _policy_diff(options)
+    if command.name == "policy apply":
+        return _policy_apply(command, options)
+    if command.name == "policy show" and not options.json:
+        return _policy_show(options)
+    if command.name == "events" and options.follow:
+        return _follow(options)
     arguments = check_arguments(
         command,
         {
@@ -131,12 +141,98 @@ def _policy_check(path: str, *, is_json: bool) -> int:
     return 0 if is_ok else 1
 
 
+def _policy_diff(options: argparse.Namespace) -> int:
+    """The file is read and checked here, with the rights and the folder of who asks; the daemon tells what runs."""
+    from pathlib import Path
+
+    from accelerator.policy.check import load_policy
+    from accelerator.policy.diff import diff_policies
+    from accelerator.policy.model import Policy
+
+    new = load_policy(Path(options.path))
+    with ControlClient(options.socket) as client:
+        running = client.call("policy show")
+    try:
+        old = Policy.model_validate(running["policy"])
+    except ValueError as error:
+        raise ControlError("protocol", "the daemon's policy is of another version: use its own accelctl") from error
+    found = diff_policies(old, new)
+    if options.json:
+        _print_json({**found.as_dict(), "needs_restart": found.needs_restart})
+    else:
+        from accelerator.control.display import show
+
+        show("policy diff", found.as_dict(), {})
+    return 0
+
+
+def _policy_apply(command: Command, options: argparse.Namespace) -> int:
+    """Sends the text, not its name: a daemon in a sandbox can't read everywhere, and what was checked is what runs."""
+    from pathlib import Path
+
+    from accelerator.policy.check import check_texts
+    from accelerator.policy.load import read_files
+
+    read = read_files(Path(options.path))
+    problems = set(read.problems)
+    if read.texts is not None:
+        problems.update(check_texts(read.texts, read.folder)[1])
+    wrong = [problem for problem in problems if not problem.is_warning]
+    if wrong:
+        raise PolicyError(tuple(sorted(problems)))
+    for problem in sorted(problems):
+        print(printable(problem), file=sys.stderr)
+    given = {
+        "path": os.path.abspath(options.path),
+        "files": [[name, data.decode()] for name, data in read.texts or []],
+        "folder": read.folder,
+        "force": options.force,
+    }
+    check_arguments(command, given)
+    with ControlClient(options.socket, timeout_s=APPLY_TIMEOUT_S) as client:
+        result = client.call(command.name, given)
+    if options.json:
+        _print_json(result)
+    else:
+        from accelerator.control.display import show
+
+        show(command.name, result, given)
+    return 0
+
+
+def _policy_show(options: argparse.Namespace) -> int:
+    import yaml
+
+    with ControlClient(options.socket) as client:
+        running = client.call("policy show")
+    yaml.safe_dump(running["policy"], sys.stdout, sort_keys=False, allow_unicode=False)
+    return 0
+
+
+def _follow(options: argparse.Namespace) -> int:
+    from accelerator.control.text import event_line
+
+    given = {"follow": True} if options.since is None else {"follow": True, "since": options.since}
+    with contextlib.suppress(KeyboardInterrupt), ControlClient(options.socket) as client:
+        for event in client.stream("events", given):
+            if options.json:
+                _print_json(event)
+            else:
+                print(event_line(event))
+            sys.stdout.flush()
+    return 0
+
+
 def _print_json(document: Mapping[str, Any]) -> None:
     print(json.dumps(document, separators=(",", ":")))
 
 
 def _fail(error: AcceleratorError, options: argparse.Namespace) -> int:
-    print(f"accelctl: {printable(error.message)}", file=sys.stderr)
+    if isinstance(error, PolicyError):
+        for problem in error.problems:
+            print(printable(problem), file=sys.stderr)
+    else:
+        print(f"accelctl: {printable(error.message)}", file=sys.stderr)
     if options.json:
         with contextlib.suppress(OSError):  # stdout may be what failed
             print(json.dumps({"ok": False, "error": {"kind": error.kind, "message": error.message}}), flush=True)
@@ -180,7 +276,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         inner.set_defaults(command=command.name)
         for argument in command.arguments:
-            _add(inner, argument)
+            if not argument.is_sent:
+                _add(inner, argument)
     return parser
 
 

@@ -11,10 +11,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import uvloop
+from aiohttp.web import ServerRunner
 
 from accelerator import __version__, clock
 from accelerator.control.server import AuditEntry, ControlServer, prepare_directory
@@ -22,9 +24,12 @@ from accelerator.control.text import printable
 from accelerator.errors import AcceleratorError, PolicyError, Problem
 from accelerator.io.credentials import Credentials
 from accelerator.policy import check_policy
-from accelerator.policy.model import Policy
 from accelerator.services.appliance import Appliance
+from accelerator.services.events import Events
+from accelerator.services.history import History
 from accelerator.services.log_lines import Causes, LogWriter
+from accelerator.services.rollout import Candidate, Rollout, choose_start
+from accelerator.services.tally import Watch
 from accelerator.web.admin import start_admin, stop_admin
 
 log = logging.getLogger("accelerator")
@@ -100,15 +105,6 @@ def _credentials_directory(options: argparse.Namespace) -> Path:
     return Path(by_systemd or options.state_dir / "credentials")
 
 
-def _load(path: Path) -> Policy:
-    """The policy, its warnings logged. Raises PolicyError with all problems, warnings among them."""
-    policy, problems = check_policy(path)
-    if policy is None:
-        raise PolicyError(problems)
-    _log_all(problems, logging.WARNING)
-    return policy
-
-
 def _log_all(problems: tuple[Problem, ...], level: int) -> None:
     for problem in problems:
         log.log(level, "%s", problem)
@@ -117,9 +113,23 @@ def _log_all(problems: tuple[Problem, ...], level: int) -> None:
 async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_note_fault(Causes()))
-    policy = _load(options.policy)
     prepare_directory(options.state_dir)
-    box = Appliance(policy, options.policy, loop, Credentials(_credentials_directory(options)))
+    events = Events()
+
+    def note_fault(text: str) -> None:
+        log.warning("policy history: %s", text)
+        events.note("history-fault", text, why="the history of policies is incomplete", cause="history")
+
+    def note_fault_from_thread(text: str) -> None:
+        loop.call_soon_threadsafe(note_fault, text)
+
+    history = History(options.state_dir / "policies", note_fault_from_thread)
+    history.load()
+    choice = choose_start(options.policy, history)
+    if not choice.candidates:
+        raise PolicyError(choice.problems)
+    _log_all(choice.problems, logging.WARNING)
+    box = _make_box(choice.candidates[0], options, loop, events)
     ending = asyncio.Event()
     at_once = asyncio.Event()
 
@@ -127,15 +137,10 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
         (at_once if ending.is_set() else ending).set()
 
     def reload() -> None:
-        try:
-            generation = box.apply(_load(options.policy))
-        except PolicyError as error:
-            _log_all(error.problems, logging.ERROR)
-            log.error("policy refused, the running one stays")
-        except AcceleratorError as error:
-            log.error("policy refused, the running one stays: %s", error.message)
+        if box.rollout is not None:
+            box.rollout.reload()
         else:
-            log.info("policy taken over, generation %d", generation)
+            log.error("policy refused, the running one stays: this acceleratord has not started yet, or is ending")
 
     # Before anybody can know that we run: a reload that comes too early must not end the process.
     loop.add_signal_handler(signal.SIGTERM, end)
@@ -143,35 +148,77 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
     loop.add_signal_handler(signal.SIGHUP, reload)
     control = ControlServer(box, options.state_dir / "control.sock", audit=_audit)
     await control.start()
-    runner = None
+    runner: ServerRunner | None = None
+    watch: Watch | None = None
     try:
-        if box.tables.admin is not None:
-            host, port = box.tables.admin
+        candidate = choice.candidates[0]
+        for following in (*choice.candidates[1:], None):
             try:
-                runner, real_port = await start_admin(box, host, port)
-            except OSError as fault:
-                raise AcceleratorError("listen", f"admin: {host}:{port}: {fault.strerror}") from fault
-            box.admin_address = (host, real_port)
-        box.extra_counters = lambda: {
-            **control.counters(),
-            "log_lines_dropped": (writer.n_dropped, "log lines lost because nobody took them"),
-        }
-        box.start()
+                runner = await _open(box, control, writer)
+                break
+            except AcceleratorError as error:
+                if following is None:
+                    raise
+                log.error("%s", error.message)
+                candidate = replace(following, warning=f"{error.message}: {following.warning}")
+                await box.close()
+                box = control.box = _make_box(candidate, options, loop, events)
+        rollout = Rollout(box, options.policy, history, events, candidate)
+        await rollout.begin()
+        watch = Watch(box, rollout, events, loop)
+        watch.start()
+        box.rollout = rollout
         for row in box.status()["listeners"]:
             log.info("serving viewers on %s (%s)", row["address"], row["name"])
         await ending.wait()
         log.info("draining")
+        # What goes wrong while it ends speaks against no policy.
+        watch.stop()
+        await rollout.end()
         drained = asyncio.ensure_future(box.drain())
         second = asyncio.ensure_future(at_once.wait())
         await asyncio.wait({drained, second}, return_when=asyncio.FIRST_COMPLETED)
         for task in (drained, second):
             task.cancel()
     finally:
+        if watch is not None:
+            watch.stop()
+        if box.rollout is not None:
+            await box.rollout.end()
         await box.close()
         if runner is not None:
             await stop_admin(runner)
         await control.stop()
     return 0
+
+
+def _make_box(
+    candidate: Candidate, options: argparse.Namespace, loop: asyncio.AbstractEventLoop, events: Events
+) -> Appliance:
+    return Appliance(candidate.policy, options.policy, loop, Credentials(_credentials_directory(options)), events)
+
+
+async def _open(box: Appliance, control: ControlServer, writer: LogWriter) -> ServerRunner | None:
+    """Opens the admin listener, then the viewers'. Raises AcceleratorError, and leaves no admin listener then."""
+    runner = None
+    if box.tables.admin is not None:
+        host, port = box.tables.admin
+        try:
+            runner, real_port = await start_admin(box, host, port)
+        except OSError as fault:
+            raise AcceleratorError("listen", f"admin: {host}:{port}: {fault.strerror}") from fault
+        box.admin_address = (host, real_port)
+    box.extra_counters = lambda: {
+        **control.counters(),
+        "log_lines_dropped": (writer.n_dropped, "log lines lost because nobody took them"),
+    }
+    try:
+        box.start()
+    except BaseException:
+        if runner is not None:
+            await stop_admin(runner)
+        raise
+    return runner
 
 
 def _audit(entry: AuditEntry) -> None:

@@ -113,6 +113,18 @@ class Top(TypedDict):
 
 # A dict, or a coroutine where the work belongs off the loop (a listing of a million objects).
 Answer = Mapping[str, object] | Awaitable[Mapping[str, object]]
+
+
+class Stream(Protocol):
+    """An answer of many lines: one for each value until it ends or raises ControlError. To be closed in any case."""
+
+    def __aiter__(self) -> Stream: ...
+
+    async def __anext__(self) -> Mapping[str, object]: ...
+
+    def close(self) -> None: ...
+
+
 # name -> (value, one line of help)
 Figures = Mapping[str, tuple[float, str]]
 
@@ -136,6 +148,26 @@ class Box(Protocol):
 
     def cache_purge(self, *, url: str | None, prefix: str | None, origin: str | None) -> Answer:
         """{"purged": n}, after no viewer can be answered with them any more. Exactly one argument is not None."""
+        ...
+
+    def policy_show(self) -> Answer:
+        """{"generation", "digest", "policy": as a policy writes it, defaults included}."""
+        ...
+
+    def policy_apply(self, *, files: Sequence[tuple[str, str]], folder: str, path: str, force: bool | None) -> Answer:
+        """{"generation", "digest", "number" in the history, "changes", "effects"}, after it runs."""
+        ...
+
+    def policy_history(self) -> Answer:
+        """{"running": number, "entries": newest first}."""
+        ...
+
+    def policy_rollback(self, *, to: int | None) -> Answer:
+        """As policy_apply, with "restored": the number that runs again, and "was_good"."""
+        ...
+
+    def event_list(self, *, since: float | None, follow: bool | None) -> Mapping[str, object] | Stream:
+        """{"events": the oldest first}, or with `follow` a Stream of events."""
         ...
 
     def top(self) -> Mapping[str, object]:

@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -50,6 +50,12 @@ class ControlClient:
             pass  # It closed on us: perhaps it has said why.
         return self._result(self._line(deadline))
 
+    def stream(self, command: str, arguments: Mapping[str, object] | None = None) -> Iterator[dict[str, Any]]:
+        """The values of a command that goes on answering, however long the next takes; the connection is used up."""
+        self.call(command, arguments)
+        while True:
+            yield self._result(self._line(None))
+
     def close(self) -> None:
         self._socket.close()
 
@@ -61,12 +67,12 @@ class ControlClient:
     ) -> None:
         self.close()
 
-    def _line(self, deadline: float) -> bytes:
+    def _line(self, deadline: float | None) -> bytes:
         pieces = [self._received]
         n_bytes = len(self._received)
         while b"\n" not in pieces[-1]:
             try:
-                self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+                self._socket.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
                 piece = self._socket.recv(1 << 18)
             except TimeoutError as error:
                 raise self._silent() from error

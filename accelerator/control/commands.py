@@ -16,19 +16,26 @@ from accelerator.errors import ControlError
 LIST_LIMIT_MAX = 10_000
 SORTS = ("url", "size", "age", "ttl")
 
-Value = str | int | float | bool
+# What a command may send besides text and numbers: (name, content) pairs of files.
+Files = tuple[tuple[str, str], ...]
+Value = str | int | float | bool | Files
+FILES_MAX = 1000
+# A policy of 1 MiB, each character escaped by JSON (at most three bytes for one of UTF-8), and its files' names.
+POLICY_REQUEST_BYTES_MAX = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument. `is_local` ones never travel to the daemon: the command line itself acts on them."""
+    """One argument. `is_local` ones never travel to the daemon: the command line itself acts on them. `is_sent` ones
+    are not typed: the command line makes them. Kind "files": a list of [name, content]."""
 
     name: str
-    kind: Literal["text", "whole", "seconds", "switch"]
+    kind: Literal["text", "whole", "seconds", "switch", "files"]
     help: str
     is_positional: bool = False
     is_required: bool = False
     is_local: bool = False
+    is_sent: bool = False
     choices: tuple[str, ...] = ()
     default: Value | None = None
     minimum: float = 0
@@ -41,7 +48,8 @@ class Command:
     give it.
 
     `one_of`: exactly one of these arguments must be there. `is_offline`: needs no daemon, never travels.
-    `box_method`: the method of control.box.Box that answers it.
+    `box_method`: the method of control.box.Box that answers it. `request_bytes_max`: of a request for it from a peer
+    that may change; others, and other commands, have control.message's limit.
     """
 
     name: str
@@ -51,6 +59,7 @@ class Command:
     is_offline: bool = False
     one_of: tuple[str, ...] = ()
     box_method: str = ""
+    request_bytes_max: int = 0
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -121,6 +130,43 @@ COMMANDS: tuple[Command, ...] = (
         (Argument("path", "text", "the file or directory", is_positional=True, is_required=True, is_local=True),),
         is_offline=True,
     ),
+    Command("policy show", "print the running policy, whole, with every default", box_method="policy_show"),
+    Command(
+        "policy diff",
+        "what would change, and what that means for viewers: the running policy against a file or directory",
+        (Argument("path", "text", "the file or directory", is_positional=True, is_required=True, is_local=True),),
+        is_offline=True,
+    ),
+    Command(
+        "policy apply",
+        "check a policy file or directory, and run it; it is withdrawn by itself where errors rise",
+        (
+            Argument("path", "text", "the file or directory", is_positional=True, is_required=True),
+            Argument("force", "switch", "also where it was withdrawn before; then it stays whatever happens"),
+            Argument("files", "files", "the policy's text", is_required=True, is_sent=True),
+            Argument("folder", "text", "what relative file names in it start from", is_required=True, is_sent=True),
+        ),
+        may_change=True,
+        box_method="policy_apply",
+        request_bytes_max=POLICY_REQUEST_BYTES_MAX,
+    ),
+    Command("policy history", "policies that ran or were refused, what became of them", box_method="policy_history"),
+    Command(
+        "policy rollback",
+        "return to the last policy that served well, or to one of the history",
+        (Argument("to", "whole", "the number of a policy in the history", minimum=1, maximum=10**8 - 1),),
+        may_change=True,
+        box_method="policy_rollback",
+    ),
+    Command(
+        "events",
+        "what happened, why, and what to do: the latest, or each when it comes",
+        (
+            Argument("follow", "switch", "go on, an event when it comes; with --json one document a line"),
+            Argument("since", "seconds", "only of the last so many seconds", maximum=10**9),
+        ),
+        box_method="event_list",
+    ),
     Command("policy schema", "print the policy's JSON Schema; needs no daemon", is_offline=True),
 )
 
@@ -165,6 +211,8 @@ def _checked(command: Command, argument: Argument, value: object) -> Value:
         if argument.choices and value not in argument.choices:
             raise _fault(command, f"{argument.name} must be one of {', '.join(argument.choices)}")
         return value
+    if argument.kind == "files":
+        return _checked_files(command, argument, value)
     if argument.kind == "switch":
         if not isinstance(value, bool):
             raise _fault(command, f"{argument.name} must be true or false")
@@ -176,6 +224,22 @@ def _checked(command: Command, argument: Argument, value: object) -> Value:
     if not argument.minimum <= value <= argument.maximum:
         raise _fault(command, f"{argument.name} must be from {argument.minimum:.15g} to {argument.maximum:.15g}")
     return value
+
+
+def _checked_files(command: Command, argument: Argument, value: object) -> Files:
+    if not isinstance(value, list) or not 1 <= len(value) <= FILES_MAX:
+        raise _fault(command, f"{argument.name} must be a list of 1 to {FILES_MAX} files")
+    files = []
+    for pair in value:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise _fault(command, f"{argument.name} must be a list of [name, content]")
+        name, content = pair
+        if not name or len(name) > 4096 or not name.isprintable():
+            raise _fault(command, f"a name in {argument.name} is empty, too long, or holds control characters")
+        if any("\ud800" <= character <= "\udfff" for character in content):
+            raise _fault(command, f"{argument.name} is not UTF-8")
+        files.append((name, content))
+    return tuple(files)
 
 
 def _fault(command: Command, message: str) -> ControlError:

@@ -4,6 +4,7 @@ table is wanted.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +15,21 @@ from rich.table import Table
 from rich.text import Text
 
 from accelerator.control.rates import Sample
-from accelerator.control.text import count_text, duration_text, printable, rate_text, ratio_text, size_text
+from accelerator.control.text import (
+    count_text,
+    duration_text,
+    event_line,
+    printable,
+    rate_text,
+    ratio_text,
+    size_text,
+    time_text,
+)
 
 # Wide enough that a pipe's reader gets every URL whole, on one line: tables never take more than they need.
 _PIPE_WIDTH = 16_384
+# Of a reason in a table; events and --json have it whole.
+_REASON_WIDTH = 100
 
 
 def make_console() -> Console:
@@ -45,6 +57,14 @@ def show(command: str, result: Mapping[str, Any], arguments: Mapping[str, Any]) 
         page = cache_list_page(result, offset=arguments["offset"])
     elif command == "cache purge":
         page = Text(f"{count_text(result['purged'])} objects purged")
+    elif command == "policy diff":
+        page = policy_diff_page(result)
+    elif command in ("policy apply", "policy rollback"):
+        page = policy_applied_page(result)
+    elif command == "policy history":
+        page = policy_history_page(result)
+    elif command == "events":
+        page = events_page(result)
     else:
         page = _pairs((name, str(value)) for name, value in result.items())
     make_console().print(page)
@@ -64,6 +84,8 @@ def status_page(status: Mapping[str, Any]) -> RenderableType:
     verdict = Text("healthy", style="green") if health["ok"] else Text("not healthy", style="bold red")
     for reason in health["reasons"]:
         verdict.append(f"\n  {printable(reason)}")
+    for warning in status.get("warnings", ()):
+        verdict.append(f"\n  warning: {printable(warning)}", style="bold yellow")
     listeners = _table("listener", "address", "state")
     for listener in status["listeners"]:
         state = Text("accepting", style="green") if listener["accepting"] else Text("not accepting", style="bold red")
@@ -73,6 +95,66 @@ def status_page(status: Mapping[str, Any]) -> RenderableType:
         state = Text("alive", style="green") if worker["alive"] else Text("dead", style="bold red")
         workers.add_row(str(worker["index"]), count_text(worker["connections"]), state)
     return Group(verdict, facts, listeners, workers)
+
+
+def policy_diff_page(found: Mapping[str, Any]) -> RenderableType:
+    """What changes, a line a key, and then what that means."""
+    lines = []
+    for change in found["changes"]:
+        key, old, new = printable(change["key"]), _value(change["old"]), _value(change["new"])
+        match change["kind"]:
+            case "added":
+                lines.append(Text(f"+ {key}: {new}", style="green"))
+            case "removed":
+                lines.append(Text(f"- {key}: {old}", style="red"))
+            case _:
+                lines.append(Text(f"~ {key}: {old} -> {new}", style="yellow"))
+    if not lines:
+        return Text("nothing changes")
+    effects = [Text(f"  {printable(effect['text'])}") for effect in found["effects"]]
+    return Group(*lines, *([Text("for viewers:", style="bold"), *effects] if effects else []))
+
+
+def policy_applied_page(result: Mapping[str, Any]) -> RenderableType:
+    verdict = f"policy {result['number']} runs, generation {result['generation']} ({result['digest'][:12]})"
+    if "restored" in result:
+        verdict += f": policy {result['restored']} again"
+        if not result["was_good"]:
+            verdict += ", which had not yet proved good"
+    return Group(policy_diff_page(result), Text(verdict))
+
+
+def policy_history_page(history: Mapping[str, Any]) -> RenderableType:
+    if not history["entries"]:
+        return Text("no policies")
+    table = _table("policy", "when", "how", "became", "digest", "from", "why", right=("policy",))
+    table.columns[6].no_wrap = False
+    for entry in history["entries"]:
+        how = entry["by"] if entry["restores"] is None else f"{entry['by']} of {entry['restores']}"
+        table.add_row(
+            f"{entry['number']}{'*' if entry['running'] else ''}",
+            time_text(entry["at_s"]),
+            how,
+            entry["outcome"] if entry["n"] == 1 else f"{entry['outcome']} {entry['n']} times",
+            entry["digest"][:12],
+            printable(entry["path"]),
+            _shortened(printable(entry["reason"])),
+        )
+    return Group(table, Text("* runs now"))
+
+
+def events_page(found: Mapping[str, Any]) -> RenderableType:
+    return Group(*(Text(event_line(event)) for event in found["events"])) if found["events"] else Text("no events")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _REASON_WIDTH else text[: _REASON_WIDTH - 3] + "..."
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return printable(value)
+    return printable(json.dumps(value, ensure_ascii=False))
 
 
 def cache_stats_page(stats: Mapping[str, Any]) -> RenderableType:

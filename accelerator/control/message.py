@@ -11,6 +11,7 @@ readers of one message can understand it differently.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
@@ -18,6 +19,9 @@ from typing import NoReturn
 from accelerator.errors import ControlError
 
 REQUEST_BYTES_MAX = 64 * 1024
+# How a request begins that may be larger: with its command, so that the limit is known before the rest has come.
+_BEGINNING = re.compile(rb'\s*\{\s*"command"\s*:\s*"([a-z ]{1,40})"')
+BEGINNING_BYTES = 256
 _CONTROL_BYTES = bytes(range(0x20)) + b"\x7f"
 
 
@@ -29,12 +33,18 @@ class Request:
     arguments: Mapping[str, object]
 
 
-def parse_request(line: bytes) -> Request:
+def command_of(beginning: bytes) -> str:
+    """The command that a request names first; "" where it begins otherwise, or not enough of it has come."""
+    match = _BEGINNING.match(beginning, 0, BEGINNING_BYTES)
+    return match[1].decode() if match is not None else ""
+
+
+def parse_request(line: bytes, bytes_max: int = REQUEST_BYTES_MAX) -> Request:
     """Parse one line, given without its LF. Raises ControlError of kind "oversized", "binary" or "syntax", nothing
     else.
     """
-    if len(line) > REQUEST_BYTES_MAX:
-        raise ControlError("oversized", f"a request has at most {REQUEST_BYTES_MAX} bytes")
+    if len(line) > bytes_max:
+        raise ControlError("oversized", f"a request has at most {bytes_max} bytes")
     if line.endswith(b"\r"):
         line = line[:-1]
     if line.translate(None, _CONTROL_BYTES) != line:

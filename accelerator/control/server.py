@@ -22,9 +22,17 @@ from inspect import isawaitable
 from pathlib import Path
 from typing import cast
 
-from accelerator.control.box import Box, Figures
-from accelerator.control.commands import BY_NAME, Command, Value, check_arguments
-from accelerator.control.message import REQUEST_BYTES_MAX, Request, encode_error, encode_result, parse_request
+from accelerator.control.box import Box, Figures, Stream
+from accelerator.control.commands import BY_NAME, Command, Files, Value, check_arguments
+from accelerator.control.message import (
+    BEGINNING_BYTES,
+    REQUEST_BYTES_MAX,
+    Request,
+    command_of,
+    encode_error,
+    encode_result,
+    parse_request,
+)
 from accelerator.errors import AcceleratorError, ControlError
 
 _log = logging.getLogger(__name__)
@@ -47,6 +55,7 @@ COUNTERS: Mapping[str, str] = {
     "refused_unknown": "unknown commands",
     "refused_arguments": "commands with wrong arguments",
     "refused_command": "commands that the daemon refused",
+    "streams_dropped": "followers dropped, they read too slowly or had half closed",
     "timed_out_line": "connections closed, a started line did not end in time",
     "timed_out_idle": "connections closed, nothing was asked for too long",
     "timed_out_reader": "connections closed, an answer was not read in time",
@@ -222,8 +231,10 @@ class ControlServer:
             return ControlError("busy", "too many control connections are open; try again")
         return None
 
-    async def answer(self, request: Request, peer: Peer) -> bytes:
-        """Carry out one well-formed request; the reply's line. Counts, and audits what would change something."""
+    async def answer(self, request: Request, peer: Peer) -> bytes | Stream:
+        """Carry out one well-formed request; the reply's line, or lines to come. Counts, and audits what would change
+        something.
+        """
         command = BY_NAME.get(request.command)
         if command is None or command.is_offline:
             self.counts["refused_unknown"] += 1
@@ -246,14 +257,17 @@ class ControlServer:
             self._record(command, arguments, peer, "failed" if error.kind == "internal" else "refused", error.message)
             return encode_error(error)
         self.counts["commands"] += 1
-        self._record(command, arguments, peer, "done", reply[:200].decode().rstrip())
+        if isinstance(reply, bytes):
+            self._record(command, arguments, peer, "done", reply[:200].decode().rstrip())
         return reply
 
-    async def _carry_out(self, command: Command, arguments: dict[str, Value | None]) -> bytes:
+    async def _carry_out(self, command: Command, arguments: dict[str, Value | None]) -> bytes | Stream:
         try:
             result = getattr(self.box, command.box_method)(**arguments)
             if isawaitable(result):
                 result = await result
+            if hasattr(result, "__anext__"):
+                return cast(Stream, result)
             return encode_result(result)
         except AcceleratorError as error:
             self.counts["refused_command"] += 1
@@ -270,6 +284,11 @@ class ControlServer:
     def _record(self, command: Command, arguments: Mapping[str, object], peer: Peer, outcome: str, detail: str) -> None:
         if not command.may_change:
             return
+        arguments = dict(arguments)
+        for argument in command.arguments:
+            if argument.kind == "files":
+                files = cast(Files, arguments.get(argument.name) or ())
+                arguments[argument.name] = f"{len(files)} with {sum(len(text) for _, text in files)} characters"
         try:
             self.audit(AuditEntry(command.name, arguments, peer.uid, peer.pid, outcome, detail))
         except Exception:
@@ -298,6 +317,8 @@ class _Connection(asyncio.Protocol):
         self._is_write_paused = False
         self._is_eof = False
         self._is_ending = False
+        self._is_streaming = False
+        self._can_write = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclass of asyncio.Transport, so the type can only be stated.
@@ -315,9 +336,11 @@ class _Connection(asyncio.Protocol):
         self._server.connections.discard(self)
         self._is_ending = True
         self._stop_waiting()
+        if self._is_streaming and self._answering is not None:
+            self._answering.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_ending:
+        if self._is_ending or self._is_streaming:  # a stream has the connection to itself
             return
         was_empty = not self._received
         self._received += data
@@ -331,14 +354,16 @@ class _Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         # A peer may shut down its sending side after its last request and still read the answers (`socat`, `nc -N`).
         self._is_eof = True
-        return not self._is_ending and (self._answering is not None or self._is_write_paused)
+        return not self._is_ending and not self._is_streaming and (self._answering is not None or self._is_write_paused)
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
+        self._can_write.clear()
         self._wait("timed_out_reader", self._limits.read_answer_s)
 
     def resume_writing(self) -> None:
         self._is_write_paused = False
+        self._can_write.set()
         if not self._is_ending:
             self._next()
 
@@ -354,16 +379,17 @@ class _Connection(asyncio.Protocol):
 
     def _take_line(self) -> bool:
         """Start to answer the first whole line, or refuse what can't become one. False: the line is not whole yet."""
-        end = self._received.find(b"\n", 0, REQUEST_BYTES_MAX + 1)
+        bytes_max = self._request_bytes_max()
+        end = self._received.find(b"\n", 0, bytes_max + 1)
         if end < 0:
-            if len(self._received) <= REQUEST_BYTES_MAX:
+            if len(self._received) <= bytes_max:
                 return False
-            end = REQUEST_BYTES_MAX + 1
+            end = bytes_max + 1
         line = bytes(self._received[:end])
         del self._received[: end + 1]
         self._stop_waiting()
         try:
-            request = parse_request(line)
+            request = parse_request(line, bytes_max)
         except ControlError as error:
             # After this nobody knows where the next request begins.
             self._server.counts[f"refused_{error.kind}"] += 1
@@ -372,14 +398,46 @@ class _Connection(asyncio.Protocol):
         self._answering = self._loop.create_task(self._answer(request))
         return True
 
+    def _request_bytes_max(self) -> int:
+        """More than usual only for a command that needs it, from a peer that may give it."""
+        if len(self._received) <= REQUEST_BYTES_MAX or not self._peer.may_change:
+            return REQUEST_BYTES_MAX
+        command = BY_NAME.get(command_of(bytes(self._received[:BEGINNING_BYTES])))
+        return max(REQUEST_BYTES_MAX, command.request_bytes_max if command is not None else 0)
+
     async def _answer(self, request: Request) -> None:
         reply = await self._server.answer(request, self._peer)
+        if not isinstance(reply, bytes):
+            reply = await self._stream(reply)
         self._answering = None
         if self._is_ending or self._transport.is_closing():
             return
         self._transport.write(reply)
         if not self._is_write_paused:
             self._next()
+
+    async def _stream(self, stream: Stream) -> bytes:
+        """Push a line for each value. Ends with the peer, or with the error that is returned; the connection with it.
+
+        A peer that has said its last word already can't be seen to leave, so it is given nothing."""
+        self._is_streaming = True
+        self._received.clear()
+        self._transport.resume_reading()
+        try:
+            if self._is_eof:
+                raise ControlError("syntax", "a connection that is followed on must stay open both ways")
+            self._transport.write(encode_result({"following": True}))
+            async for value in stream:
+                self._transport.write(encode_result(value))
+                if self._is_write_paused:
+                    await self._can_write.wait()
+        except ControlError as error:
+            self._server.counts["streams_dropped"] += 1
+            return encode_error(error)
+        finally:
+            stream.close()
+            self._is_eof = True  # nothing is asked any more on this connection
+        return b""
 
     def _next(self) -> None:
         """After an answer was sent: the line that already waits, or wait for one. A task per line, so other work gets

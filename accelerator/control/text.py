@@ -4,6 +4,10 @@ here.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from typing import Any
+
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _DECIMAL = ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s")
 
@@ -53,6 +57,23 @@ def duration_text(seconds: float) -> str:
     if whole < 86400:
         return f"{sign}{whole // 3600} h {whole % 3600 // 60:02} min"
     return f"{sign}{whole // 86400} d {whole % 86400 // 3600:02} h"
+
+
+def time_text(at_s: float) -> str:
+    """Local time with the zone's offset: "2026-11-23 13:05:09+0100"."""
+    return time.strftime("%Y-%m-%d %H:%M:%S%z", time.localtime(at_s))
+
+
+def event_line(event: Mapping[str, Any]) -> str:
+    """One event on one line."""
+    parts = [f"{time_text(event['at_s'])} {event['kind']}: {event['what']}"]
+    if event.get("count", 1) > 1:
+        parts.append(f" ({event['count']} times)")
+    if event.get("why"):
+        parts.append(f": {event['why']}")
+    if event.get("advice"):
+        parts.append(f" [{event['advice']}]")
+    return printable("".join(parts))
 
 
 def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:

@@ -6,21 +6,25 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections.abc import Awaitable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerator import __version__, clock
 from accelerator.dataplane import COUNTER_HELP, DataPlane, worker_count
-from accelerator.errors import AcceleratorError, OriginError, Source
+from accelerator.errors import AcceleratorError, ControlError, OriginError, PolicyError, Source
 from accelerator.io.credentials import Credentials
 from accelerator.io.origin import UpstreamEvent
 from accelerator.policy.compile import Tables, compile_policy
 from accelerator.policy.model import Policy
+from accelerator.services.events import Events, Feed
 from accelerator.services.fetch import Fetcher
 from accelerator.services.heads import NS
 from accelerator.services.inventory import Inventory
 from accelerator.services.log_lines import Causes
 from accelerator.services.origins import Origin, Origins, Secrets
+from accelerator.services.rollout import Rollout, one_line
 
 log = logging.getLogger("accelerator")
 
@@ -29,6 +33,15 @@ DRAIN_POLL_S = 0.05
 # A worker still names a listener's descriptor until it has read its mail, which takes it a pass; were the number given
 # to a viewer's connection meanwhile, the worker would stop listening to that.
 RETIRED_SOCKET_S = 2.0
+
+_EVENT_KINDS = {
+    "breaker-open": "origin-failing", "breaker-closed": "origin-recovered",
+    "dns-failed": "origin-failing", "dns-returned": "origin-recovered",
+}  # fmt: skip
+_EVENT_ADVICE = {
+    "breaker-open": "look whether the origin and the way to it work; it is tried again by itself",
+    "dns-failed": "look at the resolver; the last address is used as long as resolve_grace allows",
+}
 
 Listening = dict[str, tuple[tuple[str, int], socket.socket]]
 
@@ -48,6 +61,7 @@ class Appliance:
         policy_path: Path,
         loop: asyncio.AbstractEventLoop,
         credentials: Credentials,
+        events: Events,
     ) -> None:
         tables = compile_policy(policy)
         self._loop = loop
@@ -58,6 +72,8 @@ class Appliance:
         self._is_draining = False
         self._is_serving = False
         self._causes = Causes()
+        self.events = events
+        self.rollout: Rollout | None = None
         self.admin_address: tuple[str, int] | None = None
         self.dataplane = DataPlane(worker_count(tables.workers), tables.memory_bytes)
         self._plane = self.dataplane.plane
@@ -114,6 +130,7 @@ class Appliance:
     async def drain(self) -> None:
         """No new connections, idle ones closed; returns when the last response is out or `limits.drain` is over."""
         self._is_draining = True
+        self.events.note("drain", "draining: no new connections, running answers are finished", why="SIGTERM")
         self._plane.drain()
         deadline_ns = clock.monotonic_ns() + int(self.tables.limits.drain_s * NS)
         # The workers take what waits in the queues first; after that, who connects is refused and goes elsewhere.
@@ -182,12 +199,20 @@ class Appliance:
         end = self._causes.due(f"{origin.name}:{error.kind}", clock.monotonic_ns())
         if end is not None:
             log.warning("origin %s: %s: %s%s", origin.name, error.kind, error.message, end)
+        self.events.note(
+            "origin-error", f"origin {origin.name}: {error.kind}", why=error.message,
+            cause=f"{origin.name}:{error.kind}",
+        )  # fmt: skip
 
     def _note_event(self, origin: str, event: UpstreamEvent) -> None:
         level = logging.INFO if event.kind in ("dns-returned", "breaker-closed") else logging.WARNING
         end = self._causes.due(f"{origin}:{event.kind}:{event.subject}", clock.monotonic_ns())
         if end is not None:
             log.log(level, "origin %s: %s: %s %s%s", origin, event.kind, event.subject, event.message, end)
+        self.events.note(
+            _EVENT_KINDS.get(event.kind, event.kind), f"origin {origin}: {event.subject}", why=event.message,
+            advice=_EVENT_ADVICE.get(event.kind, ""), cause=f"{origin}:{event.kind}:{event.subject}",
+        )  # fmt: skip
 
     # -- control.box.Box -----------------------------------------------------------------------------------------------
 
@@ -199,7 +224,13 @@ class Appliance:
             "uptime_s": round((clock.monotonic_ns() - self._started_ns) / NS, 1),
             "listeners": self._listeners(),
             "admin": format_address(*self.admin_address) if self.admin_address else None,
-            "policy": {"generation": self.generation, "digest": self.tables.digest, "path": str(self._policy_path)},
+            "policy": {
+                "generation": self.generation,
+                "digest": self.tables.digest,
+                "path": str(self._policy_path),
+                **(self.rollout.state() if self.rollout is not None else {}),
+            },
+            "warnings": [self.rollout.warning] if self.rollout is not None and self.rollout.warning else [],
             "workers": [
                 {"index": i, "connections": connections, "passes": passes, "alive": alive}
                 for i, (connections, passes, alive) in enumerate(self._plane.workers_state())
@@ -248,6 +279,30 @@ class Appliance:
     def cache_purge(self, *, url: str | None, prefix: str | None, origin: str | None) -> dict[str, int]:
         return self.inventory.purge(url=url, prefix=prefix, origin=origin)
 
+    def policy_show(self) -> dict[str, Any]:
+        return self._running_rollout().show()
+
+    async def policy_apply(
+        self, *, files: Sequence[tuple[str, str]], folder: str, path: str, force: bool | None
+    ) -> dict[str, Any]:
+        return await _in_one_line(self._running_rollout().apply(files, folder, path, force=bool(force)))
+
+    def policy_history(self) -> dict[str, Any]:
+        return self._running_rollout().listing()
+
+    async def policy_rollback(self, *, to: int | None) -> dict[str, Any]:
+        return await _in_one_line(self._running_rollout().rollback(to))
+
+    def _running_rollout(self) -> Rollout:
+        if self.rollout is None:
+            raise ControlError("starting", "this acceleratord has not started yet")
+        return self.rollout
+
+    def event_list(self, *, since: float | None, follow: bool | None) -> dict[str, Any] | Feed:
+        if follow:
+            return self.events.follow(since_s=since)
+        return {"events": [asdict(event) for event in self.events.latest(since_s=since)]}
+
     def top(self) -> dict[str, Any]:
         by_origin = self._plane.origin_totals(list(self.origins.by_id))
         return {
@@ -283,7 +338,19 @@ class Appliance:
             "memory_bytes": (memory["mapped"] + memory["outside"], "memory that objects and connections take"),
             "memory_limit_bytes": (memory["limit"], "hard limit of that memory"),
             "flights": (self.fetcher.n_flights, "upstream requests under way"),
+            "policy_is_fallback": (
+                int(self.rollout is not None and self.rollout.warning != ""),
+                "1 while another policy runs than was asked for: accelctl status says why",
+            ),
         }
+
+
+async def _in_one_line(answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    """The control protocol's errors are one line each."""
+    try:
+        return await answer
+    except PolicyError as error:
+        raise ControlError("policy", one_line(error)) from error
 
 
 def open_listener(host: str, port: int) -> socket.socket:

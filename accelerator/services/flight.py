@@ -118,6 +118,8 @@ class Flight:
         self._response_ns = clock.monotonic_ns()
         self._has_age = has(response.fields, b"age")
         wall_s = clock.wall_s()
+        self.origin.answered += 1
+        self.origin.refused += response.status >= 400
         try:
             if response.status == 304 and self._is_validation:
                 self._validated(response, wall_s)

@@ -34,6 +34,8 @@ class Origin:
     rules: OriginRules
     client: UpstreamClient
     class_index: int
+    answered: int = 0
+    refused: int = 0  # of them: answers 4xx and 5xx
     errors: int = 0
     bytes_from_origin: int = 0
 
