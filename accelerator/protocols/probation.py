@@ -249,8 +249,7 @@ class Probation:
             before = [span.origin(name) for span in self._before]
             now = self._after.origin(name)
             asked = now.answered + now.failed
-            # Where the store answered all, viewers did well without the origin: their requests are the evidence.
-            failed = [_Tally(row.failed, max(row.answered + row.failed, row.requests)) for row in before]
+            failed = [_failures(row) for row in before]
             after = _Tally(now.failed, asked)
             if self._has_risen(f"origin {name}", failed, after, now_s):
                 if self._may_be_wan(f"origin {name}", after.share, now_s):
@@ -319,6 +318,8 @@ class Probation:
         since_s = self._evidence_since_s.setdefault(scope, now_s)
         # Who was failing just before the policy came is not failing because of it.
         worst = max((tally.share for tally in before if tally.n >= RECENT_MIN), default=0.0)
+        if worst >= FAILING:
+            return False
         usual = max(before[0].bounds()[1], worst) + margin
         if after.n >= EVIDENCE_MIN and after.bounds()[0] > usual:
             return True
@@ -358,6 +359,12 @@ class Probation:
     def _good_of(sums: _Sums, name: str) -> float:
         row = sums.origin(name)
         return (row.answered - row.refused) / sums.seconds if sums.seconds else 0.0
+
+
+def _failures(row: OriginCounts) -> _Tally:
+    """Where the store answered nearly all, viewers did well without the origin: their requests are the evidence."""
+    asked = row.answered + row.failed
+    return _Tally(row.failed, asked if asked >= RECENT_MIN else max(asked, row.requests))
 
 
 def _since(last: Counts, counts: Counts, seconds: float) -> _Sums:
