@@ -18,6 +18,21 @@ cdef extern from * nogil:
     static inline int acc_cas_ptr(void **p, void *expected, void *desired) {
         return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE);
     }
+    /* In sanitized builds only: threads rest where the order of two accesses matters, so that races of a nanosecond are
+       met in seconds. -DACC_PERTURB has it without a sanitizer. */
+    #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(ACC_PERTURB)
+    #include <sched.h>
+    #include <stdint.h>
+    #include <unistd.h>
+    static inline void acc_perturb(void) {
+        static __thread unsigned x;
+        x = x * 1664525u + 1013904223u + (unsigned)((uintptr_t)&x >> 6);
+        if ((x >> 16 & 2047) == 0) usleep(300);
+        else if ((x >> 16 & 63) == 0) sched_yield();
+    }
+    #else
+    #define acc_perturb() ((void)0)
+    #endif
     /* Adds to a counter that has one writer: a plain add, made visible to readers without a locked instruction. */
     #define acc_count(p, v) __atomic_store_n((p), __atomic_load_n((p), __ATOMIC_RELAXED) + (v), __ATOMIC_RELAXED)
     """
@@ -54,4 +69,5 @@ cdef extern from * nogil:
     uint32_t exchange_u32 "acc_exchange" (uint32_t*, uint32_t)
     void* exchange_ptr "acc_exchange" (void**, void*)
     int cas_ptr "acc_cas_ptr" (void**, void*, void*)
+    void perturb "acc_perturb" ()
     void count "acc_count" (uint64_t*, uint64_t)

@@ -153,6 +153,7 @@ cdef uint64_t empty_slice(Store* store, Object* object, uint64_t index) noexcept
     object.n_filled_bytes -= slice.filled
     # body_at says why a reader that comes in between is safe.
     store_u32_seq(&slice.filled, 0)
+    perturb()
     store_ptr(<void**>&slice.data, NULL)
     slice.capacity = 0
     store_u32(&slice.wanted, 0)
@@ -176,9 +177,11 @@ cdef uint8_t* body_at(Store* store, Object* object, int64_t offset, uint64_t* n)
     filled = load_u32_seq(&directory.slices[index].filled)
     if filled <= within:
         return NULL
+    perturb()
     data = <uint8_t*>load_ptr(<void**>&directory.slices[index].data)
     if data == NULL:
         return NULL
+    perturb()
     filled_after = load_u32_seq(&directory.slices[index].filled)
     if filled_after < filled:
         filled = filled_after
@@ -192,9 +195,13 @@ cdef bint body_wait(Store* store, Object* object, int64_t offset, uint32_t worke
     """Asks for a wake-up at the next append; True when there is something to do at once. The caller has already put
     itself into its worker's list (sequentially consistent pair with object_commit)."""
     cdef uint64_t n
+    cdef int64_t total
+    perturb()
     or_u32(&object.waiting, <uint32_t>1 << worker)
+    perturb()
     if body_at(store, object, offset, &n) != NULL:
         return True
     if load_u32_seq(&object.flags) & OBJECT_FAILED:
         return True
-    return load_i64_seq(&object.total_length) == offset
+    total = load_i64_seq(&object.total_length)
+    return total >= 0 and offset >= total

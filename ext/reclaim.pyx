@@ -11,7 +11,9 @@ from ext.atomics cimport *
 # ordered, so either the reclaimer sees the worker online, or the worker sees all that was unlinked before.
 
 cdef void epoch_enter(Store* store, uint32_t worker) noexcept nogil:
-    exchange_u64(&store.workers[worker].epoch, load_u64_seq(&store.epoch))
+    cdef uint64_t epoch = load_u64_seq(&store.epoch)
+    perturb()
+    exchange_u64(&store.workers[worker].epoch, epoch)
 
 
 cdef void epoch_leave(Store* store, uint32_t worker) noexcept nogil:

@@ -235,6 +235,7 @@ cdef bint table_insert(Store* store, Object* object, uint64_t hash, uint32_t ori
     object.entry = entry
     object.next_variant = entry.variants
     store_ptr(<void**>&entry.variants, object)
+    perturb()
     if names != old_names:
         store_ptr(<void**>&entry.vary, names)
         if old_names != NULL:

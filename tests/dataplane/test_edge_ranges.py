@@ -144,8 +144,9 @@ def test_if_modified_since_in_three_forms(rig: Rig, dates: tuple[str, ...], matc
 
 @pytest.mark.parametrize(
     "date",
-    ["", "yesterday", "Sun, 06 Nov 1994 08:49:37", "Sun, 06 Foo 1994 08:49:37 GMT", "Sun, 06 Nov 1994 28:49:37 GMT", "0"],
-)
+    ["", "0", "yesterday", "Sun, 06 Nov 1994 08:49:37",
+     "Sun, 06 Foo 1994 08:49:37 GMT", "Sun, 06 Nov 1994 28:49:37 GMT"],
+)  # fmt: skip
 def test_if_modified_since_that_is_no_date(rig: Rig, date: str) -> None:
     rig.store("/x", BODY, last_modified_s=MODIFIED_S)
     assert rig.viewer().get("/x", f"If-Modified-Since: {date}").status == 200
