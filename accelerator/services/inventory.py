@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from accelerator.services.fetch import Fetcher
     from accelerator.services.origins import Origins
 
+UNKNOWN_HOST = -1  # Plane.route
+
 _SORTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "url": lambda row: row["url"],
     "size": lambda row: -row["size_bytes"],
@@ -106,19 +108,40 @@ class Inventory:
 
     def _locate(self, url: str) -> tuple[int, bytes]:
         """(origin row, key) of a viewer's URL, routed as the workers do. Raises ControlError."""
-        try:
-            parts = urlsplit(url)
-            host = (parts.hostname or "").encode("ascii")
-            path = ((parts.path or "/") + (f"?{parts.query}" if parts.query else "")).encode("ascii")
-        except (ValueError, UnicodeError):
-            raise ControlError("bad-url", "not a URL that a viewer could ask for") from None
-        if parts.scheme not in ("http", "https") or not host:
-            raise ControlError("bad-url", "a URL begins with http:// or https:// and a host")
+        host, path = _split(url)
         origin_id: int = self._plane.route(host, path)
         if origin_id < 0:
             raise ControlError("no-origin", "no origin of the policy serves this URL")
         return origin_id, self._plane.key_of(origin_id, path)
 
     def _prefix_matcher(self, prefix: str) -> Callable[[int, bytes], bool]:
-        origin_id, key = self._locate(prefix)
-        return lambda o, k: o == origin_id and k.startswith(key)
+        """Several origins may share a host, each with paths of its own below the prefix."""
+        host, path = _split(prefix)
+        if self._plane.route(host, b"/") == UNKNOWN_HOST:
+            raise ControlError("no-origin", "no origin of the policy serves this host")
+        keys: dict[int, bytes] = {}
+
+        def matches(origin_id: int, key: bytes) -> bool:
+            if origin_id not in keys:
+                keys[origin_id] = self._plane.key_of(origin_id, path)
+            return key.startswith(keys[origin_id]) and self._plane.route(host, key) == origin_id
+
+        return matches
+
+
+def _split(url: str) -> tuple[bytes, bytes]:
+    """(host without port, path and query as a viewer's request has them) of a URL. Raises ControlError.
+
+    urlsplit() drops an empty query, and a `?` at the end is another key.
+    """
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("ascii")
+        rest = url.partition("#")[0].partition("://")[2]
+        begin = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
+        path = rest[begin:].encode("ascii")
+    except (ValueError, UnicodeError):
+        raise ControlError("bad-url", "not a URL that a viewer could ask for") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ControlError("bad-url", "a URL begins with http:// or https:// and a host")
+    return host, path if path.startswith(b"/") else b"/" + path

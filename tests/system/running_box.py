@@ -138,6 +138,9 @@ class RunningBox:
     def _is_ready(self) -> bool:
         if self.process.poll() is not None:
             raise RuntimeError(f"the daemon ended with {self.process.returncode}")
+        # Its line comes last: before it, a reload is refused.
+        if self._stderr is None and "serving viewers" not in self.output:
+            return False
         try:
             return bool(self.status()["health"]["ok"])
         except OSError:
