@@ -35,7 +35,7 @@ REFUSING = "refusing.example"
 # would answer the next one's requests.
 SPARES = 12
 
-FAULTS = ("Traceback", "exception", "failed\n", "never retrieved")
+FAULTS = ("Traceback", "exception", "failed\n", "never retrieved", "internal fault")
 
 
 def free_port() -> int:

@@ -45,7 +45,7 @@ FIELDS = [
     "Content-Length: 0", "X-Long: " + "e" * 15000, "Transfer-Coding: chunked", "Content-Location: /evil",
 ]  # fmt: skip
 # What does go up: loops are found by Via and CDN-Loop, ranges are asked for. Only an origin that prints them could
-# tell, as this one does and no other. (The same holds for the query parameter CMCD, which goes up and is not in the key.)
+# tell, as this one does and no other. (The query parameter CMCD is such a thing too: it goes up and is not in the key.)
 REACH_THE_ORIGIN = ("Via: 1.1 evil", "CDN-Loop: evil", "Range: bytes=0-1")
 HOSTS = [HOST.upper(), f"{HOST}.", f"{HOST}:8080", f"{HOST}:666", f"{HOST.title()}.:80"]
 # What follows the path that the victim will ask for; each is another resource, or the same one seen from another key.
