@@ -9,6 +9,7 @@ cdef inline uint64_t directory_bytes(uint64_t n) noexcept nogil:
 
 cdef uint8_t* body_at(Store* store, Object* object, int64_t offset, uint64_t* n) noexcept nogil
 cdef bint body_wait(Store* store, Object* object, int64_t offset, uint32_t worker) noexcept nogil
+cdef void body_passed(Store* store, Object* object, int64_t start, int64_t end) noexcept nogil
 
 cdef void object_release(Object* object) noexcept nogil
 cdef uint8_t* object_room(Store* store, Object* object, int64_t offset, uint64_t* n) noexcept nogil

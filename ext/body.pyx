@@ -33,6 +33,7 @@ cdef bint grow_directory(Store* store, Object* object, uint64_t n) noexcept nogi
         new.slices[i].capacity = old.slices[i].capacity
         # A reader that sets `wanted` in the old directory now asks twice, which costs one exchange.
         new.slices[i].wanted = load_u32(&old.slices[i].wanted)
+        new.slices[i].is_passed = load_u32(&old.slices[i].is_passed)
     store_ptr(<void**>&object.directory, new)
     retire(store, old, directory_bytes(old.n))
     return True
@@ -77,6 +78,7 @@ cdef uint8_t* object_room(Store* store, Object* object, int64_t offset, uint64_t
             store_ptr(<void**>&slice.data, data)
             retire(store, old, slice.capacity)
         else:
+            store_u32(&slice.is_passed, 0)
             store_ptr(<void**>&slice.data, data)
         slice.capacity = capacity
     n[0] = slice.capacity - within
@@ -205,3 +207,15 @@ cdef bint body_wait(Store* store, Object* object, int64_t offset, uint32_t worke
         return True
     total = load_i64_seq(&object.total_length)
     return total >= 0 and offset >= total
+
+
+cdef void body_passed(Store* store, Object* object, int64_t start, int64_t end) noexcept nogil:
+    """A reader got from `start` to `end`: the slices that it leaves behind may be evicted before those ahead of it."""
+    cdef Directory* directory = <Directory*>load_ptr(<void**>&object.directory)
+    cdef uint64_t i = <uint64_t>start // store.slice_bytes
+    cdef uint64_t after = <uint64_t>end // store.slice_bytes
+    if end == load_i64(&object.total_length):
+        after += 1
+    while i < after and i < directory.n:
+        store_u32(&directory.slices[i].is_passed, 1)
+        i += 1

@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memmove, memset
 from ext.atomics cimport *
 from ext.exchange cimport EXCHANGE_WANT, RING_CANCEL, RING_NUDGE, RING_REQUEST, ring_is_half_full, ring_push
 from ext.layout cimport *
-from ext.body cimport body_at, body_wait
+from ext.body cimport body_at, body_passed, body_wait
 from ext.siphash cimport hash_bytes
 from ext.store cimport (
     OBJECT_FAILED,
@@ -518,6 +518,7 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
         count(&w.counters[C_BYTES_TO_VIEWERS], n)
         if c.object != NULL:
             count(&origin_row(w, c.object.origin)[2], n)
+            body_passed(w.store, c.object, c.offset - <int64_t>n, c.offset)
         if c.object != NULL and load_u32(&c.object.flags) & OBJECT_FILLING:
             note_progress(w, c)
         if n < body_bytes:

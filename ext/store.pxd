@@ -53,7 +53,7 @@ cdef struct Slice:
     uint32_t filled             # bytes that readers may use, from the slice's start
     uint32_t capacity
     uint32_t wanted             # a reader has asked for it
-    uint32_t reserved
+    uint32_t is_passed          # a reader has been through it: it may go before one that nobody has read yet
 
 cdef struct Directory:
     uint64_t n

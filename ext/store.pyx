@@ -154,6 +154,7 @@ cdef uint64_t evict_object(Store* store, Object* object, uint64_t bytes) noexcep
     cdef uint64_t freed = 0
     cdef uint64_t i
     cdef Slice* slice
+    cdef int turn
     if object.fills == 0 and load_u64(&object.refs) == 0:
         if object.entry == NULL:
             return 0            # retired already: its memory is on its way
@@ -165,16 +166,17 @@ cdef uint64_t evict_object(Store* store, Object* object, uint64_t bytes) noexcep
         return freed
     if not object.flags & OBJECT_STRONG:
         return 0
-    for i in range(object.directory.n):
-        # Only a full slice: a fill may write to any other, which would find its place gone and never get on. While the
-        # length isn't known the first slice grows, so it is full only at its largest.
-        slice = &object.directory.slices[i]
-        if slice.data == NULL or slice.filled != slice.capacity:
-            continue
-        if object.total_length >= 0 or slice.capacity == store.slice_bytes:
-            freed += empty_slice(store, object, i)
-            if freed >= bytes:
-                break
+    for turn in range(2):       # what somebody has read goes first: what was just fetched for a reader must reach him
+        for i in range(object.directory.n):
+            # Only a full slice: a fill may write to any other, which would find its place gone and never get on. While
+            # the length isn't known the first slice grows, so it is full only at its largest.
+            slice = &object.directory.slices[i]
+            if slice.data == NULL or slice.filled != slice.capacity or (turn == 0 and not load_u32(&slice.is_passed)):
+                continue
+            if object.total_length >= 0 or slice.capacity == store.slice_bytes:
+                freed += empty_slice(store, object, i)
+                if freed >= bytes:
+                    return freed
     return freed
 
 
