@@ -155,6 +155,7 @@ class Fetcher:
         self.unlist(flight)
         self.answered(flight.exchanges)
         self._all.discard(flight)
+        flight.release()
 
     def note_error(self, origin: Origin, error: OriginError) -> None:
         origin.errors += 1

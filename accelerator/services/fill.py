@@ -359,6 +359,7 @@ class Fill:
             return
         self.is_over = True
         self._spill.clear()
+        self.call = None
         self.stored.end_fill()
         self._ended(self)
 

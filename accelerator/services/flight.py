@@ -409,6 +409,11 @@ class Flight:
         self._cancel()
         self.fetcher.flight_over(self)
 
+    def release(self) -> None:
+        """Over: holds nothing any more. Left to the garbage collector, cycles through calls and fills kept objects
+        from being evicted for minutes, which is all memory where there is little of it."""
+        self._call = self._fill = self._stored = None
+
     def _cancel(self) -> None:
         if self._call is not None:
             self._call.cancel()
