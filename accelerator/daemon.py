@@ -8,6 +8,7 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -23,17 +24,21 @@ from accelerator.control.server import AuditEntry, ControlServer, prepare_direct
 from accelerator.control.text import printable
 from accelerator.errors import AcceleratorError, PolicyError, Problem
 from accelerator.io.credentials import Credentials
+from accelerator.io.handover import HandOverError
 from accelerator.policy import check_policy
-from accelerator.services.appliance import Appliance
+from accelerator.services.appliance import Appliance, open_listener
 from accelerator.services.events import Events
 from accelerator.services.history import History
 from accelerator.services.log_lines import Causes, LogWriter
 from accelerator.services.rollout import Candidate, Rollout, choose_start
+from accelerator.services.succession import ADMIN_NAME, Succession, SuccessorError
 from accelerator.services.tally import Watch
 from accelerator.web.admin import start_admin, stop_admin
 
 log = logging.getLogger("accelerator")
 PR_SET_DUMPABLE = 4
+# How long a viewer's idle connection may still be used once after a hand-over. Players ask every few seconds.
+HAND_OVER_IDLE_S = 5.0
 # What is left of the log is written for so long at the end.
 LOG_END_S = 1.0
 
@@ -82,6 +87,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--policy", type=Path, required=True, metavar="FILE_OR_DIR", help="the policy (YAML)")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="where the control socket and state are")
     parser.add_argument("--credentials", type=Path, metavar="DIR", help="where keys and certificates are")
+    parser.add_argument(
+        "--control-socket", type=Path, metavar="PATH", help="where accelctl connects (default STATE_DIR/control.sock)"
+    )
+    parser.add_argument(
+        "--take-over", action="store_true", help="take the listening sockets of the one that runs there over; it drains"
+    )
     parser.add_argument("--check", action="store_true", help="check the policy, and end")
     parser.add_argument("--version", action="version", version=f"acceleratord {__version__}")
     options = parser.parse_args(arguments)
@@ -113,6 +124,7 @@ def _log_all(problems: tuple[Problem, ...], level: int) -> None:
 async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_note_fault(Causes()))
+    succession = Succession(options.state_dir, loop, os.environ, takes_over=options.take_over)
     prepare_directory(options.state_dir)
     events = Events()
 
@@ -129,9 +141,10 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
     if not choice.candidates:
         raise PolicyError(choice.problems)
     _log_all(choice.problems, logging.WARNING)
-    box = _make_box(choice.candidates[0], options, loop, events)
+    box = _make_box(choice.candidates[0], options, loop, events, succession)
     ending = asyncio.Event()
     at_once = asyncio.Event()
+    heir: list[frozenset[str]] = []  # the listeners that a successor serves on
 
     def end() -> None:
         (at_once if ending.is_set() else ending).set()
@@ -142,19 +155,32 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
         else:
             log.error("policy refused, the running one stays: this acceleratord has not started yet, or is ending")
 
+    def upgrade() -> None:
+        arguments = [argument for argument in sys.orig_argv[1:] if argument != "--take-over"]
+        try:
+            succession.start_successor([sys.executable, *arguments, "--take-over"])
+        except SuccessorError as error:
+            log.error("no upgrade: %s", error.message)
+
+    def leave(listeners: frozenset[str]) -> None:
+        heir.append(listeners)
+        ending.set()
+
     # Before anybody can know that we run: a reload that comes too early must not end the process.
     loop.add_signal_handler(signal.SIGTERM, end)
     loop.add_signal_handler(signal.SIGINT, end)
     loop.add_signal_handler(signal.SIGHUP, reload)
-    control = ControlServer(box, options.state_dir / "control.sock", audit=_audit)
-    await control.start()
+    loop.add_signal_handler(signal.SIGUSR2, upgrade)
+    control = ControlServer(box, options.control_socket or options.state_dir / "control.sock", audit=_audit)
     runner: ServerRunner | None = None
     watch: Watch | None = None
     try:
+        await succession.begin()
+        await control.start(is_hidden=options.take_over)
         candidate = choice.candidates[0]
         for following in (*choice.candidates[1:], None):
             try:
-                runner = await _open(box, control, writer)
+                runner, admin = await _open(box, control, writer, succession)
                 break
             except AcceleratorError as error:
                 if following is None:
@@ -162,20 +188,39 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
                 log.error("%s", error.message)
                 candidate = replace(following, warning=f"{error.message}: {following.warning}")
                 await box.close()
-                box = control.box = _make_box(candidate, options, loop, events)
+                box = control.box = _make_box(candidate, options, loop, events, succession)
+        try:
+            await succession.take()
+        except HandOverError:
+            # It has accepted from the shared sockets already, and whom it accepted is answered.
+            await box.drain("the other one serves on", kept=box.listening_sockets(), idle_s=HAND_OVER_IDLE_S)
+            raise
+        control.show()
         rollout = Rollout(box, options.policy, history, events, candidate)
         await rollout.begin()
         watch = Watch(box, rollout, events, loop)
         watch.start()
+        rollout.on_reload = succession.on_reload
         box.rollout = rollout
         for row in box.status()["listeners"]:
             log.info("serving viewers on %s (%s)", row["address"], row["name"])
+        succession.serve(box, admin, f"{__version__}, {len(box.tables.listeners)} listeners", leave)
         await ending.wait()
         log.info("draining")
+        succession.ending(box.tables.limits.drain_s, is_left=bool(heir))
+        if heir and runner is not None:
+            await stop_admin(runner)
+            runner = None
         # What goes wrong while it ends speaks against no policy.
         watch.stop()
         await rollout.end()
-        drained = asyncio.ensure_future(box.drain())
+        if heir:
+            drain = box.drain("another acceleratord has taken over", kept=heir[0], idle_s=HAND_OVER_IDLE_S)
+        elif succession.keeps_sockets:
+            drain = box.drain(kept=box.listening_sockets())
+        else:
+            drain = box.drain()
+        drained = asyncio.ensure_future(drain)
         second = asyncio.ensure_future(at_once.wait())
         await asyncio.wait({drained, second}, return_when=asyncio.FIRST_COMPLETED)
         for task in (drained, second):
@@ -189,25 +234,33 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
         if runner is not None:
             await stop_admin(runner)
         await control.stop()
+        succession.end()
     return 0
 
 
 def _make_box(
-    candidate: Candidate, options: argparse.Namespace, loop: asyncio.AbstractEventLoop, events: Events
+    candidate: Candidate,
+    options: argparse.Namespace,
+    loop: asyncio.AbstractEventLoop,
+    events: Events,
+    succession: Succession,
 ) -> Appliance:
-    return Appliance(candidate.policy, options.policy, loop, Credentials(_credentials_directory(options)), events)
+    credentials = Credentials(_credentials_directory(options))
+    return Appliance(candidate.policy, options.policy, loop, credentials, events, succession)
 
 
-async def _open(box: Appliance, control: ControlServer, writer: LogWriter) -> ServerRunner | None:
-    """Opens the admin listener, then the viewers'. Raises AcceleratorError, and leaves no admin listener then."""
-    runner = None
+async def _open(
+    box: Appliance, control: ControlServer, writer: LogWriter, succession: Succession
+) -> tuple[ServerRunner | None, socket.socket | None]:
+    """Opens the admin listener and the viewers'. Raises AcceleratorError, and leaves no admin listener then."""
+    admin = None
     if box.tables.admin is not None:
         host, port = box.tables.admin
         try:
-            runner, real_port = await start_admin(box, host, port)
+            admin = succession.adopt(ADMIN_NAME, host, port) or open_listener(host, port)
         except OSError as fault:
             raise AcceleratorError("listen", f"admin: {host}:{port}: {fault.strerror}") from fault
-        box.admin_address = (host, real_port)
+        box.admin_address = (host, admin.getsockname()[1])
     box.extra_counters = lambda: {
         **control.counters(),
         "log_lines_dropped": (writer.n_dropped, "log lines lost because nobody took them"),
@@ -215,10 +268,12 @@ async def _open(box: Appliance, control: ControlServer, writer: LogWriter) -> Se
     try:
         box.start()
     except BaseException:
-        if runner is not None:
-            await stop_admin(runner)
+        if admin is not None:
+            admin.close()
         raise
-    return runner
+    # It answers only now: who takes over shares the address with one that is well, and must not say that it isn't.
+    runner = None if admin is None else (await start_admin(box, host, port, admin))[0]
+    return runner, admin
 
 
 def _audit(entry: AuditEntry) -> None:

@@ -151,24 +151,34 @@ class ControlServer:
         self._group_id = group_id
         self._server: asyncio.Server | None = None
         self._inode: tuple[int, int] | None = None
+        self._hidden: Path | None = None
         self._logged: set[tuple[str, str]] = set()
         self._denied_at: dict[int, float] = {}
 
-    async def start(self) -> None:
-        """Listen. Raises ControlError: "directory", "in-use" (a live daemon has the socket), "socket" (the system
-        says no).
+    async def start(self, *, is_hidden: bool = False) -> None:
+        """Listen. `is_hidden`: a live daemon has the socket; show() puts ours in its place. Raises ControlError:
+        "directory", "in-use" (a live daemon has the socket), "socket" (the system says no).
         """
         prepare_directory(self.path.parent)
         if len(os.fsencode(self.path)) > SUN_PATH_MAX:
             raise ControlError("socket", f"{self.path}: a socket's path has at most {SUN_PATH_MAX} bytes")
         try:
             with _starting(self.path.parent):
-                _refuse_live(self.path)
+                if not is_hidden:
+                    _refuse_live(self.path)
                 listening = self._bind()
+                if not is_hidden:
+                    self.show()
         except OSError as error:
             raise ControlError("socket", f"{self.path}: {error.strerror or error}") from error
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Connection(self), sock=listening, backlog=128)
+
+    def show(self) -> None:
+        """Take the path, whoever had it: in one step, so that somebody answers there at any time. Raises OSError."""
+        if self._hidden is not None:
+            self._hidden.rename(self.path)
+            self._hidden = None
 
     async def stop(self) -> None:
         """Close the socket, remove its file (unless another daemon has put its own there), close all connections."""
@@ -176,9 +186,10 @@ class ControlServer:
             return
         self._server.close()
         with contextlib.suppress(OSError):
-            found = self.path.lstat()
+            path = self._hidden or self.path
+            found = path.lstat()
             if (found.st_dev, found.st_ino) == self._inode:
-                self.path.unlink()
+                path.unlink()
         for connection in list(self.connections):
             connection.close()
         await self._server.wait_closed()
@@ -201,11 +212,11 @@ class ControlServer:
             new.chmod(0o660)
             listening.listen(128)
             found = new.stat()
-            new.rename(self.path)
         except OSError:
             listening.close()
             new.unlink(missing_ok=True)
             raise
+        self._hidden = new
         self._inode = (found.st_dev, found.st_ino)
         self._group_id = found.st_gid
         return listening

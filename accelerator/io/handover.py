@@ -45,7 +45,8 @@ class HandOverError(AcceleratorError):
 class HandOverServer:
     """The running one's end, at `path`. One successor at a time.
 
-    `sockets` gives what is handed over now; `leave(pid, names)` is called once, when `pid` serves on those `names`.
+    `sockets` gives what is handed over now; `leave(pid, names)` is called once, when `pid` serves on those `names`;
+    `only_pid` is the one process that may, if it matters.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class HandOverServer:
         sockets: Callable[[], Mapping[str, socket.socket]],
         leave: Callable[[int, frozenset[str]], None],
         *,
+        only_pid: Callable[[], int | None] = lambda: None,
         ready_within_s: float = READY_WITHIN_S,
     ) -> None:
         self._path = path
         self._sockets = sockets
         self._leave = leave
+        self._only_pid = only_pid
         self._ready_within_s = ready_within_s
         self._listening: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
@@ -115,9 +118,17 @@ class HandOverServer:
         if uid not in (0, os.geteuid()):
             log.warning("hand-over: process %d is refused: user %d may not take over", pid, uid)
             connected.close()
-        elif self.is_busy:
-            log.warning("hand-over: process %d is refused: another one is taking over already", pid)
-            task = loop.create_task(_refuse(connected, "another one is taking over already"))
+            return
+        refusal = ""
+        if self.is_busy:
+            refusal = "another one is taking over already"
+        elif self._only_pid() not in (None, pid):
+            refusal = (
+                "a service manager runs it, which knows only its own: send it SIGUSR2, it starts its successor itself"
+            )
+        if refusal:
+            log.warning("hand-over: process %d is refused: %s", pid, refusal)
+            task = loop.create_task(_refuse(connected, refusal))
             self._refusing.add(task)
             task.add_done_callback(self._refusing.discard)
         else:
@@ -165,6 +176,9 @@ class Predecessor:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._connected.close()
 
     async def ask(self) -> list[Named]:

@@ -42,31 +42,40 @@ def passed_sockets(environ: MutableMapping[str, str], pid: int) -> list[Named]:
 
 
 class Inherited:
-    """Sockets that wait for a listener of the policy. Who adopts one owns it; close() ends the rest."""
+    """Sockets that wait for a listener of the policy, until close(). Each adoption is a duplicate, so that a start that
+    fails can be tried again with another policy.
+    """
 
     def __init__(self, passed: Iterable[Named] = ()) -> None:
         self._waiting = list(passed)
-        self._adopted: set[str] = set()
+        self._adopted: dict[str, str] = {}
+
+    def add(self, passed: Iterable[Named]) -> None:
+        self._waiting += passed
 
     def adopt(self, name: str, host: str, port: int) -> socket.socket | None:
-        """A stream socket that is bound to this very address, listening and non-blocking; None: there is none.
+        """A listening, non-blocking stream socket of this very address, the caller's; None: there is none.
 
         One of this name comes before one that has only the address. Port 0 is any port, so there the name has to be
         right too.
         """
         fitting = [row for row in self._waiting if is_bound_to(row[1], host, port) and (port != 0 or row[0] == name)]
-        for row in sorted(fitting, key=lambda row: row[0] != name):
-            self._waiting.remove(row)
-            if _is_listening(row[1]):
-                row[1].setblocking(False)
-                self._adopted.add(describe(row[1]))
-                return row[1]
-            row[1].close()
+        for passed_name, sock in sorted(fitting, key=lambda row: row[0] != name):
+            if _is_listening(sock):
+                adopted = sock.dup()
+                adopted.setblocking(False)
+                self._adopted[describe(sock)] = passed_name
+                return adopted
         return None
 
+    @property
+    def adopted_names(self) -> list[str]:
+        """The names, as they were passed, of what was adopted."""
+        return list(self._adopted.values())
+
     def close(self) -> list[str]:
-        """Closes what nobody adopted; what it was, for the log. A duplicate of what was adopted is no news: a socket
-        unit and the store may both pass one.
+        """Ends it all; what nobody adopted, for the log. A duplicate of what was adopted is no news: a socket unit and
+        the store may both pass one.
         """
         left = []
         for name, sock in self._waiting:

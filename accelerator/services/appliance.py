@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Container, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from accelerator.services.inventory import Inventory
 from accelerator.services.log_lines import Causes
 from accelerator.services.origins import Origin, Origins, Secrets
 from accelerator.services.rollout import Rollout, one_line
+from accelerator.services.succession import Succession
 
 log = logging.getLogger("accelerator")
 
@@ -62,6 +63,7 @@ class Appliance:
         loop: asyncio.AbstractEventLoop,
         credentials: Credentials,
         events: Events,
+        succession: Succession,
     ) -> None:
         tables = compile_policy(policy)
         self._loop = loop
@@ -73,6 +75,7 @@ class Appliance:
         self._is_serving = False
         self._causes = Causes()
         self.events = events
+        self._succession = succession
         self.rollout: Rollout | None = None
         self.admin_address: tuple[str, int] | None = None
         self.dataplane = DataPlane(worker_count(tables.workers), tables.memory_bytes)
@@ -127,18 +130,33 @@ class Appliance:
                 self._retire(listening)
         return self.generation
 
-    async def drain(self) -> None:
-        """No new connections, idle ones closed; returns when the last response is out or `limits.drain` is over."""
+    async def drain(self, why: str = "SIGTERM", *, kept: Container[str] = (), idle_s: float = 0.0) -> None:
+        """No new connections, idle ones closed; returns when the last response is out or `limits.drain` is over.
+
+        Listeners in `kept` go on listening, as others have their sockets too. With `idle_s` those serve already, and
+        idle connections may be used once more within this time."""
         self._is_draining = True
-        self.events.note("drain", "draining: no new connections, running answers are finished", why="SIGTERM")
-        self._plane.drain()
+        self.events.note("drain", "draining: no new connections, running answers are finished", why=why)
+        self._plane.drain(int(idle_s * 1000))
         deadline_ns = clock.monotonic_ns() + int(self.tables.limits.drain_s * NS)
         # The workers take what waits in the queues first; after that, who connects is refused and goes elsewhere.
         await asyncio.sleep(DRAIN_POLL_S)
-        for _, listening in self._sockets.values():
-            _refuse(listening)
+        for name, (_, listening) in self._sockets.items():
+            if name not in kept:
+                _refuse(listening)
         while self._plane.n_connections and clock.monotonic_ns() < deadline_ns:
             await asyncio.sleep(DRAIN_POLL_S)
+
+    # -- services.succession.Serving -----------------------------------------------------------------------------------
+
+    def listening_sockets(self) -> Mapping[str, socket.socket]:
+        return {name: listening for name, (_, listening) in self._sockets.items()}
+
+    def poke_workers(self) -> None:
+        self._plane.poke()
+
+    def worker_passes(self) -> Sequence[int | None]:
+        return [passes if alive else None for _, passes, alive in self._plane.workers_state()]
 
     async def close(self) -> None:
         self._is_serving = False
@@ -168,11 +186,17 @@ class Appliance:
         An open socket belongs to its address, whatever the listener is called now; port 0 names no address."""
         opened: Listening = {}
         new: list[socket.socket] = []
+        fresh: dict[str, socket.socket] = {}
         by_address = {address: (address, sock) for address, sock in self._sockets.values() if address[1]}
         for row in tables.listeners:
             known = self._sockets.get(row.name) if row.port == 0 else by_address.get((row.host, row.port))
             if known is not None and known[0] == (row.host, row.port):
                 opened[row.name] = known
+                continue
+            listening = self._succession.adopt(row.name, row.host, row.port)
+            if listening is not None:
+                new.append(listening)
+                opened[row.name] = ((row.host, row.port), listening)
                 continue
             try:
                 listening = open_listener(row.host, row.port)
@@ -181,7 +205,10 @@ class Appliance:
                     sock.close()
                 raise StartError("listen", f"listen.{row.name}: {row.host}:{row.port}: {fault.strerror}") from fault
             new.append(listening)
+            fresh[row.name] = listening
             opened[row.name] = ((row.host, row.port), listening)
+        for name, listening in fresh.items():
+            self._succession.opened(name, listening)
         return opened
 
     def _retire(self, listening: socket.socket) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -122,6 +122,7 @@ class Rollout:
         self.history = history
         self.probation = Probation()
         self.warning = started.warning
+        self.on_reload: Callable[[bool], None] = lambda _: None  # True: one begins, False: it is over
         self._box = box
         self._path = path
         self._events = events
@@ -179,7 +180,14 @@ class Rollout:
         """SIGHUP: reads --policy's file again. Several at once are one."""
         if not self._is_reload_waiting and not self._is_ended:
             self._is_reload_waiting = True
-            self._spawn(self._reload())
+            self._spawn(self._announced_reload())
+
+    async def _announced_reload(self) -> None:
+        self.on_reload(True)
+        try:
+            await self._reload()
+        finally:
+            self.on_reload(False)
 
     async def _reload(self) -> None:
         async with self._lock:

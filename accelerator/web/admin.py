@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import logging
 import re
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -53,8 +54,10 @@ _ORIGIN_COUNTERS = {
 }
 
 
-async def start_admin(box: Box, host: str, port: int) -> tuple[web.ServerRunner, int]:
-    """Listen on `host` (a literal or a name) and `port` (0: any). The runner, and the real port.
+async def start_admin(
+    box: Box, host: str, port: int, listening: socket.socket | None = None
+) -> tuple[web.ServerRunner, int]:
+    """Listen on `host` (a literal or a name) and `port` (0: any), or by `listening`. The runner, and the real port.
 
     Raises OSError where the address can't be had.
     """
@@ -62,7 +65,8 @@ async def start_admin(box: Box, host: str, port: int) -> tuple[web.ServerRunner,
     runner = web.ServerRunner(server, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        site = web.TCPSite(runner, host, port) if listening is None else web.SockSite(runner, listening)
+        await site.start()
     except OSError:
         await runner.cleanup()
         raise

@@ -94,23 +94,40 @@ def _is_open(fd: int) -> bool:
 
 def test_a_socket_is_adopted_where_the_policy_listens(listening: socket.socket) -> None:
     inherited = Inherited([("lan", listening)])
-    assert inherited.adopt("lan", "127.0.0.1", port_of(listening)) is listening
-    assert not listening.getblocking()
-    assert inherited.adopt("lan", "127.0.0.1", port_of(listening)) is None
+    adopted = inherited.adopt("lan", "127.0.0.1", port_of(listening))
+    assert adopted is not None
+    assert not adopted.getblocking()
+    assert not adopted.get_inheritable()
     assert inherited.close() == []
-    assert listening.fileno() >= 0
+    assert listening.fileno() == -1
+    with adopted, socket.create_connection(adopted.getsockname()):
+        adopted.accept()[0].close()
+
+
+def test_a_start_that_fails_can_be_tried_again(listening: socket.socket) -> None:
+    inherited = Inherited([("lan", listening)])
+    for _ in range(2):
+        adopted = inherited.adopt("lan", "127.0.0.1", port_of(listening))
+        assert adopted is not None
+        adopted.close()
+    assert inherited.adopted_names == ["lan"]
 
 
 def test_an_address_is_enough(listening: socket.socket) -> None:
-    assert Inherited([("what-it-was", listening)]).adopt("lan", "127.0.0.1", port_of(listening)) is listening
+    inherited = Inherited([("what-it-was", listening)])
+    adopted = inherited.adopt("lan", "127.0.0.1", port_of(listening))
+    assert adopted is not None
+    adopted.close()
+    assert inherited.adopted_names == ["what-it-was"]
 
 
 def test_the_right_name_comes_first(listening: socket.socket) -> None:
-    again = listening.dup()
-    inherited = Inherited([("other", listening), ("lan", again)])
-    assert inherited.adopt("lan", "127.0.0.1", port_of(listening)) is again
-    assert inherited.close() == []  # a duplicate of what was adopted
-    again.close()
+    inherited = Inherited([("other", listening), ("lan", listening.dup())])
+    adopted = inherited.adopt("lan", "127.0.0.1", port_of(listening))
+    assert adopted is not None
+    adopted.close()
+    assert inherited.adopted_names == ["lan"]
+    assert inherited.close() == []  # the other is a duplicate of what was adopted
 
 
 def test_the_right_name_at_another_address_is_refused(listening: socket.socket) -> None:
@@ -127,7 +144,10 @@ def test_port_0_takes_the_name_at_its_word(listening: socket.socket) -> None:
     inherited = Inherited([("lan", listening)])
     assert inherited.adopt("wan", "127.0.0.1", 0) is None
     assert inherited.adopt("lan", "0.0.0.0", 0) is None
-    assert inherited.adopt("lan", "127.0.0.1", 0) is listening
+    adopted = inherited.adopt("lan", "127.0.0.1", 0)
+    assert adopted is not None
+    assert port_of(adopted) == port_of(listening)
+    adopted.close()
 
 
 def test_addresses_are_compared_as_addresses() -> None:
