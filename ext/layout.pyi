@@ -1,3 +1,5 @@
+"""Types of ext/layout.pyx: counter names and row dtypes."""
+
 from typing import Any
 
 COUNTERS: tuple[tuple[int, str, str], ...]

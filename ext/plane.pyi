@@ -15,7 +15,9 @@ FOREVER_NS: int
 class Plane(Workers):
     counters: Any
     generation: int
-    def __init__(self, workers: int, memory_limit_bytes: int, slice_bytes: int = ..., exchange_slots: int = ...) -> None: ...
+    def __init__(
+        self, workers: int, memory_limit_bytes: int, slice_bytes: int = ..., exchange_slots: int = ...
+    ) -> None: ...
     def publish(
         self, strings: bytes, site: tuple[int, int], hosts: Any, paths: Any, origins: Any, nets: Any, listeners: Any,
         parameters: Any, limits: Any,
