@@ -62,6 +62,7 @@ class UpstreamClient:
         self._idle: dict[Upstream, OrderedDict[Connection[Call], None]] = {}
         self._is_closed = False
         self._all_gone: asyncio.Event | None = None
+        self._all_ended: asyncio.Event | None = None
 
     @property
     def n_connections(self) -> int:
@@ -131,6 +132,13 @@ class UpstreamClient:
             self._close_idle()
         self._pump()
 
+    async def finish(self) -> None:
+        """Lets the calls under way end as they would, however long that takes, then closes. No new ones may come."""
+        if self._calls:
+            self._all_ended = asyncio.Event()
+            await self._all_ended.wait()
+        await self.close()
+
     async def close(self) -> None:
         """Fails every call with 'closed' and returns when no connection is left."""
         self._is_closed = True
@@ -148,7 +156,7 @@ class UpstreamClient:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._resolver.close()
         if self._open:
-            self._all_gone = asyncio.Event()
+            self._all_gone = self._all_gone or asyncio.Event()
             await self._all_gone.wait()
 
     def _new_dialler(self) -> Dialler:
@@ -181,6 +189,8 @@ class UpstreamClient:
         """The call is over: its place goes to the one that waits longest."""
         call._is_over = True
         self._calls.discard(call)
+        if self._all_ended is not None and not self._calls:
+            self._all_ended.set()
         if call._attempt is not None:
             call._attempt.released()
         if call._queue_timer is not None:

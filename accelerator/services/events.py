@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -44,7 +45,8 @@ class Event:
 class Events:
     """The ring and its followers. Lives on one loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, now_ns: Callable[[], int] = clock.monotonic_ns) -> None:
+        self._now_ns = now_ns
         self.n_dropped_followers = 0
         self._ring: deque[Event] = deque(maxlen=EVENTS_MAX)
         self._number = 0
@@ -58,7 +60,7 @@ class Events:
 
     def note(self, kind: str, what: str, *, why: str = "", advice: str = "", cause: str = "") -> None:
         """Something happened. Of one `cause` (by default kind and what) one is told in 10 s, with the count."""
-        now_ns = clock.monotonic_ns()
+        now_ns = self._now_ns()
         event = Event(0, round(clock.wall_s(), 3), kind, _clean(what), _clean(why), _clean(advice))
         key = cause or f"{kind}:{event.what}"
         last_ns, waiting = self._causes.get(key, (now_ns - EVERY_NS, None))
@@ -72,7 +74,7 @@ class Events:
 
     def tick(self) -> None:
         """To be called each second: tells what was held back, once its 10 s are over."""
-        now_ns = clock.monotonic_ns()
+        now_ns = self._now_ns()
         due = [
             (key, waiting)
             for key, (last_ns, waiting) in self._causes.items()

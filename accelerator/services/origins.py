@@ -63,6 +63,7 @@ class Origins:
         self._credentials = credentials
         self._note_event = note_event
         self.by_id: dict[int, Origin] = {}
+        self._leaving: set[UpstreamClient] = set()
 
     def read_secrets(self, policy: Policy) -> dict[str, Secrets]:
         """The credentials that the policy names, by origin; nothing is taken over. Raises CredentialError."""
@@ -112,8 +113,14 @@ class Origins:
             by_id[origin_id] = Origin(origin_id, name, row, rules, client, class_index)
         for origin_id, gone in self.by_id.items():
             if origin_id not in by_id:
-                self._loop.create_task(gone.client.close())
+                # What viewers are being sent of it goes on to its end.
+                self._loop.create_task(self._finish(gone.client))
         self.by_id = by_id
+
+    async def _finish(self, client: UpstreamClient) -> None:
+        self._leaving.add(client)
+        await client.finish()
+        self._leaving.discard(client)
 
     def by_name(self, name: str) -> Origin | None:
         return next((origin for origin in self.by_id.values() if origin.name == name), None)
@@ -123,7 +130,8 @@ class Origins:
         return {origin.name: origin.client.health() for origin in self.by_id.values()}
 
     async def close(self) -> None:
-        await asyncio.gather(*(origin.client.close() for origin in self.by_id.values()))
+        clients = {*self._leaving, *(origin.client for origin in self.by_id.values())}
+        await asyncio.gather(*(client.close() for client in clients))
 
 
 def _settings(

@@ -114,6 +114,23 @@ def test_apply_tells_each_problem_with_its_place_and_changes_nothing(box: Runnin
     assert outcomes(box)[-1] == (2, "apply", "refused")
 
 
+def test_an_origin_that_leaves_finishes_what_it_sends(origin: RecordingOrigin, box: RunningBox) -> None:
+    """It used to break off every transfer of an origin that the new policy no longer has."""
+    request = f"GET /gate/leaving/200000 HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode()
+    with box.connect() as viewer:
+        viewer.sendall(request)
+        received = len(viewer.recv(1000))
+        changes = {"origins": {"renamed": box.policy["origins"]["media"]}}
+        path = written(box, "new.yaml", changes)
+        path.write_text(yaml.safe_dump({**box.policy, **changes}, sort_keys=False))
+        assert [change["kind"] for change in apply(box, path)["changes"]] == ["removed", "added"]
+        assert box.get("/good/a").status == 200
+        origin.open_gate("leaving")
+        while piece := viewer.recv(1 << 18):
+            received += len(piece)
+    assert received > 200_000
+
+
 def test_what_needs_a_restart_is_refused_and_said_by_diff(box: RunningBox) -> None:
     path = written(box, "new.yaml", {"cache": {"memory": "128MiB"}, "workers": 2})
     assert json.loads(box.accelctl("--json", "policy", "diff", str(path)).stdout)["needs_restart"] is True
