@@ -28,6 +28,7 @@ _SEEDS = [
     b'{"command": "status"}',
     b'{"command": "cache ls", "args": {"limit": 10, "offset": 0, "sort": "size", "prefix": "http://a/"}}',
     b'{"command": "cache purge", "args": {"url": "http://a.example/\\u00e9\\ud83d\\ude00"}}\r',
+    b'{"command": "policy apply", "args": {"files": [["a.yaml", "version: 1\\n"]], "folder": "/", "path": "/a"}}',
     b'{"args": {"prefix": "x", "limit": 1e2, "a": [null, true, {"b": NaN}]}, "command": "top"}',
 ]
 
