@@ -214,7 +214,7 @@ class Flight:
                 self._ask_again(as_asked=True)
                 return
             self._pass(response, upstream, verdict)
-        elif may_list and (verdict.store or response.status == 206):
+        elif may_list and (verdict.store or response.status == 206 or _answers_waiting(response.status, verdict)):
             self._store(response, upstream, verdict, wall_s)
         else:
             self._pass(response, upstream, verdict)
@@ -425,3 +425,11 @@ def _replaces(status: int, verdict: Verdict) -> bool:
     if verdict.reason in _LIES_IN_REQUEST or verdict.reason is Reason.PROVOKED:
         return False
     return status < 400 or status in (404, 410)
+
+
+def _answers_waiting(status: int, verdict: Verdict) -> bool:
+    """Whether a response that nobody may reuse later answers who asked before it was fetched (RFC 9111 section 4).
+
+    Listed without lifetime it does just that: a `no-cache` playlist without validator costs one request at a time.
+    """
+    return status in (200, 203) and verdict.share_waiting

@@ -133,6 +133,28 @@ async def test_a_no_cache_playlist_costs_one_request_at_a_time(box: Box) -> None
 
 
 @scenario
+async def test_bug_no_cache_without_validator_went_upstream_for_each_viewer(box: Box) -> None:
+    """500 viewers of a playlist that can't be validated made 500 requests, 64 at once."""
+    crew = Crew()
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n"
+    file = File(playlist, etag=None, cache_control="no-cache", content_type="application/vnd.apple.mpegurl")
+
+    async def script(peer: Peer, request: Request) -> bool:
+        await crew(peer, request)
+        return await file(peer, request)
+
+    async with box.origin({b"/bare.m3u8": script}):
+        viewers = [asyncio.ensure_future(get(box, "/bare.m3u8")) for _ in range(200)]
+        await until(lambda: crew.n_now == 1, "the first request is under way")
+        await heard(box)
+        crew.gate.set()
+        answers = [await viewer for viewer in viewers]
+    assert {answer.body for answer in answers} == {playlist}
+    assert crew.n_most == 1
+    assert crew.n_all in (1, 2)  # who came after the first was sent waits for the next
+
+
+@scenario
 async def test_others_go_on_when_the_leader_resets_before_the_head(box: Box) -> None:
     gate = asyncio.Event()
     async with box.origin({b"/leader-gone": gated(gate, cached(b"body"))}) as origin:
