@@ -158,7 +158,7 @@ class Load:
         unanswered = self.n - sum(self.statuses.values()) - sum(
             count for what, count in self.failures.items() if not what[:1].isdigit() and what != "wrong body"
         )
-        if unanswered:
+        if unanswered > 0:  # connections made in advance may have been refused too
             self.failures["unanswered"] += unanswered
         latencies = sorted(self.slowest_ms) or [0.0]
         print(

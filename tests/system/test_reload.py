@@ -258,6 +258,21 @@ def test_a_wan_that_is_down_is_no_policys_fault(tmp_path: Path) -> None:
         assert box.status()["policy"]["outcome"] == "applied"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_five_minutes_of_real_traffic_make_a_policy_good_and_a_rollback_finds_it(box: RunningBox) -> None:
+    with SteadyLoad(box.address(), 20, HOST):
+        wait_for(lambda: events(box, "policy-good"), seconds=330)
+    assert outcomes(box) == [(1, "start", "good")]
+    for n in (1, 2):
+        apply(box, written(box, f"{n}.yaml", {"limits": {"drain": f"{n}s"}}))
+    back = json.loads(box.accelctl("--json", "policy", "rollback").stdout)
+    assert (back["restored"], back["was_good"]) == (1, True)
+    restarted(box)
+    assert outcomes(box)[0] == (1, "start", "good")
+    assert box.status()["policy"]["number"] == 4
+
+
 # -- starts ------------------------------------------------------------------------------------------------------------
 
 
