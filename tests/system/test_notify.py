@@ -12,7 +12,7 @@ import pytest
 from accelerator.io.notify import CHECKS_EACH_TIMEOUT, Notifier, Watchdog, from_environment, stuck_workers
 
 
-class Manager:
+class NotifySocket:
     """The service manager's end of NOTIFY_SOCKET."""
 
     def __init__(self, address: str) -> None:
@@ -31,13 +31,13 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def manager(address: str) -> Iterator[Manager]:
-    found = Manager("\0" + address[1:] if address.startswith("@") else address)
+def manager(address: str) -> Iterator[NotifySocket]:
+    found = NotifySocket("\0" + address[1:] if address.startswith("@") else address)
     with found.socket:
         yield found
 
 
-def test_states_are_told(manager: Manager, address: str) -> None:
+def test_states_are_told(manager: NotifySocket, address: str) -> None:
     notifier = from_environment({"NOTIFY_SOCKET": address}, 1)
     notifier.ready("serving\nMAINPID=1")
     assert manager.heard()[0] == {"READY": "1", "STATUS": "serving MAINPID=1"}
@@ -49,7 +49,7 @@ def test_states_are_told(manager: Manager, address: str) -> None:
     assert manager.heard()[0] == {"MAINPID": "4711", "WATCHDOG": "1"}
 
 
-def test_a_stored_socket_is_the_same_socket(manager: Manager, address: str) -> None:
+def test_a_stored_socket_is_the_same_socket(manager: NotifySocket, address: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         Notifier(address).store("lan", listening)
         fields, (fd,) = manager.heard()
@@ -104,7 +104,7 @@ def test_who_is_stuck() -> None:
     assert stuck_workers([], [0, 0]) == []
 
 
-def test_the_watchdog_hears_of_progress_and_only_of_progress(manager: Manager, address: str) -> None:
+def test_the_watchdog_hears_of_progress_and_only_of_progress(manager: NotifySocket, address: str) -> None:
     """Workers that move only when they are woken, one of which stops for a while."""
     timeout_s = 0.2
     passes: list[int | None] = [0, 0]
