@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from accelerator import clock
 from accelerator.errors import OriginError
-from accelerator.protocols.representation import partial_range, selected_etag
 from accelerator.services.heads import NS
+from accelerator.services.upstream_request import continuation
 
 if TYPE_CHECKING:
     from accelerator.dataplane import DataPlane, StoredObject
@@ -33,6 +33,7 @@ PAUSED_S = 10.0
 MEMORY_RETRY_S = 0.005
 NO_MEMORY_S = 10.0
 SPILL_BYTES = 65536
+PASSED_WANTS_MAX = 16
 # Less than this over a whole body time-out is a drip (reliability.md section 13, row 23), not a slow network.
 RATE_MIN_BPS = 100
 
@@ -82,6 +83,7 @@ class Fill:
         self._no_memory_ns = 0
         self._has_ended = False
         self._alone_ns = 0
+        self._passed_wants = 0
         self._rate_ns = 0
         self._rate_offset = offset
         stored.begin_fill()
@@ -118,7 +120,7 @@ class Fill:
     def get_buffer(self, size_hint: int) -> memoryview:
         """Memory of the object itself; where there is none just now, a buffer of our own, and the origin is paused."""
         if not self._spill and not self._skip:
-            room: memoryview | None = self.stored.room(self.offset, max(size_hint, 1))
+            room = self._room(max(size_hint, 1))
             if room is not None:
                 self._is_spilling = False
                 return room
@@ -150,6 +152,7 @@ class Fill:
             return
         self.stored.commit(self.offset, n)
         self.offset += n
+        self._passed_wants = 0
         if self._runs_on and self.offset == self.end:
             self._stop_quietly()
             return
@@ -181,6 +184,13 @@ class Fill:
             return
         self._give_up(error)
 
+    @property
+    def pinned_bytes(self) -> int:
+        """Memory that can't be evicted until the body is whole."""
+        if self._is_private or self.stored.is_strong:
+            return 0
+        return max(self.stored.total_length, self.offset)
+
     # -- readers -------------------------------------------------------------------------------------------------------
 
     def serves(self, offset: int) -> bool:
@@ -188,6 +198,12 @@ class Fill:
         if self.offset > offset or (self.end is not None and offset >= self.end):
             return False
         return not self.stored.is_strong or offset <= self.offset + NEAR_BYTES
+
+    def is_passed(self, offset: int) -> bool:
+        """Whether a want at `offset` is an old one of a reader that is further on; False: somebody waits for bytes
+        that were dropped, as he keeps asking."""
+        self._passed_wants += 1
+        return offset < self.stored.want and self._passed_wants < PASSED_WANTS_MAX
 
     def nudge(self) -> None:
         """A reader has moved on, or the last one has left."""
@@ -257,6 +273,20 @@ class Fill:
             return self.offset <= most  # a body without end has no rest to measure
         return (total if self.end is None else self.end) - self.offset <= most
 
+    def _room(self, most: int) -> memoryview | None:
+        room: memoryview | None = self.stored.room(self.offset, most)
+        if room is not None or self.stored.has_bytes(self.offset):
+            return room
+        # No memory. What can't be evicted while it is read, because it can't be asked for again, gives way by itself:
+        # such bodies would else stop each other, each holding what the next one waits for.
+        if not self._is_private and not self.stored.is_strong and self.stored.n_readers <= 1:
+            self.stored.detach()
+            self._is_private = True
+        if self._is_private:
+            self.stored.drop_before(self.stored.want)
+            room = self.stored.room(self.offset, most)
+        return room
+
     def _regulate(self) -> None:
         """Pauses the origin when it is far ahead of every reader."""
         if self.stored.total_length < 0 and not self._is_private and self.offset > self._limit_bytes // 4:
@@ -297,7 +327,7 @@ class Fill:
         if self.is_over or self._is_draining:
             return
         while self._spill:
-            room: memoryview | None = self.stored.room(self.offset, len(self._spill))
+            room = self._room(len(self._spill))
             if room is None:
                 if self.stored.has_bytes(self.offset):  # another fill got here first
                     self._stop_quietly()
@@ -367,24 +397,3 @@ class Fill:
 def window_bytes(limit_bytes: int) -> int:
     """How far ahead of its readers one body may be: no more than a sixteenth of all memory."""
     return max(PRIVATE_WINDOW_BYTES, min(WINDOW_BYTES, limit_bytes // 16))
-
-
-def continuation(response: Response, offset: int, etag: bytes | None, total: int) -> tuple[int, int, bool] | None:
-    """How a response goes on at `offset` with the representation (strong `etag`, `total` bytes); None: it does not.
-
-    (body bytes to skip, where the part ends, exclusive, whether it is the whole body). A 200 with the same strong tag
-    is the same bytes, from an origin that ignores Range.
-    """
-    if etag is None or selected_etag(response.fields) != etag:
-        return None
-    if response.status == 200:
-        return (offset, total, True) if response.content_length == total else None
-    if response.status != 206:
-        return None
-    try:
-        part = partial_range(response.fields)
-    except OriginError:
-        return None
-    if part is None or part.first != offset or part.total != total:
-        return None
-    return 0, part.last + 1, False

@@ -38,6 +38,10 @@ class Fills:
         if fill.error is not None:
             self._note_failure(fill)
 
+    @property
+    def pinned_bytes(self) -> int:
+        return sum(fill.pinned_bytes for fill in self._all())
+
     def nudge(self, stored: StoredObject) -> None:
         for fill in list(self._by_object.get(stored, ())):
             fill.nudge()
@@ -58,13 +62,15 @@ class Fills:
         """A reader of `stored` waits at `offset`, and its response ends with byte `last` (negative: with the body)."""
         start = offset - offset % SLICE_BYTES
         start += stored.has_bytes(start)
-        # It came while the want was on its way; of a body that is kept only until it is sent it may be gone again.
-        if start > offset or (not stored.is_strong and stored.want > offset):
+        if start > offset:  # it came while the want was on its way
             stored.forget_want()
             return
         for fill in self._by_object.get(stored, ()):
             if fill.serves(offset):
                 fill.nudge()
+                return
+            if not stored.is_strong and fill.is_passed(offset):
+                stored.forget_want()
                 return
         total = stored.total_length
         etag = selected_etag(split_lines(stored.lines()))

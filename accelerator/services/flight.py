@@ -10,20 +10,21 @@ from accelerator import clock
 from accelerator.dataplane import SLICE_BYTES
 from accelerator.errors import OriginError
 from accelerator.protocols import live
-from accelerator.protocols.cache_decide import (
-    NOT_SHAREABLE_S,
-    Reason,
-    Verdict,
-    decide,
-    may_answer_waiting,
-    with_manifest,
-)
+from accelerator.protocols.cache_decide import NOT_SHAREABLE_S, Verdict, decide, with_manifest
 from accelerator.protocols.cache_validate import decide_304, matches_304
 from accelerator.protocols.fields import Fields, get_first, get_list, has
 from accelerator.protocols.representation import selected_etag, stored_fields
 from accelerator.services.fill import Fill
 from accelerator.services.heads import compose, split_lines, with_exposed
-from accelerator.services.stale import Failure, permits_stale
+from accelerator.services.sharing import (
+    OTHERS_AGAIN,
+    OTHERS_ALONE,
+    answers_waiting,
+    ends_stored,
+    lies_in_request,
+    shares_error,
+)
+from accelerator.services.stale import Failure, kept_verdict, permits_stale
 from accelerator.services.upstream_request import UpstreamRequest, aligned_range, asked_range, has_range
 
 if TYPE_CHECKING:
@@ -39,15 +40,8 @@ KINDS = list(live.Kind)
 DISCARD_BYTES = 65536
 # A body that can't be fetched again in parts stays in memory while it is read: not more than this share of it.
 PINNED_SHARE = 4
-# What the others do when an answer is the leader's alone (Exchange.leader).
-OTHERS_ALONE = 0
-OTHERS_AGAIN = 1
-# Refusals that lie in the leader's request: the others may share an answer among themselves.
-_LIES_IN_REQUEST = frozenset({Reason.AUTHORIZATION, Reason.REQUEST_NO_STORE, Reason.METHOD, Reason.VARY_HIDDEN})
 # Failures that lie in this box, not in the way to the origin.
 _OURS = frozenset({"queue-full", "no-memory", "internal"})
-# Nothing is shared that varies by more than this: errors are, whatever page asks, unless they are coded.
-_HARMLESS_VARY = frozenset({b"origin", b"accept-encoding"})
 
 
 class Flight:
@@ -163,8 +157,7 @@ class Flight:
             self.fetcher.note_error(self.origin, error)
             if not self._serve_stale("disconnected"):
                 # What may not be used without validation, and can't be validated: RFC 9111 section 5.2.2.2 says 504.
-                is_impossible = self._stored is not None and error.kind not in _OURS
-                status = 504 if is_impossible else error.status
+                status = 504 if self._kept is not None and error.kind not in _OURS else error.status
                 self._answer(lambda exchange: exchange.error(status))
         self.fetcher.flight_over(self)
 
@@ -205,7 +198,7 @@ class Flight:
         verdict = self._held_not_found(verdict, response.status)
         self._verdict = verdict
         may_list = not self.is_alone and not self.is_withdrawn
-        if self._is_validation and not verdict.store and _replaces(response.status, verdict):
+        if self._is_validation and not verdict.store and ends_stored(response.status, verdict):
             assert self._stored is not None
             self._stored.detach()  # RFC 9111 section 4.3.3: the full response takes its place
         if response.status == 206 and not (verdict.shareable and may_list):
@@ -214,7 +207,7 @@ class Flight:
                 self._ask_again(as_asked=True)
                 return
             self._pass(response, upstream, verdict)
-        elif may_list and (verdict.store or response.status == 206 or _answers_waiting(response.status, verdict)):
+        elif may_list and (verdict.store or response.status == 206 or answers_waiting(response.status, verdict)):
             self._store(response, upstream, verdict, wall_s)
         else:
             self._pass(response, upstream, verdict)
@@ -240,13 +233,16 @@ class Flight:
         part = verdict.partial
         total = response.content_length if part is None else (part.total or 0)
         offset = 0 if part is None else part.first
-        # Who ignored our Range, or says that he would, can't be asked for a part again.
+        # Who ignored our Range, or says that he would, can't be asked for a part again; nor where no end is known.
         ignores_range = self._requested_range is not None or get_list(response.fields, b"accept-ranges") == [b"none"]
-        has_parts = part is not None or (verdict.etag_is_strong and not ignores_range)
-        if not has_parts and total > self._plane.memory["limit"] // PINNED_SHARE:
-            self.fetcher.remembered.not_shareable(self.key, NOT_SHAREABLE_S)
-            self._pass(response, upstream, verdict)
-            return
+        has_parts = part is not None or (verdict.etag_is_strong and total >= 0 and not ignores_range)
+        if not has_parts:
+            limit = self._plane.memory["limit"]
+            if total > limit // PINNED_SHARE:
+                self.fetcher.remembered.not_shareable(self.key, NOT_SHAREABLE_S)
+            if total > limit // PINNED_SHARE or max(total, 0) + self.fetcher.fills.pinned_bytes > limit // 2:
+                self._pass(response, upstream, verdict)
+                return
         fields = stored_fields(response.fields, response_wall_s=wall_s)
         if part is not None:
             fields = [field for field in fields if field[0].lower() != b"content-range"]
@@ -296,7 +292,7 @@ class Flight:
         stored = self._plane.create(self.origin.id, response.content_length, *head.arguments(), True, False, 0, 0)
         if stored is None:
             raise OriginError("no-memory", "no memory for a response", status=503)
-        shares = self._shares(response, verdict)
+        shares = not self.is_alone and shares_error(response, verdict, self._source.fields, self.origin.rules)
         if self._source.method != b"HEAD":
             self._fill_into(stored, upstream, 0, None, is_private=not shares)
             if response.content_length == 0 or response.status in (204, 304):
@@ -306,21 +302,13 @@ class Flight:
             self._answer(lambda exchange: exchange.everybody(stored, response.status))
             return
         others = self._others
+        if self.is_withdrawn or lies_in_request(verdict):
+            others = OTHERS_AGAIN
         if not self.is_alone and verdict.waiting_status:
             others = verdict.waiting_status
-        elif self.is_withdrawn or verdict.reason in _LIES_IN_REQUEST:
-            others = OTHERS_AGAIN
         if verdict.not_shareable_for_s and not self.is_alone and not self.is_withdrawn:
             self.fetcher.remembered.not_shareable(self.key, verdict.not_shareable_for_s)
         self._answer_leader(stored, response.status, others)
-
-    def _shares(self, response: Response, verdict: Verdict) -> bool:
-        """Whether an error answers all who wait (DESIGN.md section 5)."""
-        if self.is_alone or response.status < 400 or not _HARMLESS_VARY.issuperset(verdict.vary):
-            return False
-        if b"accept-encoding" in verdict.vary and has(response.fields, b"content-encoding"):
-            return False
-        return may_answer_waiting(verdict, self._source.fields, self.origin.rules)
 
     def _fill_into(
         self, stored: StoredObject, upstream: Upstream, offset: int, end: int | None, *, is_private: bool
@@ -373,7 +361,7 @@ class Flight:
         self._plane.count("validated")
         verdict = self._verdict = validated.verdict
         if not verdict.store or self.is_withdrawn:
-            if verdict.reason not in _LIES_IN_REQUEST:
+            if not lies_in_request(verdict):
                 object_.detach()
             self._answer_leader(object_, 304, OTHERS_AGAIN)
             return
@@ -387,13 +375,20 @@ class Flight:
             self._apply_manifest(object_, verdict, validated.fields)
         self._answer_match(304)
 
+    @property
+    def _kept(self) -> Verdict | None:
+        """The verdict on what is stored of it, and is there for more than those who waited for it."""
+        stored = self._stored
+        return None if stored is None else kept_verdict(stored, self.path, self.origin.rules)
+
     def _serve_stale(self, failure: Failure) -> bool:
-        object_ = self._stored
-        if object_ is None or self.is_answered or self.is_withdrawn or self.is_alone:
+        stored = self._stored
+        if stored is None or self.is_answered or self.is_withdrawn or self.is_alone:
             return False
-        if not permits_stale(object_, self.path, self.origin.rules, failure, self._range):
+        verdict = self._kept
+        if verdict is None or not permits_stale(stored, verdict, failure, self._range):
             return False
-        self._answer(lambda exchange: exchange.stale(object_))
+        self._answer(lambda exchange: exchange.stale(stored))
         return True
 
     # -- ends ----------------------------------------------------------------------------------------------------------
@@ -418,18 +413,3 @@ class Flight:
         if self._call is not None:
             self._call.cancel()
             self._call = None
-
-
-def _replaces(status: int, verdict: Verdict) -> bool:
-    """Whether an answer to a validation that isn't stored says that what is stored is no more."""
-    if verdict.reason in _LIES_IN_REQUEST or verdict.reason is Reason.PROVOKED:
-        return False
-    return status < 400 or status in (404, 410)
-
-
-def _answers_waiting(status: int, verdict: Verdict) -> bool:
-    """Whether a response that nobody may reuse later answers who asked before it was fetched (RFC 9111 section 4).
-
-    Listed without lifetime it does just that: a `no-cache` playlist without validator costs one request at a time.
-    """
-    return status in (200, 203) and verdict.share_waiting

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from accelerator import clock
 from accelerator.dataplane import SLICE_BYTES
 from accelerator.protocols import live
-from accelerator.protocols.cache_decide import decide, with_manifest
+from accelerator.protocols.cache_decide import Verdict, decide, with_manifest
 from accelerator.protocols.cache_validate import may_serve_stale
 from accelerator.services.heads import NS, split_lines
 
@@ -19,25 +19,22 @@ if TYPE_CHECKING:
 Failure = Literal["disconnected", "5xx"]
 
 
-def permits_stale(
-    stored: StoredObject, path: bytes, rules: OriginRules, failure: Failure, asked: ByteRange | None
-) -> bool:
+def kept_verdict(stored: StoredObject, path: bytes, rules: OriginRules) -> Verdict | None:
+    """The verdict on what is stored, as of now; None where it was listed only for those who waited for it."""
+    now_s = clock.wall_s()
+    fields = split_lines(stored.lines())
+    verdict = decide([], b"GET", path, rules, stored.status, fields, request_wall_s=now_s, response_wall_s=now_s)
+    if not verdict.store:
+        return None
+    if verdict.kind in live.PLAYLISTS:
+        verdict = with_manifest(verdict, live.read_manifest(stored.body(live.MANIFEST_SIZE_MAX + 1)), rules)
+    return verdict
+
+
+def permits_stale(stored: StoredObject, verdict: Verdict, failure: Failure, asked: ByteRange | None) -> bool:
     """`asked`: the viewer's range. With the origin gone nothing can be added to a body that isn't whole."""
     if stored.is_failed or not (stored.is_whole or _has_bytes(stored, asked)):
         return False
-    wall_s = clock.wall_s()
-    verdict = decide(
-        [],
-        b"GET",
-        path,
-        rules,
-        stored.status,
-        split_lines(stored.lines()),
-        request_wall_s=wall_s,
-        response_wall_s=wall_s,
-    )
-    if verdict.kind in live.PLAYLISTS:
-        verdict = with_manifest(verdict, live.read_manifest(stored.body(live.MANIFEST_SIZE_MAX + 1)), rules)
     fresh_until_ns = max(stored.fresh_until_ns, stored.born_ns)
     staleness_s = max(0, clock.monotonic_ns() - fresh_until_ns) / NS
     return may_serve_stale(verdict, staleness_s=staleness_s, failure=failure)

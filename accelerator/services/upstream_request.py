@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from accelerator.errors import OriginError
 from accelerator.protocols.fields import get_first
+from accelerator.protocols.representation import partial_range, selected_etag
 from accelerator.protocols.upstream_fields import upstream_fields
 
 if TYPE_CHECKING:
     from accelerator.dataplane import Exchange
     from accelerator.io.origin import Upstream
-    from accelerator.io.response import Sink
+    from accelerator.io.response import Response, Sink
     from accelerator.io.upstream import Call
     from accelerator.services.origins import Origin
 
@@ -89,3 +91,24 @@ def aligned_range(exchange: Exchange, slice_bytes: int) -> ByteRange | None:
     if last is None:
         return (first, None) if first else None
     return first, last - last % slice_bytes + slice_bytes - 1
+
+
+def continuation(response: Response, offset: int, etag: bytes | None, total: int) -> tuple[int, int, bool] | None:
+    """How a response goes on at `offset` with the representation (strong `etag`, `total` bytes); None: it does not.
+
+    (body bytes to skip, where the part ends, exclusive, whether it is the whole body). A 200 with the same strong tag
+    is the same bytes, from an origin that ignores Range.
+    """
+    if etag is None or selected_etag(response.fields) != etag:
+        return None
+    if response.status == 200:
+        return (offset, total, True) if response.content_length == total else None
+    if response.status != 206:
+        return None
+    try:
+        part = partial_range(response.fields)
+    except OriginError:
+        return None
+    if part is None or part.first != offset or part.total != total:
+        return None
+    return 0, part.last + 1, False
