@@ -124,13 +124,13 @@ def sound_box(work: Path, **sections: Any) -> Iterator[Box]:
         box.assert_sound()
 
 
-def scenario(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """A coroutine function as a test, on a loop of its own, for at most 20 s."""
+def scenario(test: Callable[..., Awaitable[None]], *, seconds: float = 30.0) -> Callable[..., None]:
+    """A coroutine function as a test, on a loop of its own, for so long at most."""
 
     @functools.wraps(test)
     def run(*arguments: Any, **named: Any) -> None:
         async def within() -> None:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(seconds):
                 await test(*arguments, **named)
 
         uvloop.run(within())
@@ -286,6 +286,8 @@ class Viewer:
 
     def reset(self) -> None:
         sock = self.writer.get_extra_info("socket")
+        if sock is None or self.writer.is_closing():  # the box was first
+            return
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 

@@ -131,3 +131,11 @@ async def test_a_404_at_the_edge_with_a_lifetime_is_held_below_the_ceiling(box: 
     async with box.origin({b"/gone.m4s": missing}):
         await get(box, "/gone.m4s")
         assert 5 < ttl_s(box, "/gone.m4s") <= 10
+
+
+@scenario
+async def test_what_was_only_listed_for_who_waited_is_not_served_when_the_origin_is_away(box: Box) -> None:
+    host = "spare-1." + MEDIA
+    async with box.origin({b"/page": reply(b"a page without a word on caching")}):
+        assert (await get(box, "/page", host=host)).status == 200
+    assert (await get(box, "/page", host=host)).status >= 500
