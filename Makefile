@@ -4,13 +4,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup system build run test test-asan test-tsan qualify bench lint lock clean distclean
+.PHONY: setup system build run test test-asan test-tsan qualify bench install lint lock clean distclean
 
 # Debian's own interpreter, whatever python3 comes first on PATH: the extension and its headers belong to it.
 SYSTEM_PYTHON := /usr/bin/python3
 PYTHON := .venv/bin/python
 ARGS ?=
 PYTEST_ARGS ?=
+DESTDIR ?=
 SOURCES := setup.py $(wildcard ext/*.pyx ext/*.pxd ext/*.h ext/__init__.py)
 
 setup: build node_modules/.stamp
@@ -61,6 +62,10 @@ qualify: setup
 
 bench: setup
 	$(PYTHON) benchmarks/run.py $(ARGS)
+
+# Files only; docs/install.md says what follows. Needs to write to DESTDIR (empty: this machine), so sudo may be needed.
+install: build
+	$(PYTHON) tools/install.py --destdir "$(DESTDIR)"
 
 lint: setup
 	$(PYTHON) -m ruff check .

@@ -155,12 +155,19 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
         else:
             log.error("policy refused, the running one stays: this acceleratord has not started yet, or is ending")
 
-    def upgrade() -> None:
+    async def start_successor() -> None:
         arguments = [argument for argument in sys.orig_argv[1:] if argument != "--take-over"]
         try:
-            succession.start_successor([sys.executable, *arguments, "--take-over"])
+            await succession.start_successor([sys.executable, *arguments, "--take-over"])
         except SuccessorError as error:
             log.error("no upgrade: %s", error.message)
+
+    upgrades: set[asyncio.Task[None]] = set()
+
+    def upgrade() -> None:
+        task = loop.create_task(start_successor())
+        upgrades.add(task)
+        task.add_done_callback(upgrades.discard)
 
     def leave(listeners: frozenset[str]) -> None:
         heir.append(listeners)

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,7 @@ log = logging.getLogger("accelerator")
 ADMIN_NAME = "(admin)"
 # What TimeoutStopSec= is asked to allow beyond limits.drain: closing, and the last lines of the log.
 END_S = 5.0
+START_WITHIN_S = 10.0
 
 
 class SuccessorError(AcceleratorError):
@@ -56,7 +58,8 @@ class Succession:
         self._predecessor: Predecessor | None = None
         self._server: HandOverServer | None = None
         self._watchdog: Watchdog | None = None
-        self._successor: subprocess.Popen[bytes] | None = None
+        self._is_starting = False
+        self._successor: int | None = None
         self._successor_fd = -1
         self._status = ""
 
@@ -128,29 +131,30 @@ class Succession:
         """The service manager would take the unit for dead if its main process left it to one that it does not know."""
         if not self.notifier.is_supervised:
             return None
-        return self._successor.pid if self._successor is not None else -1
+        return self._successor if self._successor is not None else -1
 
     # -- to the one after ----------------------------------------------------------------------------------------------
 
-    def start_successor(self, command: Sequence[str]) -> None:
+    async def start_successor(self, command: Sequence[str]) -> None:
         """Runs `command`, which is to take over. What becomes of it is logged. Raises SuccessorError."""
-        if self._successor is not None:
-            raise SuccessorError("busy", f"process {self._successor.pid} is taking over already")
+        if self._is_starting or self._successor is not None:
+            raise SuccessorError("busy", "another one is taking over already")
+        self._is_starting = True
+        environ = {**os.environ, **self.notifier.environment()}
         try:
-            self._successor = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, env={**os.environ, **self.notifier.environment()}
-            )
-        except OSError as fault:
-            raise SuccessorError("successor", f"{command[0]}: {fault.strerror}") from fault
-        log.info("started process %d, which is to take over", self._successor.pid)
-        self._successor_fd = os.pidfd_open(self._successor.pid)
+            pid = await asyncio.to_thread(_start_orphan, command, environ)
+            self._successor_fd = os.pidfd_open(pid)
+        except (OSError, ValueError, subprocess.SubprocessError) as fault:
+            raise SuccessorError("successor", f"{command[0]}: {fault}") from fault
+        finally:
+            self._is_starting = False
+        log.info("started process %d, which is to take over", pid)
+        self._successor = pid
         self._loop.add_reader(self._successor_fd, self._successor_ended)
 
     def _successor_ended(self) -> None:
-        successor = self._successor
+        log.error("process %s, which was to take over, has ended; this one serves on", self._successor)
         self._forget_successor()
-        if successor is not None:
-            log.error("process %d ended with %d; this one serves on", successor.pid, successor.wait())
 
     def _forget_successor(self) -> None:
         self._successor = None
@@ -183,3 +187,18 @@ class Succession:
     def _stop_watchdog(self) -> None:
         if self._watchdog is not None:
             self._watchdog.stop()
+
+
+def _start_orphan(command: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Starts a process that is init's child at once; its number.
+
+    A main process that is not its own child systemd kills at a stop without waiting for its drain (252,
+    unit_kill_context), and it looks whose child it is only at MAINPID=. Python must not fork where threads are, so
+    another process does.
+    """
+    code = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], stdout=2).pid)"
+    starter = [sys.executable, "-IS", "-c", code, *command]
+    done = subprocess.run(
+        starter, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=START_WITHIN_S, check=True
+    )
+    return int(done.stdout)
