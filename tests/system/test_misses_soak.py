@@ -60,8 +60,8 @@ class Content:
         return await file(peer, request)
 
     async def _chunked(self, peer: Peer, file: File) -> bool:
-        lines = fields(cache_control=self.lifetime, x_version=self.version, etag=file.etag or 'W/"-"')
-        head = b"".join(b"%b: %b\r\n" % pair for pair in lines[: 3 if file.etag else 2])
+        lines = (*file.fields, *(fields(etag=file.etag) if file.etag else ()))
+        head = b"".join(b"%b: %b\r\n" % pair for pair in lines)
         await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + head + b"\r\n")
         end = len(file.body) if file.cut_at is None else file.cut_at
         for place in range(0, end, 100_000):
@@ -93,11 +93,19 @@ def check(content: Content, answer: Answer, is_head: bool) -> str:
     if is_head:
         return "head"
     body = answer.body
-    assert truth[first : first + len(body)] == body, f"wrong bytes: {answer}"
+    assert truth[first : first + len(body)] == body, wrong(content, answer, truth[first : first + len(body)])
     if answer.is_whole:
         assert len(body) == last - first + 1, answer
         return "whole" if answer.status == 200 else "part"
     return "broken"
+
+
+def wrong(content: Content, answer: Answer, truth: bytes) -> str:
+    """Where the first wrong byte is, and whose it is."""
+    body = answer.body
+    at = next((i for i, (is_, right) in enumerate(zip(body, truth, strict=False)) if is_ != right), len(truth))
+    places = {version: text.find(body[at : at + 64]) for version, text in content.truth.items()}
+    return f"wrong from byte {at}: found in { ({v: p for v, p in places.items() if p >= 0}) }: {answer}"
 
 
 class Soak:
