@@ -202,6 +202,7 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
             # It has accepted from the shared sockets already, and whom it accepted is answered.
             await box.drain("the other one serves on", kept=box.listening_sockets(), idle_s=HAND_OVER_IDLE_S)
             raise
+        succession.offer(box, admin, leave)
         control.show()
         rollout = Rollout(box, options.policy, history, events, candidate)
         await rollout.begin()
@@ -211,7 +212,7 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
         box.rollout = rollout
         for row in box.status()["listeners"]:
             log.info("serving viewers on %s (%s)", row["address"], row["name"])
-        succession.serve(box, admin, f"{__version__}, {len(box.tables.listeners)} listeners", leave)
+        succession.serve(box, f"{__version__}, {len(box.tables.listeners)} listeners")
         await ending.wait()
         log.info("draining")
         succession.ending(box.tables.limits.drain_s, is_left=bool(heir))

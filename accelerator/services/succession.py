@@ -44,7 +44,7 @@ class Serving(Protocol):
 
 
 class Succession:
-    """One for the daemon's life: begin(), then adopt() while it starts, take(), serve(), end()."""
+    """One for the daemon's life: begin(), then adopt() while it starts, take(), offer(), serve(), ending(), end()."""
 
     def __init__(
         self, state_dir: Path, loop: asyncio.AbstractEventLoop, environ: MutableMapping[str, str], *, takes_over: bool
@@ -89,10 +89,8 @@ class Succession:
 
     # -- serving -------------------------------------------------------------------------------------------------------
 
-    def serve(
-        self, box: Serving, admin: socket.socket | None, status: str, leave: Callable[[frozenset[str]], None]
-    ) -> None:
-        """From here on viewers are served; `leave` is called with the listeners that a successor serves on. Raises
+    def offer(self, box: Serving, admin: socket.socket | None, leave: Callable[[frozenset[str]], None]) -> None:
+        """From here on a successor can take over; `leave` is called with the listeners that it serves on. Raises
         HandOverError."""
         for left in self._inherited.close():
             log.warning("a listening socket was passed that no listener of the policy has the address of: %s", left)
@@ -111,6 +109,9 @@ class Succession:
         server = HandOverServer(self._path, sockets, left_to, only_pid=self._only_pid)
         server.start()
         self._server = server
+
+    def serve(self, box: Serving, status: str) -> None:
+        """Tells the service manager that viewers are served, and from here on that all is well as long as it is."""
         self._watchdog = Watchdog(self.notifier, box.poke_workers, box.worker_passes, self._loop)
         self._watchdog.start()
         self._status = status
