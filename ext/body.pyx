@@ -217,5 +217,6 @@ cdef void body_passed(Store* store, Object* object, int64_t start, int64_t end) 
     if end == load_i64(&object.total_length):
         after += 1
     while i < after and i < directory.n:
-        store_u32(&directory.slices[i].is_passed, 1)
+        if not load_u32_relaxed(&directory.slices[i].is_passed):      # the line is shared with `filled`, which all read
+            store_u32(&directory.slices[i].is_passed, 1)
         i += 1

@@ -1,7 +1,7 @@
 # What the torture test's readers and writer share. Nothing of the appliance uses it.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from ext.atomics cimport exchange_u32
+from ext.atomics cimport exchange_u32, load_u32, store_u64_relaxed
 from ext.exchange cimport Mailbox, Ring
 from ext.http_head cimport RequestHead
 from ext.store cimport Object, Store
@@ -95,7 +95,8 @@ cdef inline void key_of(uint32_t key, uint8_t* out) noexcept nogil:
         out[i] = <uint8_t>(97 + (key >> (i % 8 * 4) & 15))
 
 cdef inline void problem(World* world, uint32_t what, uint64_t detail) noexcept nogil:
-    world.problem_detail = detail
-    exchange_u32(&world.problem, what)
+    if load_u32(&world.problem) == 0:       # the first one tells; what follows from it doesn't
+        store_u64_relaxed(&world.problem_detail, detail)
+        exchange_u32(&world.problem, what)
 
 # --- a reader ---------------------------------------------------------------------------------------------------------

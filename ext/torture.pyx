@@ -327,7 +327,7 @@ cdef class Torture:
         self.world.n_readers = readers
         self._requests = []
         for i in range(N_VARIANTS):
-            text = b"GET /x HTTP/1.1\r\nHost: a\r\nAccept-Language: l%d\r\nX-Reader: r%d\r\n\r\n" % (i, i)
+            text = b"GET /x HTTP/1.1\r\nHost: a\r\nAccept-Language: l%d\r\nX-Reader: l%d\r\n\r\n" % (i, (i + 1) % N_VARIANTS)
             self._requests.append(text)
             self.world.request_bytes[i] = text
             if parse_request(text, len(text), &self.world.requests[i]) <= 0:

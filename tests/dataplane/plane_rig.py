@@ -26,9 +26,9 @@ SITE = b"lyon"
 MEDIA, GENERIC, CREDENTIAL = 1, 2, 3
 
 
-def wait_until(condition: Callable[[], object], what: str = "") -> None:
-    """Returns once `condition` holds. Raises AssertionError after PATIENCE_S."""
-    end = time.monotonic() + PATIENCE_S
+def wait_until(condition: Callable[[], object], what: str = "", patience_s: float = PATIENCE_S) -> None:
+    """Returns once `condition` holds. Raises AssertionError after `patience_s`."""
+    end = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < end, f"never came true: {what or condition}"
         select.select([], [], [], 0.001)

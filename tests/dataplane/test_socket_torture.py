@@ -236,6 +236,7 @@ class Client(threading.Thread):
             assert reply.body == whole, (len(reply.body), len(whole))
 
 
+@pytest.mark.timeout(120 + 2 * SECONDS)
 @pytest.mark.parametrize("memory", [4 << 20, 64 << 20], ids=["tight", "wide"])
 def test_viewers_against_a_control_plane(rigs: Callable[..., Rig], memory: int) -> None:
     print(f"seed {SEED}")
@@ -245,7 +246,10 @@ def test_viewers_against_a_control_plane(rigs: Callable[..., Rig], memory: int) 
     for thread in (control, *clients):
         thread.start()
     end = time.monotonic() + SECONDS
-    wait_until(lambda: time.monotonic() > end or not all(thread.is_alive() for thread in (control, *clients)))
+    threads = (control, *clients)
+    wait_until(
+        lambda: time.monotonic() > end or not all(thread.is_alive() for thread in threads), patience_s=SECONDS + 10
+    )
     for client in clients:
         client.must_stop.set()
     for client in clients:

@@ -180,7 +180,7 @@ def test_everything_that_goes_is_given_back(rigs: Callable[..., Rig]) -> None:
 @pytest.mark.parametrize("sizes", [[100], [5000], [70_000], [1_000_000], [10, 300, 5000, 70_000, 1_000_000]])
 @pytest.mark.parametrize("slice_bytes", [4096, 1 << 20])
 def test_the_limit_holds_while_much_more_comes(rigs: Callable[..., Rig], sizes: list[int], slice_bytes: int) -> None:
-    limit = 8 << 20
+    limit = 4 << 20
     rig = rigs(memory=limit, slice_bytes=slice_bytes)
     chance = random.Random(5)
     most = filled = n = 0

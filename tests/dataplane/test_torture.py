@@ -14,6 +14,7 @@ SECONDS = float(os.environ.get("TORTURE_S", "3"))
 SEED = int(os.environ.get("TORTURE_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 
 
+@pytest.mark.timeout(120 + 2 * SECONDS)
 @pytest.mark.parametrize(
     ("readers", "memory_mib", "slice_bytes"),
     [(3, 16, 4096), (2, 8, 65536), (4, 64, 16384)],
