@@ -241,7 +241,7 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
         await box.close()
         if runner is not None:
             await stop_admin(runner)
-        await control.stop()
+        await control.stop(is_left=bool(heir))
         succession.end()
     return 0
 

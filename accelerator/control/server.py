@@ -180,15 +180,17 @@ class ControlServer:
             self._hidden.rename(self.path)
             self._hidden = None
 
-    async def stop(self) -> None:
-        """Close the socket, remove its file (unless another daemon has put its own there), close all connections."""
+    async def stop(self, *, is_left: bool = False) -> None:
+        """Close the socket, remove its file (unless another daemon has put its own there), close all connections.
+
+        `is_left`: another daemon is putting its own there, perhaps between our look and our unlink."""
         if self._server is None:
             return
         self._server.close()
         with contextlib.suppress(OSError):
             path = self._hidden or self.path
             found = path.lstat()
-            if (found.st_dev, found.st_ino) == self._inode:
+            if not is_left and (found.st_dev, found.st_ino) == self._inode:
                 path.unlink()
         for connection in list(self.connections):
             connection.close()

@@ -67,6 +67,7 @@ class HandOverServer:
         self._task: asyncio.Task[None] | None = None
         self._refusing: set[asyncio.Task[None]] = set()
         self._inode: tuple[int, int] | None = None
+        self._has_left = False
 
     @property
     def is_busy(self) -> bool:
@@ -92,7 +93,9 @@ class HandOverServer:
         asyncio.get_running_loop().add_reader(listening.fileno(), self._accept)
 
     def stop(self) -> None:
-        """Ends a talk that is under way, and removes the socket's file unless another's stands in its place."""
+        """Ends a talk that is under way, and removes the socket's file, unless it is another's. Who has left the place to
+        a successor removes nothing: its file may come between our look and our unlink.
+        """
         if self._listening is None:
             return
         asyncio.get_running_loop().remove_reader(self._listening.fileno())
@@ -100,7 +103,7 @@ class HandOverServer:
         self._listening = None
         with contextlib.suppress(OSError):
             found = self._path.lstat()
-            if (found.st_dev, found.st_ino) == self._inode:
+            if not self._has_left and (found.st_dev, found.st_ino) == self._inode:
                 self._path.unlink()
         for task in (self._task, *self._refusing):
             if task is not None:
@@ -138,8 +141,10 @@ class HandOverServer:
         with connected:
             try:
                 names = await self._offer(connected)
+                self._has_left = True  # before it can know
                 connected.send(b'{"yours": true}')
             except (HandOverError, OSError, TimeoutError) as fault:
+                self._has_left = False
                 log.error("hand-over: process %d did not take over: %s; this one serves on", pid, fault or "time is up")
                 return
             finally:

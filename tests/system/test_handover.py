@@ -161,6 +161,21 @@ def test_one_that_is_stopped_answers_nobody_and_ends_the_wait(path: Path) -> Non
     run(talk)
 
 
+def test_who_has_left_removes_no_file(path: Path) -> None:
+    """Bug: 1 of 100 upgrades removed the successor's socket, which came between the look and the unlink."""
+
+    async def talk() -> None:
+        async with running(path) as old:
+            with Predecessor(path) as predecessor:
+                for _, sock in await predecessor.ask():
+                    sock.close()
+                await predecessor.ready(["lan"])
+            old.server.stop()
+            assert path.exists()
+
+    run(talk)
+
+
 def test_a_socket_that_a_successor_put_there_stays(path: Path) -> None:
     async def talk() -> None:
         async with running(path) as old, running(path):
