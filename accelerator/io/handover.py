@@ -93,8 +93,8 @@ class HandOverServer:
         asyncio.get_running_loop().add_reader(listening.fileno(), self._accept)
 
     def stop(self) -> None:
-        """Ends a talk that is under way, and removes the socket's file, unless it is another's. Who has left the place to
-        a successor removes nothing: its file may come between our look and our unlink.
+        """Ends a talk that is under way, and removes the socket's file, unless it is another's. Who has left the place
+        to a successor removes nothing: its file may come between our look and our unlink.
         """
         if self._listening is None:
             return
