@@ -382,7 +382,7 @@ def test_nothing_of_viewers_is_left_anywhere(origin: RecordingOrigin, tmp_path: 
         for planted in ("127.99.88", "hush", "token"):
             assert planted not in shown
         # Besides the socket the box writes the policies that it ran with, and nothing of what viewers asked.
-        assert {path.name for path in box.state.iterdir()} <= {"control.sock", "policies"}
+        assert {path.name for path in box.state.iterdir()} <= {"control.sock", "handover.sock", "policies"}
         for path in box.state.rglob("*"):
             if path.is_file():
                 content = path.read_bytes()

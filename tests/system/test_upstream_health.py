@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +38,20 @@ def black_hole(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
         # One connection fills the queue, from then on SYNs are dropped.
         with socket.create_connection(hole.getsockname()[:2]):
             yield hole.getsockname()[1]
+
+
+@contextmanager
+def black_holes(first: str, second: str) -> Iterator[int]:
+    """The same port of two addresses; one that is free here may be taken there."""
+    for _ in range(100):
+        with black_hole(first) as port, ExitStack() as stack:
+            try:
+                stack.enter_context(black_hole(second, port))
+            except OSError:
+                continue
+            yield port
+            return
+    raise AssertionError("no port is free on both addresses")
 
 
 def states(client: UpstreamClient) -> list[str]:
@@ -371,7 +385,7 @@ def test_a_family_that_refuses_costs_nothing(run: Run) -> None:
 @pytest.mark.usefixtures("_has_ipv6")
 def test_one_time_out_is_over_all_addresses(run: Run) -> None:
     async def main() -> None:
-        with black_hole("::1") as port, black_hole("127.0.0.1", port):
+        with black_holes("::1", "127.0.0.1") as port:
             upstream = Upstream("http", "media.example", port)
             client = client_of(OriginSettings("test", (upstream,), ("::1", "127.0.0.1"), connect_timeout_s=0.4))
             n_sockets = open_sockets()
