@@ -88,7 +88,7 @@ class Control(threading.Thread):
         if stored is not None:
             body = body_of(seed, n)
             self.fills.append(Fill(stored, body, 0, n, True))
-            if is_known:
+            if stored.is_strong:  # any other would never be evicted while it is held here
                 self.bodies[stored] = body
         return stored
 
