@@ -76,6 +76,7 @@ class DataPlane:
         self._origins = _Names(("",))
         self._listeners = _Names()
         self._sockets: dict[str, socket.socket] = {}
+        self._health: StoredObject | None = None
         self._restricted: dict[int, frozenset[str]] = {}
 
     def publish(self, tables: Tables) -> int:
@@ -139,7 +140,7 @@ class DataPlane:
         now_ns = 0
         stored = self.plane.create(
             BOX_ORIGIN, len(body), 200, b"HTTP/1.1 200 OK\r\n", lines, b"", b"", -1, FOREVER_NS, 0, now_ns, now_ns, 0,
-            False, True,
+            False, False,
         )  # fmt: skip
         room = stored.room(0, len(body)) if stored is not None else None
         if stored is None or room is None:
@@ -148,6 +149,8 @@ class DataPlane:
         stored.commit(0, len(body))
         stored.finish(len(body))
         stored.insert(HEALTH_PATH, b"", b"")
+        # Held, and not fetchable again: eviction leaves it, so that short memory is not taken for a dead box.
+        self._health = stored
 
 
 def _rows(rows: Iterable[object], dtype: Any) -> Any:
