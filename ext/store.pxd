@@ -31,7 +31,6 @@ cdef enum:                      # Object.flags
     OBJECT_FILLING = 8          # a fill is under way
     OBJECT_DETACHED = 16        # out of the table
     OBJECT_STRONG = 32          # strong validator: an evicted slice can be fetched again
-    OBJECT_SHARED_ONCE = 64     # may answer those who already wait, though not stored
 
 cdef struct Head:               # immutable once published; a 304 swaps it
     int64_t fresh_until_ns      # all times: CLOCK_MONOTONIC
