@@ -151,7 +151,7 @@ cdef void on_wake(Worker* w, Object* object) noexcept nogil:
 cdef void on_listen(Worker* w, Message* m) noexcept nogil:
     cdef Listener* listener
     cdef uint32_t i
-    for i in range(MAX_LISTENERS):
+    for i in range(<uint32_t>MAX_LISTENERS):
         listener = &w.listeners[i]
         if listener.fd < 0:
             listener.is_what = IS_LISTENER
@@ -166,7 +166,7 @@ cdef void stop_listening(Worker* w, int32_t index) noexcept nogil:
     """`index` -1: everywhere. The descriptor belongs to the control plane."""
     cdef uint32_t i
     cdef epoll_event event
-    for i in range(MAX_LISTENERS):
+    for i in range(<uint32_t>MAX_LISTENERS):
         if w.listeners[i].fd >= 0 and (index < 0 or w.listeners[i].index == <uint32_t>index):
             epoll_ctl(w.epoll, EPOLL_CTL_DEL, w.listeners[i].fd, &event)
             w.listeners[i].fd = -1
@@ -243,7 +243,7 @@ cdef void rest_listeners(Worker* w) noexcept nogil:
     cdef uint32_t i
     cdef epoll_event event
     w.accept_again_ns = w.now_ns + ACCEPT_REST_NS
-    for i in range(MAX_LISTENERS):
+    for i in range(<uint32_t>MAX_LISTENERS):
         if w.listeners[i].fd >= 0:
             epoll_ctl(w.epoll, EPOLL_CTL_DEL, w.listeners[i].fd, &event)
 
@@ -253,7 +253,7 @@ cdef void wake_listeners(Worker* w) noexcept nogil:
     w.accept_again_ns = 0
     if w.spare_fd < 0:
         w.spare_fd = eventfd(0, EFD_CLOEXEC)
-    for i in range(MAX_LISTENERS):
+    for i in range(<uint32_t>MAX_LISTENERS):
         if w.listeners[i].fd >= 0:
             watch_listener(w, &w.listeners[i])
 
@@ -486,7 +486,7 @@ cdef bint edge_open(Worker* w, Shared* shared, uint32_t index, uint64_t* counter
         w.free_exchanges[i] = n_slots - 1 - i if i < n_slots else 0
         w.exchanges[i].is_free = 1
     w.n_free_exchanges = n_slots
-    for i in range(MAX_LISTENERS):
+    for i in range(<uint32_t>MAX_LISTENERS):
         w.listeners[i].fd = -1
     event.events = EPOLLIN
     event.data.ptr = &w.is_mailbox
