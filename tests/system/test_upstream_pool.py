@@ -170,9 +170,9 @@ def test_slots_bound_the_connections_and_are_given_in_order(run: Run) -> None:
                 origin.gate(str(i)).set()
                 await sink.over()
             targets = origin.targets()
-        # Two connections are dialled at once: either may be accepted first.
-        assert sorted(targets[:2]) == [b"/0", b"/1"]
-        assert targets[2:] == [b"/%d" % i for i in range(2, 9)]
+            # Two connections are dialled at once: either may be accepted first.
+            assert sorted(targets[:2]) == [b"/0", b"/1"]
+            assert targets[2:] == [b"/%d" % i for i in range(2, 9)]
             assert client.counters.queued == 7
             assert client.n_queued == 0
 
