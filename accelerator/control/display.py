@@ -56,7 +56,8 @@ def show(command: str, result: Mapping[str, Any], arguments: Mapping[str, Any]) 
     elif command == "cache ls":
         page = cache_list_page(result, offset=arguments["offset"])
     elif command == "cache purge":
-        page = Text(f"{count_text(result['purged'])} objects purged")
+        n = result["purged"]
+        page = Text(f"{count_text(n)} object{'' if n == 1 else 's'} purged")
     elif command == "policy diff":
         page = policy_diff_page(result)
     elif command in ("policy apply", "policy rollback"):

@@ -24,6 +24,14 @@ class CredentialError(AcceleratorError):
     source = Source.OPERATOR
 
 
+def check_authorities(path: str) -> None:
+    """Whether the file has certificates (PEM) that a connection can trust. Raises CredentialError."""
+    try:
+        client_context(path)
+    except OriginError as error:
+        raise CredentialError("credential", error.message) from error
+
+
 class Credentials:
     """The files of `directory`; None: there are none."""
 

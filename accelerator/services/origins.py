@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from accelerator.dataplane import DataPlane, HeadError, parse_response
-from accelerator.io.credentials import CredentialError, Credentials
+from accelerator.io.credentials import CredentialError, Credentials, check_authorities
 from accelerator.io.health import UpstreamHealth
 from accelerator.io.origin import (
     GATEWAY_STATUSES,
@@ -66,11 +66,15 @@ class Origins:
         self._leaving: set[UpstreamClient] = set()
 
     def read_secrets(self, policy: Policy) -> dict[str, Secrets]:
-        """The credentials that the policy names, by origin; nothing is taken over. Raises CredentialError."""
+        """The credentials that the policy names, by origin; nothing is taken over. Raises CredentialError, also for a
+        file of CAs that can't be used: found at the first connection, it would be an outage instead of a refusal."""
         secrets = {}
         for name, row in policy.origins.items():
-            key = "client_certificate"
+            key = "ca"
             try:
+                if row.ca is not None:
+                    check_authorities(row.ca.path)
+                key = "client_certificate"
                 named = row.client_certificate
                 certificate = self._credentials.client_certificate(named) if named is not None else None
                 key = "via_credential"

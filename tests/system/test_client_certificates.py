@@ -245,6 +245,12 @@ def test_the_daemon_starts_and_reloads_with_credentials_or_says_which_origin_lac
                 "client_certificate": "branch", "via": "http://127.0.0.1:9", "via_credential": "proxy",
             }}})  # fmt: skip
             assert "origins.media.via_credential: log-in: " in output
+            unusable = tmp_path / "unusable.pem"
+            unusable.write_text("no certificate\n")
+            for path, reason in ((unusable, "NO_CERTIFICATE"), (tmp_path / "missing.pem", "No such file")):
+                output = box.reload({"origins": {"media": {"ca": str(path)}}})
+                assert f"origins.media.ca: CA file {path}: " in output
+                assert reason in output
             assert box.status()["policy"]["generation"] == generation
             assert b"CN=branch.corp.example" in box.get("/b").body
 
