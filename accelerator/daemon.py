@@ -7,6 +7,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import pwd
 import signal
 import socket
 import sys
@@ -26,11 +27,14 @@ from accelerator.errors import AcceleratorError, PolicyError, Problem
 from accelerator.io.credentials import Credentials
 from accelerator.io.handover import HandOverError
 from accelerator.policy import check_policy
+from accelerator.policy.compile import compile_policy
+from accelerator.policy.model import Policy
 from accelerator.services.appliance import Appliance, open_listener
-from accelerator.services.events import Events
+from accelerator.services.events import Event, Events
 from accelerator.services.history import History
 from accelerator.services.log_lines import Causes, LogWriter
-from accelerator.services.rollout import Candidate, Rollout, choose_start
+from accelerator.services.rollout import Candidate, Rollout, StartChoice, choose_start
+from accelerator.services.security_log import KEPT_EVENTS, SecurityLog
 from accelerator.services.succession import ADMIN_NAME, Succession, SuccessorError
 from accelerator.services.tally import Watch
 from accelerator.web.admin import start_admin, stop_admin
@@ -127,6 +131,7 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
     succession = Succession(options.state_dir, loop, os.environ, takes_over=options.take_over)
     prepare_directory(options.state_dir)
     events = Events()
+    events.use_loop(loop)
 
     def note_fault(text: str) -> None:
         log.warning("policy history: %s", text)
@@ -141,7 +146,39 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
     if not choice.candidates:
         raise PolicyError(choice.problems)
     _log_all(choice.problems, logging.WARNING)
-    box = _make_box(choice.candidates[0], options, loop, events, succession)
+    security = _open_security_log(options.state_dir, choice.candidates[0].policy, events)
+    try:
+        return await _serve_with(options, writer, succession, history, choice, events, security)
+    finally:
+        security.note("stop", f"acceleratord {__version__} ends")
+        security.finish(LOG_END_S)
+
+
+def _open_security_log(state_dir: Path, policy: Policy, events: Events) -> SecurityLog:
+    kept = compile_policy(policy).logs
+    security = SecurityLog(
+        state_dir / "logs", retention_s=kept.security_retention_s, bytes_max=kept.security_bytes, events=events
+    )
+
+    def told(event: Event) -> None:
+        if event.kind in KEPT_EVENTS:
+            security.note(event.kind, event.what, why=event.why)
+
+    events.on_told = told
+    return security
+
+
+async def _serve_with(
+    options: argparse.Namespace,
+    writer: LogWriter,
+    succession: Succession,
+    history: History,
+    choice: StartChoice,
+    events: Events,
+    security: SecurityLog,
+) -> int:
+    loop = asyncio.get_running_loop()
+    box = _make_box(choice.candidates[0], options, loop, events, succession, security)
     ending = asyncio.Event()
     at_once = asyncio.Event()
     heir: list[frozenset[str]] = []  # the listeners that a successor serves on
@@ -178,7 +215,7 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
     loop.add_signal_handler(signal.SIGINT, end)
     loop.add_signal_handler(signal.SIGHUP, reload)
     loop.add_signal_handler(signal.SIGUSR2, upgrade)
-    control = ControlServer(box, options.control_socket or options.state_dir / "control.sock", audit=_audit)
+    control = ControlServer(box, options.control_socket or options.state_dir / "control.sock", audit=_audit(security))
     runner: ServerRunner | None = None
     watch: Watch | None = None
     try:
@@ -187,7 +224,7 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
         candidate = choice.candidates[0]
         for following in (*choice.candidates[1:], None):
             try:
-                runner, admin = await _open(box, control, writer, succession)
+                runner, admin = await _open(box, control, writer, succession, security)
                 break
             except AcceleratorError as error:
                 if following is None:
@@ -195,7 +232,7 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
                 log.error("%s", error.message)
                 candidate = replace(following, warning=f"{error.message}: {following.warning}")
                 await box.close()
-                box = control.box = _make_box(candidate, options, loop, events, succession)
+                box = control.box = _make_box(candidate, options, loop, events, succession, security)
         try:
             await succession.take()
         except HandOverError:
@@ -212,6 +249,10 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
         box.rollout = rollout
         for row in box.status()["listeners"]:
             log.info("serving viewers on %s (%s)", row["address"], row["name"])
+        security.note(
+            "take-over" if options.take_over else "start", f"acceleratord {__version__} serves",
+            pid=os.getpid(), uid=os.geteuid(), policy=box.tables.digest[:12],
+        )  # fmt: skip
         succession.serve(box, f"{__version__}, {len(box.tables.listeners)} listeners")
         await ending.wait()
         log.info("draining")
@@ -252,13 +293,14 @@ def _make_box(
     loop: asyncio.AbstractEventLoop,
     events: Events,
     succession: Succession,
+    security: SecurityLog,
 ) -> Appliance:
     credentials = Credentials(_credentials_directory(options))
-    return Appliance(candidate.policy, options.policy, loop, credentials, events, succession)
+    return Appliance(candidate.policy, options.policy, loop, credentials, events, succession, security)
 
 
 async def _open(
-    box: Appliance, control: ControlServer, writer: LogWriter, succession: Succession
+    box: Appliance, control: ControlServer, writer: LogWriter, succession: Succession, security: SecurityLog
 ) -> tuple[ServerRunner | None, socket.socket | None]:
     """Opens the admin listener and the viewers'. Raises AcceleratorError, and leaves no admin listener then."""
     admin = None
@@ -271,6 +313,7 @@ async def _open(
         box.admin_address = (host, admin.getsockname()[1])
     box.extra_counters = lambda: {
         **control.counters(),
+        "security_log_dropped": (security.n_dropped, "entries of the security log lost: it couldn't be written"),
         "log_lines_dropped": (writer.n_dropped, "log lines lost because nobody took them"),
     }
     try:
@@ -284,14 +327,29 @@ async def _open(
     return runner, admin
 
 
-def _audit(entry: AuditEntry) -> None:
-    """Who changed what. Queries are left out: they hold viewers' credentials."""
-    words = [entry.command]
-    for name, value in entry.arguments.items():
-        if value is not None:
-            path, mark, query = str(value).partition("?")
-            words.append(f"{name} {path}" + (f"?({len(query)} bytes)" if mark else ""))
-    log.info("audit: uid %d, pid %d: %s: %s %s", entry.uid, entry.pid, " ".join(words), entry.outcome, entry.detail)
+def _audit(security: SecurityLog) -> Callable[[AuditEntry], None]:
+    """Who changed what, in both logs. Queries are left out: they hold viewers' credentials."""
+
+    def audit(entry: AuditEntry) -> None:
+        words = [entry.command]
+        for name, value in entry.arguments.items():
+            if value is not None:
+                path, mark, query = str(value).partition("?")
+                words.append(f"{name} {path}" + (f"?({len(query)} bytes)" if mark else ""))
+        log.info("audit: uid %d, pid %d: %s: %s %s", entry.uid, entry.pid, " ".join(words), entry.outcome, entry.detail)
+        security.note(
+            "command", " ".join(words), outcome=entry.outcome, uid=entry.uid, pid=entry.pid, user=_user_name(entry.uid),
+            detail=entry.detail,
+        )  # fmt: skip
+
+    return audit
+
+
+def _user_name(uid: int) -> str | None:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None
 
 
 def _note_fault(causes: Causes) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:

@@ -174,6 +174,11 @@ class Box(Protocol):
         """Top."""
         ...
 
+    def note_refused(self, kind: str, what: str) -> None:
+        """Somebody was refused at the admin listener ("admin"): for the security log, once a cause and 10 s. `what` is
+        one of few texts, such as "wrong Host" or "wrong token", and holds nothing that the other side sent."""
+        ...
+
     def counters(self) -> Figures:
         """All that only grows, for /metrics: names without the prefix `accelerator_`."""
         ...

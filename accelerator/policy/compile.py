@@ -15,6 +15,7 @@ from ipaddress import IPv4Network, IPv6Network
 from accelerator.policy.model import Policy
 
 PROFILES = ("media", "generic")
+VIEWERS = ("zone", "hash", "truncate")
 HOST_EXACT, HOST_SUFFIX, HOST_ANY = range(3)
 
 # Pairs of host and path in all, inherited ones included: 100,000 rows compile in 0.06 s (measured).
@@ -84,6 +85,18 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Logs:
+    """`viewer` is an index of VIEWERS. `access_retention_s` is the shorter of the policy's two."""
+
+    has_access: bool
+    viewer: int
+    access_retention_s: float
+    access_bytes: int
+    security_retention_s: float
+    security_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tables:
     """One policy for the data plane. `workers` 0 = auto.
 
@@ -100,6 +113,7 @@ class Tables:
     memory_bytes: int
     workers: int
     digest: str
+    logs: Logs
     admin: tuple[str, int] | None
 
 
@@ -128,6 +142,14 @@ def compile_policy(policy: Policy) -> Tables:
         memory_bytes=policy.cache.memory,
         workers=policy.workers,
         digest=digest_of(policy),
+        logs=Logs(
+            has_access=policy.logs.access.enabled,
+            viewer=VIEWERS.index(policy.privacy.viewer),
+            access_retention_s=min(policy.logs.access.retention, policy.privacy.retention),
+            access_bytes=policy.logs.access.max_size,
+            security_retention_s=policy.logs.security.retention,
+            security_bytes=policy.logs.security.max_size,
+        ),
         admin=(policy.admin.address.host, policy.admin.address.port) if policy.admin is not None else None,
     )
 

@@ -39,7 +39,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What a change does to those who watch. `kind`: listener, origin, route, limit, restart, zone, cache."""
+    """What a change does to those who watch. `kind`: listener, origin, route, limit, restart, zone, cache, privacy."""
 
     kind: str
     subject: str
@@ -141,8 +141,22 @@ def _effects(old: Policy, new: Policy, changes: Sequence[Change]) -> Iterator[Ef
         yield Effect("zone", "zones", "viewers may be in another zone from their next request on")
     if any(key.startswith("limits.") for key in keys):
         yield Effect("limit", "limits", "new limits hold at once, for connections that are open too")
+    yield from _privacy_effects(new, keys)
     if "site.name" in keys:
         yield Effect("cache", "site", f"Cache-Status and Via say '{new.site.name}' from now on")
+
+
+def _privacy_effects(new: Policy, keys: set[str]) -> Iterator[Effect]:
+    kept = {"zone": "their zone only", "hash": "a keyed hash of their addresses", "truncate": "shortened addresses"}
+    if "privacy.viewer" in keys:
+        yield Effect("privacy", "viewer", f"of viewers, logs keep {kept[new.privacy.viewer]} from now on")
+    if "logs.access.enabled" in keys:
+        is_on = new.logs.access.enabled
+        yield Effect("privacy", "access", f"each answer to a viewer is {'written to disk' if is_on else 'not logged'}")
+    for key in ("privacy.retention", "logs.access.retention", "logs.access.max_size", "logs.security.retention",
+                "logs.security.max_size"):  # fmt: skip
+        if key in keys:
+            yield Effect("privacy", key, f"{key} has changed: lines that are older or too many are removed at once")
 
 
 def _is_below(key: str, section: str) -> bool:

@@ -328,6 +328,42 @@ class Limits(_Section):
     )
 
 
+class Privacy(_Section):
+    viewer: Literal["zone", "hash", "truncate"] = Field(
+        default="zone",
+        description="What logs and statistics keep of a viewer: zone (no address at all), hash (keyed, another key "
+        "each day that is never on disk), truncate (IPv4 to /24, IPv6 to /48).",
+    )
+    retention: Annotated[float, *_time("1h", "366d")] = Field(
+        default=30 * 86_400.0,
+        description="How long anything about viewers is kept; logs.access.retention can only shorten it.",
+    )
+
+
+class AccessLog(_Section):
+    enabled: Switch = Field(default=False, description="Write a line for each answer to a viewer.")
+    retention: Annotated[float, *_time("1h", "366d")] = Field(
+        default=7 * 86_400.0, description="No line is kept for longer, nor for longer than privacy.retention."
+    )
+    max_size: Annotated[int, *_size("1MiB", "1024GiB")] = Field(
+        default=256 * MEBIBYTE, description="Of all its files; the oldest go first."
+    )
+
+
+class SecurityLog(_Section):
+    retention: Annotated[float, *_time("1d", "1096d")] = Field(
+        default=183 * 86_400.0, description="No line is kept for longer. The CNIL advises six to twelve months."
+    )
+    max_size: Annotated[int, *_size("1MiB", "1024GiB")] = Field(
+        default=64 * MEBIBYTE, description="Of all its files; the oldest go first."
+    )
+
+
+class Logs(_Section):
+    access: AccessLog = Field(default=AccessLog(), description="Who was answered what; off by default.")
+    security: SecurityLog = Field(default=SecurityLog(), description="Who changed what, and what was refused.")
+
+
 class Policy(_Section):
     version: Annotated[
         Literal[1], BeforeValidator(lambda value: 1 if value == "1" else value), WithJsonSchema({"const": 1})
@@ -360,6 +396,8 @@ class Policy(_Section):
         description="Where content comes from, by name. The most specific host wins, then the longest path.",
     )
     limits: Limits = Field(default=Limits(), description="What viewers may take of the box.")
+    privacy: Privacy = Field(default=Privacy(), description="What is kept of viewers, and for how long.")
+    logs: Logs = Field(default=Logs(), description="What is written below STATE_DIR/logs.")
     locked: Annotated[tuple[Annotated[str, *_text(str)], ...], _empty_means(tuple)] = Field(
         default=(),
         max_length=1000,

@@ -25,6 +25,7 @@ from accelerator.services.inventory import Inventory
 from accelerator.services.log_lines import Causes
 from accelerator.services.origins import Origin, Origins, Secrets
 from accelerator.services.rollout import Rollout, one_line
+from accelerator.services.security_log import SecurityLog
 from accelerator.services.succession import Succession
 
 log = logging.getLogger("accelerator")
@@ -43,6 +44,9 @@ _EVENT_ADVICE = {
     "breaker-open": "look whether the origin and the way to it work; it is tried again by itself",
     "dns-failed": "look at the resolver; the last address is used as long as resolve_grace allows",
 }
+
+# Errors of a request upstream that are about who the other side is.
+_CERTIFICATE_KINDS = frozenset({"tls", "proxy-login", "forbidden-address"})
 
 Listening = dict[str, tuple[tuple[str, int], socket.socket]]
 
@@ -64,6 +68,7 @@ class Appliance:
         credentials: Credentials,
         events: Events,
         succession: Succession,
+        security: SecurityLog,
     ) -> None:
         tables = compile_policy(policy)
         self._loop = loop
@@ -75,6 +80,7 @@ class Appliance:
         self._is_serving = False
         self._causes = Causes()
         self.events = events
+        self.security = security
         self._succession = succession
         self.rollout: Rollout | None = None
         self.admin_address: tuple[str, int] | None = None
@@ -179,6 +185,8 @@ class Appliance:
         self.origins.apply(policy, frozenset(own), secrets)
         self.generation = self.dataplane.publish(tables)
         self.policy, self.tables = policy, tables
+        logs = tables.logs
+        self.security.keep(retention_s=logs.security_retention_s, bytes_max=logs.security_bytes)
 
     def _open_listeners(self, tables: Tables) -> Listening:
         """Sockets for every listener, those that are open already among them. On failure the new ones are closed.
@@ -230,6 +238,8 @@ class Appliance:
             "origin-error", f"origin {origin.name}: {error.kind}", why=error.message,
             cause=f"{origin.name}:{error.kind}",
         )  # fmt: skip
+        if error.kind in _CERTIFICATE_KINDS:
+            self.security.refused("upstream", f"origin {origin.name}: {error.kind}: {error.message}")
 
     def _note_event(self, origin: str, event: UpstreamEvent) -> None:
         level = logging.INFO if event.kind in ("dns-returned", "breaker-closed") else logging.WARNING
@@ -349,6 +359,9 @@ class Appliance:
             ],
             "listeners": self._listeners(),
         }
+
+    def note_refused(self, kind: str, what: str) -> None:
+        self.security.refused(kind, what)
 
     def counters(self) -> dict[str, tuple[float, str]]:
         figures: dict[str, tuple[float, str]] = {

@@ -6,10 +6,12 @@ No viewer's address may come here, and of a query only its length stays, whoever
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from accelerator import clock
@@ -53,6 +55,19 @@ class Events:
         # cause -> (when it was told last, what happened since and is not told yet), the oldest first
         self._causes: OrderedDict[str, tuple[int, Event | None]] = OrderedDict()
         self._followers: set[Feed] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Told of each event, at once: the log that keeps some.
+        self.on_told: Callable[[Event], None] = lambda _: None
+
+    def use_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The loop that this lives on, for those who note from other threads."""
+        self._loop = loop
+
+    def note_from_thread(self, kind: str, what: str, *, why: str = "", advice: str = "", cause: str = "") -> None:
+        """note(), from any thread. Nothing is told before use_loop() and after the loop's end."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(partial(self.note, kind, what, why=why, advice=advice, cause=cause))
 
     @property
     def n_told(self) -> int:
@@ -61,7 +76,7 @@ class Events:
     def note(self, kind: str, what: str, *, why: str = "", advice: str = "", cause: str = "") -> None:
         """Something happened. Of one `cause` (by default kind and what) one is told in 10 s, with the count."""
         now_ns = self._now_ns()
-        event = Event(0, round(clock.wall_s(), 3), kind, _clean(what), _clean(why), _clean(advice))
+        event = Event(0, round(clock.wall_s(), 3), kind, clean(what), clean(why), clean(advice))
         key = cause or f"{kind}:{event.what}"
         last_ns, waiting = self._causes.get(key, (now_ns - EVERY_NS, None))
         if now_ns - last_ns < EVERY_NS:
@@ -91,6 +106,7 @@ class Events:
         if len(self._causes) > CAUSES_MAX:
             self._causes.popitem(last=False)
         self._ring.append(event)
+        self.on_told(event)
         for follower in list(self._followers):
             self.n_dropped_followers += not follower.push(event)
 
@@ -143,7 +159,7 @@ class Feed:
         self._followers.discard(self)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """One printable line of bounded length, without queries: names and reasons come from strangers too."""
     text = _QUERY.sub(lambda match: f"?({len(match.group()) - 1} bytes)", text)
     text = text.translate(_BREAKS)

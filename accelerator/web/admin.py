@@ -153,6 +153,7 @@ class _AdminServer(web.Server):
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if not self._is_our_host(request):
+            self._box.note_refused("admin", "wrong Host")
             return _text(421, "this is not the host that you asked for\n")
         page = self._pages.get(request.raw_path.partition("?")[0])
         if page is None:

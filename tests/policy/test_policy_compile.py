@@ -6,7 +6,7 @@ import dataclasses
 import pickle
 
 from accelerator.policy import Tables, check_texts, compile_policy
-from accelerator.policy.compile import HostRow, Limits, ListenerRow, NetRow, OriginRow, PathRow
+from accelerator.policy.compile import HostRow, Limits, ListenerRow, Logs, NetRow, OriginRow, PathRow
 
 POLICY = """\
 version: 1
@@ -87,7 +87,8 @@ def test_a_more_specific_host_without_the_path_leaves_it_to_the_next() -> None:
 def test_the_smallest_policy() -> None:
     tables = compiled("{version: 1, site: {name: a}}")
     assert tables == Tables(
-        "a", (), (), (), (), (), Limits(65536, 20000, 10.0, 75.0, 1000, 30.0), 512 * 2**20, 0, tables.digest, None
+        "a", (), (), (), (), (), Limits(65536, 20000, 10.0, 75.0, 1000, 30.0), 512 * 2**20, 0, tables.digest,
+        Logs(False, 0, 7 * 86400.0, 256 * 2**20, 183 * 86400.0, 64 * 2**20), None,
     )
 
 
@@ -129,7 +130,7 @@ def test_tables_are_plain_and_frozen() -> None:
         return (
             all(plain(item) for item in value)
             if isinstance(value, tuple)
-            else type(value) in (str, int, float, bytes, type(None))
+            else type(value) in (str, int, float, bytes, bool, type(None))
         )
 
     assert plain(compiled(POLICY))

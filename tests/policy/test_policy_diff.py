@@ -114,6 +114,16 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[str, str, Any, Any]], list[st
     "memory": (("cache", "memory", "2GiB"), [("cache.memory", "changed", "1GiB", "2GiB")], ["restart"]),
     "no admin": (("admin", ...), [("admin", "removed", {"address": "127.0.0.1:8081"}, None)], ["restart"]),
     "a limit": (("limits", "drain", "1m"), [("limits.drain", "changed", "30s", "1m")], ["hold at once"]),
+    "an access log": (
+        ("logs", {"access": {"enabled": "true"}}),
+        [("logs.access.enabled", "changed", False, True)],
+        ["each answer to a viewer is written to disk"],
+    ),
+    "what is kept of viewers": (
+        ("privacy", {"viewer": "truncate", "retention": "7d"}),
+        [("privacy.viewer", "changed", "zone", "truncate"), ("privacy.retention", "changed", "30d", "7d")],
+        ["logs keep shortened addresses", "privacy.retention has changed"],
+    ),
 }  # fmt: skip
 
 

@@ -41,6 +41,7 @@ class MemoryBox:
         self.objects.append(stored("http://a.example/vod/film.mp4", "library", size_bytes=2**31))
         self.reasons: list[str] = []
         self.requests = 0
+        self.refusals: list[tuple[str, str]] = []
         self.origin_names = ["media", "library"]
 
     def status(self) -> dict[str, Any]:
@@ -105,6 +106,9 @@ class MemoryBox:
             for name in self.origin_names
         ]
         return {"now_ns": time.monotonic_ns(), "counters": counters, "origins": origins, "listeners": []}
+
+    def note_refused(self, kind: str, what: str) -> None:
+        self.refusals.append((kind, what))
 
     def counters(self) -> dict[str, tuple[float, str]]:
         return {"requests": (self.requests, "Requests answered"), "refused_head": (3, "Heads refused,\n\\ by syntax")}
