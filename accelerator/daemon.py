@@ -150,7 +150,6 @@ async def _serve(options: argparse.Namespace, writer: LogWriter) -> int:
     try:
         return await _serve_with(options, writer, succession, history, choice, events, security)
     finally:
-        security.note("stop", f"acceleratord {__version__} ends")
         security.finish(LOG_END_S)
 
 
@@ -275,6 +274,8 @@ async def _serve_with(
         for task in (drained, second):
             task.cancel()
     finally:
+        if box.rollout is not None:
+            security.note("stop", f"acceleratord {__version__} ends", pid=os.getpid())
         if watch is not None:
             watch.stop()
         if box.rollout is not None:

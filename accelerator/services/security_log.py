@@ -152,7 +152,7 @@ class SecurityLog:
             if self._queue.empty():
                 self._settle()
         self._settle()
-        if self._link:
+        if self._number:
             log.info("security log: ends with link %s", self._link)
         self._files.close()
 

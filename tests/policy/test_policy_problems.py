@@ -58,7 +58,7 @@ KEYS = [
     pytest.param("cache: {zzz: 1}\n", ["3:9: unknown key 'zzz' in cache"], id="unknown-without-near"),
     pytest.param("cache: {'a\\b': 1}\n", [r"3:9: unknown key 'a\\b' in cache"], id="unknown-odd"),
     *(pytest.param(f"{key}: {{}}\n", [f"3:1: unknown key '{key}'{hint}"], id=f"later-{key}")
-      for key, hint in [("relays", ""), ("links", ""), ("multicast", ""), ("privacy", "")]),
+      for key, hint in [("relays", ""), ("links", ""), ("multicast", "")]),
     pytest.param("cache: {disk: {path: cache, size: 20GiB}}\n", ["3:9: unknown key 'disk' in cache"], id="later-disk"),
     pytest.param("listen: {lan: {address: '127.0.0.1:1', tls: site}}\n", ["3:40: unknown key 'tls' in listen.lan"], id="later-tls"),
     pytest.param("zones: {a: {nets: [], ceiling: 3Mbit/s}}\n", ["3:23: unknown key 'ceiling' in zones.a"], id="later-ceiling"),

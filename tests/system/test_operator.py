@@ -381,16 +381,16 @@ def test_nothing_of_viewers_is_left_anywhere(origin: RecordingOrigin, tmp_path: 
             shown += box.accelctl(*arguments).stdout
         for planted in ("127.99.88", "hush", "token"):
             assert planted not in shown
-        # Besides the socket the box writes the policies that it ran with, and nothing of what viewers asked.
-        assert {path.name for path in box.state.iterdir()} <= {"control.sock", "handover.sock", "policies"}
+        # Besides the socket the box writes the policies that it ran with and the security log, and nothing of what
+        # viewers asked.
+        assert {path.name for path in box.state.iterdir()} <= {"control.sock", "handover.sock", "policies", "logs"}
         for path in box.state.rglob("*"):
             if path.is_file():
                 content = path.read_bytes()
                 for planted in (b"127.99.88", b"hush", b"token"):
                     assert planted not in content, path
+        kept = ("/dev/", "/proc/", "/memfd", f"{box.state}/logs/security-")
         opened = {os.readlink(path) for path in Path(f"/proc/{box.process.pid}/fd").iterdir()}
-        on_disk = {
-            name for name in opened if name.startswith("/") and not name.startswith(("/dev/", "/proc/", "/memfd"))
-        }
+        on_disk = {name for name in opened if name.startswith("/") and not name.startswith(kept)}
         assert on_disk <= {str(box.log_path)}, on_disk
     assert not (box.state / "control.sock").exists()
