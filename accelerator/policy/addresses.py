@@ -17,6 +17,8 @@ IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 # RFC 1123 section 2.1 labels; the underscore is not a host name's, but Windows domains have it.
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_PARAMETER = re.compile(r"[A-Za-z0-9_.~-]{1,64}")
+_SHORT_TEXT = re.compile(r"[ !#-\[\]-~]{1,256}")
 _PORT = re.compile(r"[0-9]{1,5}")
 # RFC 3986 section 3.3 pchar, as a path is compared byte for byte with what viewers send.
 _PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
@@ -239,6 +241,28 @@ def parse_network(text: str) -> IpNetwork:
         except ValueError:
             raise ValueError(f"{quoted(text)}: the prefix length is at most {32 if '.' in host else 128}") from None
         raise ValueError(f"{text} has bits set right of its prefix (did you mean '{wider}'?)") from None
+
+
+def parse_parameter_name(text: str) -> str:
+    """A parameter of a query, or a cookie, that carries a credential: as it is written in requests."""
+    if not _PARAMETER.fullmatch(text):
+        raise ValueError(f"expected a parameter's name of letters, digits, '_', '.', '~', '-', got {quoted(text)}")
+    return text
+
+
+def parse_credential_field(text: str) -> str:
+    """A request field that carries a credential, lower case; cookies have a key of their own."""
+    name = parse_field_name(text)
+    if name == "cookie":
+        raise ValueError("Cookie carries everything: name the cookies under `cookies`")
+    return name
+
+
+def parse_short_text(text: str) -> str:
+    """Printable ASCII without quotes, as claims, URLs and templates have it."""
+    if not _SHORT_TEXT.fullmatch(text):
+        raise ValueError(f"expected 1 to 256 printable characters of ASCII without quotes, got {quoted(text)}")
+    return text
 
 
 def parse_field_name(text: str) -> str:

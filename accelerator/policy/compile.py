@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network
 
-from accelerator.policy.model import Policy
+from accelerator.policy.credentials import places_of
+from accelerator.policy.model import Origin, Policy
 
 PROFILES = ("media", "generic")
 VIEWERS = ("zone", "hash", "truncate")
@@ -24,12 +25,16 @@ ROUTES_MAX = 100_000
 
 @dataclass(frozen=True, slots=True)
 class OriginRow:
-    """`profile` is an index of PROFILES."""
+    """`profile` is an index of PROFILES. `credential_rule`: 0: nobody's credential is judged; else a number of 63 bits
+    that differs for each rule, so that what was allowed under one is not under another."""
 
     name: str
     profile: int
     class_name: str | None
     credential_parameters: tuple[str, ...] = ()
+    credential_headers: tuple[str, ...] = ()
+    credential_cookies: tuple[str, ...] = ()
+    credential_rule: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,7 @@ def compile_policy(policy: Policy) -> Tables:
     limits = policy.limits
     return Tables(
         site=policy.site.name,
-        origins=tuple(OriginRow(name, PROFILES.index(row.profile), row.class_) for name, row in policy.origins.items()),
+        origins=tuple(_origin_row(name, row) for name, row in policy.origins.items()),
         hosts=_host_rows(policy),
         listeners=tuple(
             ListenerRow(name, row.address.host, row.address.port, sum({1 << zones.index(zone) for zone in row.zones}))
@@ -152,6 +157,18 @@ def compile_policy(policy: Policy) -> Tables:
         ),
         admin=(policy.admin.address.host, policy.admin.address.port) if policy.admin is not None else None,
     )
+
+
+def _origin_row(name: str, origin: Origin) -> OriginRow:
+    places = places_of(origin.credential)
+    return OriginRow(name, PROFILES.index(origin.profile), origin.class_, *places, _rule_number(origin))
+
+
+def _rule_number(origin: Origin) -> int:
+    if origin.credential is None:
+        return 0
+    text = json.dumps(origin.credential.model_dump(mode="json", by_alias=True), sort_keys=True)
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") >> 1 | 1
 
 
 def digest_of(policy: Policy) -> str:

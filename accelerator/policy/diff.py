@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from accelerator.policy.credentials import places_of
 from accelerator.policy.model import Origin, Policy
 from accelerator.policy.shape import keys_of
 
@@ -39,7 +40,8 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What a change does to those who watch. `kind`: listener, origin, route, limit, restart, zone, cache, privacy."""
+    """What a change does to those who watch. `kind`: listener, origin, route, credential, limit, restart, zone, cache,
+    privacy."""
 
     kind: str
     subject: str
@@ -217,5 +219,11 @@ def _origin_effects(name: str, old: Origin, new: Origin) -> Iterator[Effect]:
         )  # fmt: skip
     if old.profile != new.profile:
         yield Effect("route", name, f"origin '{name}': profile {new.profile} decides what may be asked and stored")
+    if before["credential"] != after["credential"]:
+        what = "every viewer's credential is judged anew" if new.credential else "no credential is judged any more"
+        yield Effect("credential", name, f"origin '{name}': {what}")
+        if places_of(old.credential).parameters != places_of(new.credential).parameters:
+            text = f"origin '{name}': its keys change, so what is stored of it is not found any more"
+            yield Effect("cache", name, text)
     if old.class_ != new.class_:
         yield Effect("cache", name, f"origin '{name}': what is stored from now on is of class {new.class_ or 'none'}")

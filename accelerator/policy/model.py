@@ -166,6 +166,11 @@ HostPattern = Annotated[str, *_text(addresses.parse_host_pattern, example="media
 PathPrefix = Annotated[str, *_text(addresses.parse_path_prefix, r"^/[^?# ]*$", "/live")]
 PinnedAddress = Annotated[str, *_text(addresses.parse_pinned_address, example="10.0.0.20")]
 FieldName = Annotated[str, *_text(addresses.parse_field_name, example="X-Tenant")]
+ParameterName = Annotated[
+    str, *_text(addresses.parse_parameter_name, r"^[A-Za-z0-9_.~-]{1,64}$", "token")
+]
+CredentialField = Annotated[str, *_text(addresses.parse_credential_field, example="Authorization")]
+ShortText = Annotated[str, *_text(addresses.parse_short_text, example="portal")]
 FileName = Annotated[
     addresses.FileName,
     PlainValidator(_file_name),
@@ -236,6 +241,72 @@ class Timeouts(_Section):
     )
 
 
+class Verify(_Section):
+    scheme: Literal["jwt", "cat", "cloudfront", "akamai", "secure-link", "hmac"] = Field(
+        description="What the credential is: a JSON Web Token, a Common Access Token (CTA-5007), or a signed URL."
+    )
+    keys: Annotated[tuple[Name, ...], _empty_means(tuple)] = Field(
+        min_length=1,
+        max_length=16,
+        description="Keys that verify it, by the names of their credentials: NAME.pem, NAME.jwk or NAME.secret.",
+    )
+    algorithm: (
+        Literal["ES256", "EdDSA", "RS256", "HS256", "RSA-SHA1", "RSA-SHA256", "ECDSA-SHA1", "ECDSA-SHA256"] | None
+    ) = Field(
+        default=None, description="The one algorithm of its signature (jwt, cat, cloudfront), never the token's word."
+    )
+    issuer: ShortText | None = Field(default=None, description="The `iss` that it must have (jwt, cat).")
+    audience: ShortText | None = Field(default=None, description="An `aud` that it must have (jwt, cat).")
+    path_claim: ShortText | None = Field(
+        default=None, description="The claim that says which paths it is for (jwt); left out: the whole origin."
+    )
+    resource: ShortText | None = Field(
+        default=None, description="Scheme and host of the URL that was signed, https://HOST (cloudfront)."
+    )
+    signed: ShortText | None = Field(
+        default=None,
+        description="What is signed (secure-link, hmac), with {path}, {uri}, {expires} and {secret}.",
+    )
+    max_lifetime: Annotated[float, *_time("1s", "3650d")] = Field(
+        default=86_400.0, description="A credential that is valid for longer is refused."
+    )
+    leeway: Annotated[float, *_time("0s", "5m")] = Field(
+        default=5.0, description="How far the issuer's clock and ours may differ."
+    )
+
+
+class Credential(_Section):
+    parameters: Annotated[tuple[ParameterName, ...], _empty_means(tuple)] = Field(
+        default=(),
+        max_length=8,
+        description="Parameters of the query that carry the viewer's credential: out of the key. For secure-link and "
+        "hmac in this order: signature, expiry, and for hmac perhaps the directory.",
+    )
+    headers: Annotated[tuple[CredentialField, ...], _empty_means(tuple)] = Field(
+        default=(), max_length=4, description="Request fields that carry it."
+    )
+    cookies: Annotated[tuple[ParameterName, ...], _empty_means(tuple)] = Field(
+        default=(), max_length=8, description="Cookies that carry it."
+    )
+    covers: Literal["object", "directory"] = Field(
+        default="object",
+        description="What a yes is good for: the one object that was asked for, or its whole directory.",
+    )
+    verify: Verify | None = Field(default=None, description="How the box verifies it; left out: the origin is asked.")
+    ask: Literal["origin"] | None = Field(
+        default=None, description="The origin decides: it is asked by HEAD, with the viewer's credential."
+    )
+    authorise_for: Annotated[float, *_time("1s", "1d")] = Field(
+        default=60.0, description="How long a yes is used before the credential is judged again; less where it ends."
+    )
+    when_unreachable: Literal["refuse", "last-yes"] = Field(
+        default="refuse", description="What happens when the origin can't be asked (ask)."
+    )
+    refusal: Annotated[int, *_whole(401, 403)] = Field(
+        default=403, description="The status of a refusal: 401 or 403."
+    )
+
+
 class Origin(_Section):
     from_: tuple[OriginUrl, ...] = Field(
         alias="from",
@@ -298,6 +369,10 @@ class Origin(_Section):
         default=(),
         max_length=64,
         description="Request fields that profile media passes to the origin besides the usual ones.",
+    )
+    credential: Credential | None = Field(
+        default=None,
+        description="Where viewers' credentials are, what they cover, and who judges them; left out: nobody does.",
     )
     override_private: Switch = Field(
         default=False,

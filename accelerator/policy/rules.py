@@ -9,6 +9,7 @@ from typing import Final
 from accelerator.errors import Problem
 from accelerator.policy.addresses import Address, literal
 from accelerator.policy.compile import ROUTES_MAX, n_routes
+from accelerator.policy.credentials import problems_of
 from accelerator.policy.model import Origin, Policy
 from accelerator.policy.shape import keys_of, section_at
 from accelerator.policy.tree import Map, Mark, Path, key_mark, value_mark, walk
@@ -100,6 +101,7 @@ class Rules:
                 )
             self._loops(name, origin, own)
             self._switches(name, origin)
+            self._credential(name, origin)
         if n_routes(policy) > ROUTES_MAX:
             self._error(key_mark(self._root, ("origins",)), f"origins: more than {ROUTES_MAX:,} pairs of host and path")
             return
@@ -169,6 +171,11 @@ class Rules:
         if origin.via is not None and origin.upstream_host == "viewer" and has_http:
             what = "a proxy sends http requests where their Host says, so the viewer's can't be in them"
             self._error(self._value(*path, "upstream_host"), f"origins.{name}.upstream_host: {what}")
+
+    def _credential(self, name: str, origin: Origin) -> None:
+        for below, message, is_warning in problems_of(origin.credential) if origin.credential is not None else ():
+            path = ("origins", name, "credential", *below)
+            (self._warn if is_warning else self._error)(self._value(*path), f"{dotted(path)}: {message}")
 
     def _locks(self, policy: Policy) -> None:
         for index, lock in enumerate(policy.locked):

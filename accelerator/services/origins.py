@@ -70,8 +70,11 @@ class Origins:
         file of CAs that can't be used: found at the first connection, it would be an outage instead of a refusal."""
         secrets = {}
         for name, row in policy.origins.items():
-            key = "ca"
+            key = "credential"
             try:
+                if row.credential is not None:  # rather refused than open to all
+                    raise CredentialError("credential", "viewers' credentials are not enforced by this version")
+                key = "ca"
                 if row.ca is not None:
                     check_authorities(row.ca.path)
                 key = "client_certificate"

@@ -85,15 +85,44 @@ def test_the_default_policy_is_the_defaults() -> None:
 
 
 def test_the_default_policy_has_every_key() -> None:
-    written = set(re.findall(r"^ *(?:# )?([a-z_]+):", DEFAULT.read_text(), re.MULTILINE))
+    written = set(re.findall(r"^ *(?:# *)*([a-z_]+):", DEFAULT.read_text(), re.MULTILINE))
     assert {path.rpartition(".")[2] for path in KEYS} - written == set()
     tree = yaml.safe_load(DEFAULT.read_text())
+    tree["origins"]["media"]["credential"] = yaml.safe_load(commented_out("credential", deep=True))["credential"]
     for name in ("ca", "client_certificate", "via", "via_credential"):
         tree["origins"]["media"][name] = "commented out, as it names what has no default"
     for path in KEYS:
         node: Any = tree
         for step in path.split("."):
             node = next(iter(node.values())) if step == "NAME" else node[step]
+
+
+def commented_out(key: str, *, deep: bool = False) -> str:
+    """The section of the default policy that is commented out, as it would be written; `deep`: also what is within."""
+    text = DEFAULT.read_text().split(f"    # {key}:")[1].split("\n    override_private")[0]
+    lines = [line[6:] for line in f"    # {key}:{text}".splitlines()]
+    return "\n".join(re.sub(r"^( *)# ", r"\1", line) if deep else line for line in lines)
+
+
+def test_the_credential_that_is_commented_out_is_valid_with_its_defaults() -> None:
+    text = "version: 1\nsite: {name: a}\norigins: {m: {from: ['https://x'], hosts: [h], SECTION}}\n"
+    section = json.dumps(yaml.safe_load(commented_out("credential"))["credential"])
+    policy, problems = check_texts([("p", text.replace("SECTION", f"credential: {section}").encode())])
+    assert [str(problem) for problem in problems if not problem.is_warning] == []
+    assert policy is not None
+    credential = policy.origins["m"].credential
+    assert credential is not None
+    given = {path.rpartition(".")[2] for path in differences(credential)}
+    examples = {"parameters", "covers", "scheme", "algorithm", "keys", "issuer", "audience", "path_claim"}
+    assert given == examples, "the rest are defaults"
+
+
+def test_the_documents_examples_of_credentials_are_valid() -> None:
+    section = DOCUMENT.split("#### Viewers' credentials")[1].split("####")[0]
+    text = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0]
+    policy, problems = check_texts([("p", b"version: 1\nsite: {name: a}\n" + text.encode())])
+    assert [str(problem) for problem in problems if not problem.is_warning] == []
+    assert policy is not None
 
 
 def test_the_minimal_policy_of_the_document_is_valid() -> None:
