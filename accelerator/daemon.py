@@ -33,6 +33,7 @@ from accelerator.services.appliance import Appliance, open_listener
 from accelerator.services.events import Event, Events
 from accelerator.services.history import History
 from accelerator.services.log_lines import Causes, LogWriter
+from accelerator.services.queries import without_queries
 from accelerator.services.rollout import Candidate, Rollout, StartChoice, choose_start
 from accelerator.services.security_log import KEPT_EVENTS, SecurityLog
 from accelerator.services.succession import ADMIN_NAME, Succession, SuccessorError
@@ -83,7 +84,7 @@ class _OneLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         lines = super().format(record).split("\n") if record.exc_info else [super().format(record)]
-        return "\n".join(printable(line) for line in lines)
+        return "\n".join(printable(without_queries(line)) for line in lines)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -335,8 +336,7 @@ def _audit(security: SecurityLog) -> Callable[[AuditEntry], None]:
         words = [entry.command]
         for name, value in entry.arguments.items():
             if value is not None:
-                path, mark, query = str(value).partition("?")
-                words.append(f"{name} {path}" + (f"?({len(query)} bytes)" if mark else ""))
+                words.append(f"{name} {without_queries(str(value))}")
         log.info("audit: uid %d, pid %d: %s: %s %s", entry.uid, entry.pid, " ".join(words), entry.outcome, entry.detail)
         security.note(
             "command", " ".join(words), outcome=entry.outcome, uid=entry.uid, pid=entry.pid, user=_user_name(entry.uid),

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from ext.access_reader import AccessReader, digest_of_query
 
 from accelerator.policy.compile import Tables
 from ext import layout
@@ -22,7 +23,7 @@ from ext.stored import StoredObject
 
 __all__ = [
     "COUNTER_HELP", "FLAG_HAS_AGE", "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS", "HEALTH_PATH", "SLICE_BYTES",
-    "DataPlane", "Exchange", "HeadError", "StoredObject", "parse_request", "parse_response",
+    "DataPlane", "Exchange", "HeadError", "StoredObject", "digest_of_query", "parse_request", "parse_response",
 ]  # fmt: skip
 
 COUNTER_HELP: dict[str, str] = {name: text for _, name, text in layout.COUNTERS}
@@ -114,6 +115,17 @@ class DataPlane:
         )  # fmt: skip
         return generation
 
+    def access_reader(self) -> AccessReader:
+        """For one thread, which reads what workers tell of their answers."""
+        return AccessReader(self.plane)
+
+    def origin_names(self) -> list[bytes]:
+        """By index; also of origins that are gone."""
+        return [name.encode() for name in self._origins.names]
+
+    def listener_names(self) -> list[bytes]:
+        return [name.encode() for name in self._listeners.names]
+
     def origin_id(self, name: str) -> int:
         return self._origins.index(name)
 
@@ -169,6 +181,8 @@ def _limits(tables: Tables) -> Any:
     row["send_window_ns"] = int(SEND_WINDOW_S * 1e9)
     row["send_window_bytes"] = int(limits.send_rate_min_Bps * SEND_WINDOW_S)
     row["connections"] = min(most, 100_000)
+    row["access_log"] = tables.logs.has_access
+    row["viewer"] = tables.logs.viewer
     row["connections_per_address"] = min(limits.connections_per_address, 100_000)
     return row
 

@@ -1,6 +1,7 @@
 # One viewer's connection and the worker that owns it: states, lists, timers, buffers, writing. No HTTP decisions here.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from ext.access_ring cimport AccessRing
 from ext.exchange cimport Bell, Exchange, List, Mailbox, Ring
 from ext.http_head cimport RequestHead
 from ext.layout cimport MAX_ORIGINS, ORIGIN_COLUMNS, Tables
@@ -68,9 +69,11 @@ cdef struct Connection:
     uint8_t n_tries
     uint8_t answer              # disposition, in STATE_ANSWERED
     uint8_t is_stored
+    uint8_t log_how             # of the answer under way, for the access log
     uint8_t has_head_begun
     uint16_t answer_status
     uint16_t fwd_status
+    uint16_t log_status         # 0: nothing to note
     uint32_t listener
     int32_t zone
     uint64_t zone_generation
@@ -84,6 +87,8 @@ cdef struct Connection:
     Connection* previous_timer
     int32_t timer_slot          # -1: none
     int64_t deadline_ns
+    uint32_t log_origin
+    int64_t log_first           # where in the object its body begins
     int64_t arrival_ns
     uint64_t window_bytes       # sent since the window began
     Exchange* exchange
@@ -160,6 +165,12 @@ cdef struct Worker:
     char date[40]
     int64_t date_s
     RequestHead head
+    AccessRing* access          # answers, for the access log; NULL until it is switched on
+    AccessRing* refusals        # for the security log
+    RequestHead log_head
+    Connection* serving         # whose request is in `head` and at `serving_data`, while a step answers it
+    const uint8_t* serving_data
+    uint32_t is_framing_fault   # of the head that is being refused
 
 cdef inline uint64_t* origin_row(Worker* w, uint32_t origin) noexcept nogil:
     return w.by_origin + (origin if origin < MAX_ORIGINS else 0) * ORIGIN_COLUMNS

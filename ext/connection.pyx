@@ -5,6 +5,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 
+from ext.access cimport access_end
 from ext.atomics cimport *
 from ext.exchange cimport EXCHANGE_WANT, RING_CANCEL, RING_NUDGE, RING_REQUEST, ring_is_half_full, ring_push
 from ext.layout cimport *
@@ -170,6 +171,7 @@ cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nog
     cdef Exchange* e = c.exchange
     if c.state == STATE_CLOSED:
         return
+    access_end(w, c, True)
     if abruptly:
         option.l_onoff = 1
         option.l_linger = 0

@@ -6,6 +6,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+from ext.access_ring cimport NO_ORIGIN, access_ring_free, access_ring_new
 from ext.atomics cimport *
 from ext.connection cimport *
 from ext.exchange cimport *
@@ -91,6 +92,7 @@ cdef enum:
     READY_PER_PASS = 256
     ACCEPTS_PER_PASS = 64
     ACCEPT_REST_NS = 250000000
+    REFUSALS = 256              # that the security log may be behind
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -351,6 +353,9 @@ cdef void on_deadline(Worker* w, Connection* c) noexcept nogil:
     if c.state == STATE_READ:
         if c.has_head_begun:
             count(&w.counters[C_CLOSED_SLOW_HEAD], 1)
+            c.arrival_ns = w.now_ns - w.tables.limits.head_timeout_ns
+            c.log_origin = NO_ORIGIN
+            c.fwd_reason = FWD_NONE
             c.is_head = 0
             c.minor = 1
             release_input(w, c)
@@ -479,7 +484,8 @@ cdef bint edge_open(Worker* w, Shared* shared, uint32_t index, uint64_t* counter
     w.by_origin = <uint64_t*>calloc(MAX_ORIGINS * ORIGIN_COLUMNS, sizeof(uint64_t))
     w.exchanges = <Exchange*>calloc(EXCHANGE_SLOTS, sizeof(Exchange))
     w.free_exchanges = <uint32_t*>malloc(EXCHANGE_SLOTS * sizeof(uint32_t))
-    if (w.epoll < 0 or w.mailbox.fd < 0 or w.input == NULL or w.scratch == NULL or w.key == NULL or w.exchanges == NULL or w.by_origin == NULL
+    w.refusals = access_ring_new(REFUSALS)
+    if (w.refusals == NULL or w.epoll < 0 or w.mailbox.fd < 0 or w.input == NULL or w.scratch == NULL or w.key == NULL or w.exchanges == NULL or w.by_origin == NULL
             or w.free_exchanges == NULL or not ring_open(&w.ring, 4 * EXCHANGE_SLOTS)):
         return False
     for i in range(EXCHANGE_SLOTS):
@@ -507,6 +513,8 @@ cdef void edge_close(Worker* w) noexcept nogil:
             if item.object != NULL:
                 add_u64(&item.object.refs, <uint64_t>-1)
         ring_close(&w.ring)
+    access_ring_free(w.refusals)
+    access_ring_free(w.access)
     free(w.input)
     free(w.scratch)
     free(w.key)

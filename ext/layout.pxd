@@ -62,6 +62,8 @@ cdef enum:                      # one column each of the counter rows; the table
     C_PURGED
     C_EVICTIONS
     C_MEMORY_REFUSED
+    C_ACCESS_LOG_DROPPED
+    C_REFUSALS_UNLISTED
     N_COUNTERS
     MAX_ORIGINS = 8192          # rows with figures of their own; those beyond count with row 0
     ORIGIN_COLUMNS = 4          # requests, hits, body bytes to viewers, (spare)
@@ -106,6 +108,8 @@ cdef packed struct LimitsRow:
     uint64_t send_window_bytes
     uint32_t connections
     uint32_t connections_per_address
+    uint32_t access_log         # whether answers are noted
+    uint32_t viewer             # what of the viewer: policy.compile.VIEWERS
 
 cdef struct Tables:             # immutable once published; freed when every worker has passed
     uint64_t generation

@@ -60,6 +60,8 @@ COUNTERS = (
     (C_PURGED, "purged", "objects purged by an operator"),
     (C_EVICTIONS, "evictions", "objects evicted for memory"),
     (C_MEMORY_REFUSED, "memory_refused", "allocations refused by the memory budget"),
+    (C_ACCESS_LOG_DROPPED, "access_log_dropped", "answers not in the access log: its ring was full"),
+    (C_REFUSALS_UNLISTED, "refusals_unlisted", "refusals told by their number only: too many at once"),
 )
 
 N_COLUMNS = COUNTER_STRIDE
@@ -72,7 +74,8 @@ LISTENER_DTYPE = np.dtype([("zone_mask", "u8"), ("is_used", "u4")])
 STRING_DTYPE = np.dtype([("start", "u4"), ("length", "u4")])
 LIMITS_DTYPE = np.dtype(
     [("head_timeout_ns", "i8"), ("idle_timeout_ns", "i8"), ("send_window_ns", "i8"), ("send_window_bytes", "u8"),
-     ("connections", "u4"), ("connections_per_address", "u4")]
+     ("connections", "u4"), ("connections_per_address", "u4"), ("access_log", "u4"),
+     ("viewer", "u4")]
 )
 
 

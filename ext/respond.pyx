@@ -5,6 +5,8 @@ from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy, memset, strlen
 
+from ext.access cimport access_begin, access_refused
+from ext.access_ring cimport HOW_REFUSED
 from ext.atomics cimport *
 from ext.connection cimport *
 from ext.http_head cimport *
@@ -196,6 +198,9 @@ cdef int respond_error(Worker* w, Connection* c, uint32_t status, bint must_clos
     count(&w.counters[C_REQUESTS], 1)
     count(&w.counters[C_REFUSED], 1)
     count_status(w, status)
+    access_begin(w, c, status, HOW_REFUSED, 0)
+    if status < 500 and status != 404 or status == 501 or status == 505:
+        access_refused(w, c, status)
     if must_close:
         c.must_linger = 1       # there may be input that nobody reads: see close_gently
     if must_close or w.is_draining:
@@ -225,6 +230,7 @@ cdef int respond_unsatisfiable(Worker* w, Connection* c, int64_t total) noexcept
     count(&w.counters[C_REQUESTS], 1)
     count(&w.counters[C_REFUSED], 1)
     count_status(w, 416)
+    access_begin(w, c, 416, HOW_REFUSED, 0)
     refresh_date(w)
     used = <uint32_t>snprintf(
         <char*>text, sizeof(text),
@@ -246,6 +252,7 @@ cdef int respond_preflight(Worker* w, Connection* c, const uint8_t* data, const 
     count(&w.counters[C_REQUESTS], 1)
     count(&w.counters[C_HITS], 1)
     count(&w.counters[C_PREFLIGHTS], 1)
+    access_begin(w, c, 204, AS_HIT, 0)
     refresh_date(w)
     used = <uint32_t>snprintf(<char*>text, sizeof(text), "HTTP/1.1 204 No Content\r\nDate: %s\r\nAllow: GET, HEAD, OPTIONS\r\n", w.date)
     if origin != NULL and first_field(head, FIELD_ACCESS_CONTROL_REQUEST_METHOD) != NULL and origin.value_length <= 512:
@@ -407,6 +414,8 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
         count(&w.counters[C_COLLAPSED], 1)
     else:
         count(&w.counters[C_PASSED], 1)
+    c.log_origin = object.origin
+    access_begin(w, c, 304 if outcome == -1 else (206 if outcome == RANGE_OK else head.status), how, first if has_body else 0)
     # --- the body that is here, in the same write
     offset = first
     if has_body and not c.is_chunked:

@@ -2,6 +2,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
+from ext.access_ring cimport NO_ORIGIN
 from ext.atomics cimport *
 from ext.connection cimport *
 from ext.exchange cimport *
@@ -137,6 +138,7 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
     cdef uint32_t kind = EXCHANGE_MISS
     cdef const uint8_t* path = data + head.path
     cdef uint32_t path_length = head.path_length
+    c.log_origin = origin
     if path_length == 0 or path[0] != 47:       # absolute-form without a path, perhaps with a query: "/" goes before
         w.scratch[0] = 47
         memcpy(w.scratch + 1, path, path_length)
@@ -218,6 +220,7 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
     c.close_after = not head.keep_alive or w.is_draining
     if not c.n_tries:
         c.arrival_ns = w.now_ns
+        c.log_origin = NO_ORIGIN
         c.fwd_reason = FWD_NONE
         c.fwd_status = 0
         c.is_stored = 0

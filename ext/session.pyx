@@ -3,6 +3,8 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from ext.access cimport access_end, access_serving, is_framing_fault
+from ext.access_ring cimport NO_ORIGIN
 from ext.atomics cimport *
 from ext.connection cimport *
 from ext.exchange cimport *
@@ -39,6 +41,7 @@ cdef void settle(Worker* w, Connection* c, int result) noexcept nogil:
             clear_deadline(w, c)
             set_deadline(w, c, w.now_ns + w.tables.limits.send_window_ns)
         return
+    access_end(w, c, False)
     detach(w, c)
     release_output(w, c)
     c.n_tries = 0
@@ -118,13 +121,20 @@ cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n)
             c.is_head = 0
             c.minor = 1
             c.head_length = 0
+            c.arrival_ns = w.now_ns
+            c.log_origin = NO_ORIGIN
+            c.fwd_reason = FWD_NONE
+            w.is_framing_fault = is_framing_fault(data + used, n - used)
             result = respond_error(w, c, <uint32_t>-length, True)
+            w.is_framing_fault = 0
             if result == PENDING:
                 keep_input(w, c, data, 0)
             settle(w, c, result)
             return n
+        access_serving(w, c, data + used)
         result = handle(w, c, data + used, n - used)
         if result == PENDING:
+            access_serving(w, NULL, NULL)
             if c.state != STATE_WAIT and c.buffer == NULL:
                 # A short answer that the socket didn't take whole: keep what follows.
                 c.head_length = 0
@@ -135,8 +145,10 @@ cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n)
             settle(w, c, result)
             return n
         if result == CLOSED:
+            access_serving(w, NULL, NULL)
             return n
         settle(w, c, DONE)
+        access_serving(w, NULL, NULL)
         release_input(w, c)     # a response of several steps kept its request: `data` has it still
         c.head_length = 0
         used += <uint32_t>length

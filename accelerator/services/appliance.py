@@ -24,6 +24,7 @@ from accelerator.services.heads import NS
 from accelerator.services.inventory import Inventory
 from accelerator.services.log_lines import Causes
 from accelerator.services.origins import Origin, Origins, Secrets
+from accelerator.services.request_log import RequestLog
 from accelerator.services.rollout import Rollout, one_line
 from accelerator.services.security_log import SecurityLog
 from accelerator.services.succession import Succession
@@ -35,6 +36,8 @@ DRAIN_POLL_S = 0.05
 # A worker still names a listener's descriptor until it has read its mail, which takes it a pass; were the number given
 # to a viewer's connection meanwhile, the worker would stop listening to that.
 RETIRED_SOCKET_S = 2.0
+# What is left of the access log is written for so long at the end.
+LOG_END_S = 1.0
 
 _EVENT_KINDS = {
     "breaker-open": "origin-failing", "breaker-closed": "origin-recovered",
@@ -88,6 +91,7 @@ class Appliance:
         self._plane = self.dataplane.plane
         self.origins = Origins(self.dataplane, loop, credentials, self._note_event)
         self.fetcher = Fetcher(self.dataplane, self.origins, loop, self._note_error)
+        self.request_log = RequestLog(security.folder, self.dataplane, security, events)
         self.inventory = Inventory(self.dataplane, self.origins, self.fetcher)
         self.extra_counters: Any = dict
         self.policy = policy
@@ -103,6 +107,7 @@ class Appliance:
         self._take_over(self.policy, self.tables, opened, secrets)
         self.dataplane.put_health_object()
         self._plane.start()
+        self.request_log.start()
         for name, (_, listening) in self._sockets.items():
             self.dataplane.listen(name, listening)
         self.fetcher.start()
@@ -168,6 +173,7 @@ class Appliance:
         self._is_serving = False
         self.fetcher.stop()
         self._plane.close()
+        await asyncio.to_thread(self.request_log.finish, LOG_END_S)
         for listening in [*self._retired, *(listening for _, listening in self._sockets.values())]:
             listening.close()
         self._sockets = {}
@@ -183,6 +189,7 @@ class Appliance:
         if self.admin_address is not None:
             own.add(self.admin_address)
         self.origins.apply(policy, frozenset(own), secrets)
+        self.request_log.prepare(tables, self._plane.generation + 1)
         self.generation = self.dataplane.publish(tables)
         self.policy, self.tables = policy, tables
         logs = tables.logs
@@ -367,6 +374,8 @@ class Appliance:
         figures: dict[str, tuple[float, str]] = {
             name: (value, COUNTER_HELP[name]) for name, value in self._plane.totals().items()
         }
+        figures["access_log_written"] = (self.request_log.n_written, "lines written to the access log")
+        figures["access_log_unwritten"] = (self.request_log.n_unwritten, "lines of the access log that no disk took")
         figures.update(self.extra_counters())
         return figures
 

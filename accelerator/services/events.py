@@ -1,13 +1,12 @@
 """Events: past facts for operators, what happened, why, and what to do. In memory only, bounded, one a cause and 10 s.
 
-No viewer's address may come here, and of a query only its length stays, whoever wrote the text.
+No viewer's address may come here, and of a query only a digest stays, whoever wrote the text.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any
 
 from accelerator import clock
 from accelerator.errors import ControlError
+from accelerator.services.queries import without_queries
 
 EVENTS_MAX = 1000
 EVERY_NS = 10_000_000_000
@@ -25,8 +25,6 @@ FOLLOWERS_MAX = 16
 # A follower this far behind, besides the past that it asked for, has stopped reading: it is told so and dropped.
 BACKLOG_MAX = 256
 
-# What stands after the question mark of a URL, also of one without a host.
-_QUERY = re.compile(r"(?<=[\w/.:%~-])\?(?=[^\s?'\")\]}>])[^\s'\"<>]*")
 _BREAKS = str.maketrans("\r\n\t", "   ")
 
 
@@ -160,8 +158,8 @@ class Feed:
 
 
 def clean(text: str) -> str:
-    """One printable line of bounded length, without queries: names and reasons come from strangers too."""
-    text = _QUERY.sub(lambda match: f"?({len(match.group()) - 1} bytes)", text)
+    """One printable line of bounded length, with digests for queries: names and reasons come from strangers too."""
+    text = without_queries(text)
     text = text.translate(_BREAKS)
     if not text.isprintable():
         text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -11,6 +11,7 @@ from accelerator.dataplane import BOX_ORIGIN
 from accelerator.errors import ControlError
 from accelerator.services.flight import KINDS
 from accelerator.services.heads import NS
+from accelerator.services.queries import shown_key
 
 if TYPE_CHECKING:
     from accelerator.dataplane import DataPlane, StoredObject
@@ -93,12 +94,10 @@ class Inventory:
         }
 
     def _url(self, origin_id: int, key: bytes) -> str:
-        """A viewer's URL of the object: any host that leads to its origin. The query is shown as its length only."""
+        """A viewer's URL of the object: any host that leads to its origin. For its query stands a digest."""
         origin = self._origins.by_id.get(origin_id)
         host = origin.policy.hosts[0] if origin is not None else "gone"
-        path, mark, query = key.partition(b"?")
-        text = path.decode("ascii", "backslashreplace")
-        return f"http://{host}{text}" + (f"?({len(query)} bytes)" if mark else "")
+        return f"http://{host}{shown_key(key)}"
 
     def _origin_id(self, name: str) -> int:
         origin = self._origins.by_name(name)

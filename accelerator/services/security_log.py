@@ -51,6 +51,7 @@ class SecurityLog:
         now_ns: Callable[[], int] = clock.monotonic_ns,
     ) -> None:
         self.n_dropped = 0
+        self.folder = folder
         self._files = LogFiles(folder, "security", wall_s, retention_s=retention_s, bytes_max=bytes_max)
         self._events = events
         self._wall_s = wall_s

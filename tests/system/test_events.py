@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accelerator.dataplane import digest_of_query
 from accelerator.errors import ControlError
 from accelerator.services.events import BACKLOG_MAX, CAUSES_MAX, EVENTS_MAX, FOLLOWERS_MAX, TEXT_MAX, Events
 
@@ -54,8 +55,8 @@ def test_a_storm_of_causes_takes_bounded_memory() -> None:
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        ("GET /live/a.ts?token=abc failed", "GET /live/a.ts?(9 bytes) failed"),
-        ("http://h.example?x=1, again", "http://h.example?(4 bytes) again"),
+        ("GET /live/a.ts?token=abc failed", f"GET /live/a.ts?…{digest_of_query(b'token=abc')} failed"),
+        ("http://h.example?x=1, again", f"http://h.example?…{digest_of_query(b'x=1')}, again"),
         ("unknown key (did you mean 'x'?)", "unknown key (did you mean 'x'?)"),
         ("why? because", "why? because"),
         ("two\nlines\x1b[0m", "two lines\N{REPLACEMENT CHARACTER}[0m"),

@@ -360,7 +360,7 @@ def test_bug_audit_lines_had_queries_in_them(box: RunningBox) -> None:
     told(box, "cache", "purge", "--prefix", f"http://{HOST}/good/audited?token=hush-2")
     box.accelctl("cache", "purge", "http://unknown.example/?token=hush-3")
     wait_for(lambda: box.output.count("audit:") >= 3)
-    assert "/good/audited?(" in box.output
+    assert "/good/audited?…" in box.output
     assert "hush" not in box.output
 
 
