@@ -27,7 +27,11 @@ from accelerator.errors import AcceleratorError, ControlError, PolicyError
 APPLY_TIMEOUT_S = 120.0
 DEFAULT_SOCKET = "/run/accelerator/control.sock"
 _EPILOG = "exit status: 0 done, 1 refused or problem found, 2 usage, 3 no daemon"
-_GROUPS = {"cache": "what is stored", "policy": "check, compare, apply and take back policies"}
+_GROUPS = {
+    "admin": "the admin listener and its dashboard",
+    "cache": "what is stored",
+    "policy": "check, compare, apply and take back policies",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from accelerator.io.handover import HandOverError
 from accelerator.policy import check_policy
 from accelerator.policy.compile import compile_policy
 from accelerator.policy.model import Policy
+from accelerator.services.admin_token import TokenError, load_admin_token
 from accelerator.services.appliance import Appliance, open_listener
 from accelerator.services.events import Event, Events
 from accelerator.services.history import History
@@ -39,6 +40,7 @@ from accelerator.services.security_log import KEPT_EVENTS, SecurityLog
 from accelerator.services.succession import ADMIN_NAME, Succession, SuccessorError
 from accelerator.services.tally import Watch
 from accelerator.web.admin import start_admin, stop_admin
+from accelerator.web.dashboard import Audit
 
 log = logging.getLogger("accelerator")
 PR_SET_DUMPABLE = 4
@@ -224,7 +226,7 @@ async def _serve_with(
         candidate = choice.candidates[0]
         for following in (*choice.candidates[1:], None):
             try:
-                runner, admin = await _open(box, control, writer, succession, security)
+                runner, admin = await _open(box, options, control, writer, succession, security)
                 break
             except AcceleratorError as error:
                 if following is None:
@@ -302,7 +304,8 @@ def _make_box(
 
 
 async def _open(
-    box: Appliance, control: ControlServer, writer: LogWriter, succession: Succession, security: SecurityLog
+    box: Appliance, options: argparse.Namespace, control: ControlServer, writer: LogWriter, succession: Succession,
+    security: SecurityLog,
 ) -> tuple[ServerRunner | None, socket.socket | None]:
     """Opens the admin listener and the viewers'. Raises AcceleratorError, and leaves no admin listener then."""
     admin = None
@@ -313,6 +316,10 @@ async def _open(
         except OSError as fault:
             raise AcceleratorError("listen", f"admin: {host}:{port}: {fault.strerror}") from fault
         box.admin_address = (host, admin.getsockname()[1])
+        try:
+            box.admin_token = load_admin_token(_credentials_directory(options), options.state_dir)
+        except TokenError as error:
+            log.error("%s: nothing can be changed by the dashboard", error.message)
     box.extra_counters = lambda: {
         **control.counters(),
         "security_log_dropped": (security.n_dropped, "entries of the security log lost: it couldn't be written"),
@@ -325,25 +332,48 @@ async def _open(
             admin.close()
         raise
     # It answers only now: who takes over shares the address with one that is well, and must not say that it isn't.
-    runner = None if admin is None else (await start_admin(box, host, port, admin))[0]
+    if admin is None:
+        return None, None
+    token = box.admin_token.text if box.admin_token is not None else None
+    runner, _ = await start_admin(
+        box, host, port, admin, token=token, reads_freely=box.tables.admin_reads_freely,
+        audit=_audit_dashboard(security),
+    )  # fmt: skip
     return runner, admin
 
 
 def _audit(security: SecurityLog) -> Callable[[AuditEntry], None]:
-    """Who changed what, in both logs. Queries are left out: they hold viewers' credentials."""
+    """Who changed what, in both logs."""
 
     def audit(entry: AuditEntry) -> None:
-        words = [entry.command]
-        for name, value in entry.arguments.items():
-            if value is not None:
-                words.append(f"{name} {without_queries(str(value))}")
-        log.info("audit: uid %d, pid %d: %s: %s %s", entry.uid, entry.pid, " ".join(words), entry.outcome, entry.detail)
+        what = _what(entry.command, entry.arguments)
+        log.info("audit: uid %d, pid %d: %s: %s %s", entry.uid, entry.pid, what, entry.outcome, entry.detail)
         security.note(
-            "command", " ".join(words), outcome=entry.outcome, uid=entry.uid, pid=entry.pid, user=_user_name(entry.uid),
+            "command", what, outcome=entry.outcome, uid=entry.uid, pid=entry.pid, user=_user_name(entry.uid),
             detail=entry.detail,
         )  # fmt: skip
 
     return audit
+
+
+def _audit_dashboard(security: SecurityLog) -> Audit:
+    """The same for the dashboard: who has the admin token is not known further."""
+
+    def audit(command: str, arguments: Mapping[str, object], outcome: str, detail: str) -> None:
+        what = _what(command, arguments)
+        log.info("audit: dashboard: %s: %s %s", what, outcome, detail)
+        security.note("dashboard", what, outcome=outcome, detail=detail)
+
+    return audit
+
+
+def _what(command: str, arguments: Mapping[str, object]) -> str:
+    """Queries are left out: they hold viewers' credentials."""
+    words = [command]
+    for name, value in arguments.items():
+        if value is not None:
+            words.append(f"{name} {without_queries(str(value))}")
+    return " ".join(words)
 
 
 def _user_name(uid: int) -> str | None:

@@ -413,6 +413,35 @@ cdef class Plane(Workers):
         free(listed)
         return found
 
+    def tally(self, uint64_t begin, uint64_t n, uint64_t[:, ::1] sums) -> tuple:
+        """Adds (complete variants, their body bytes in memory) of `n` buckets from `begin` to the row of each origin.
+
+        Returns (the next bucket, how many there are); a table that grew or shrank meanwhile is to be begun anew."""
+        cdef Store* store = &self.shared.store
+        cdef Table* table
+        cdef Entry* entry
+        cdef Object* object
+        cdef uint64_t i, end, n_buckets, n_rows = <uint64_t>sums.shape[0]
+        if sums.shape[1] < 2 or n_rows == 0:
+            raise ValueError("two columns are needed")
+        with nogil:
+            pthread_mutex_lock(&store.lock)
+            table = store.table
+            n_buckets = table.mask + 1
+            end = n_buckets if n > n_buckets or begin > n_buckets - n else begin + n
+            for i in range(begin, end):
+                entry = table.buckets[i]
+                if <uintptr_t>entry <= 1 or entry.origin >= n_rows:
+                    continue
+                object = entry.variants
+                while object != NULL:
+                    if object.flags & OBJECT_COMPLETE:
+                        sums[entry.origin, 0] += 1
+                        sums[entry.origin, 1] += object.n_filled_bytes
+                    object = object.next_variant
+            pthread_mutex_unlock(&store.lock)
+        return (end if end > begin else n_buckets), n_buckets
+
     def reclaim(self) -> None:
         """Frees what no worker can see any more; evicts what connections need of the limit; forgets marks that ended."""
         cdef Store* store = &self.shared.store

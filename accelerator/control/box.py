@@ -34,6 +34,18 @@ class Health(TypedDict):
     reasons: Sequence[str]
 
 
+class UpstreamState(TypedDict):
+    """One server of an origin, as its requests see it. `state`: ok, suspect (its last answer was a failure), open (not
+    asked), half-open (asked by trials)."""
+
+    origin: str
+    upstream: str
+    state: str
+    failures: int  # of the last 20 outcomes
+    trial_in_s: float
+    error: str  # of the last failure
+
+
 class Status(TypedDict):
     site: str
     version: str
@@ -43,6 +55,7 @@ class Status(TypedDict):
     policy: PolicyState
     workers: Sequence[Worker]
     health: Health
+    upstreams: Sequence[UpstreamState]
 
 
 class CacheStats(TypedDict):
@@ -79,6 +92,7 @@ CacheObject = TypedDict(
         "class": str | None,
         "kind": str,
         "hits": NotRequired[int],
+        "id": NotRequired[str],  # names it in object_purge, for a while
     },
 )
 
@@ -98,6 +112,8 @@ class OriginCounters(TypedDict):
     bytes_from_origin: int
     connections: int  # to the origin, now
     errors: int
+    upstreams: int
+    upstreams_out: int  # of them: not asked for now but for trials
 
 
 class Top(TypedDict):
@@ -109,6 +125,47 @@ class Top(TypedDict):
     counters: Mapping[str, int]
     origins: Sequence[OriginCounters]
     listeners: Sequence[Mapping[str, object]]
+
+
+class Recent(TypedDict):
+    """The last ten minutes, a sample a second, the oldest first; all lists are of one length."""
+
+    at_s: Sequence[float]
+    to_viewers_bps: Sequence[float]
+    from_origin_bps: Sequence[float]
+    requests_per_s: Sequence[float]
+
+
+class Finding(TypedDict):
+    """Something to know: services.findings says which codes there are. `level`: bad, warn or info."""
+
+    code: str
+    level: str
+    subject: str
+    values: Mapping[str, object]
+
+
+class Live(TypedDict):
+    """What the dashboard shows, the same for all who ask within a second. Rates are of the last five seconds, ratios
+    of the last minute; `counters` are those of Top. At most 100 origins, those in trouble and the busiest first."""
+
+    number: int  # of the sample
+    at_s: float
+    level: str  # bad, warn, ok
+    findings: Sequence[Finding]
+    site: str
+    version: str
+    uptime_s: float
+    policy: PolicyState
+    health: Health
+    listeners: Sequence[Listener]
+    workers: Sequence[Worker]
+    last_event: int
+    counters: Mapping[str, int]
+    now: Mapping[str, float | None]
+    n_origins: int
+    origins: Sequence[Mapping[str, object]]
+    classes: Sequence[Mapping[str, object]]
 
 
 # A dict, or a coroutine where the work belongs off the loop (a listing of a million objects).
@@ -142,16 +199,30 @@ class Box(Protocol):
         """CacheStats."""
         ...
 
-    def cache_list(self, *, prefix: str | None, origin: str | None, sort: str, offset: int, limit: int) -> Answer:
-        """CacheList. `sort`: url ascending; size, age, ttl descending."""
+    def cache_list(
+        self, *, prefix: str | None, contains: str | None, origin: str | None, sort: str, offset: int, limit: int
+    ) -> Answer:
+        """CacheList. `sort`: url ascending; size, age, ttl descending. `contains`: in host and path, of any case."""
         ...
 
     def cache_purge(self, *, url: str | None, prefix: str | None, origin: str | None) -> Answer:
         """{"purged": n}, after no viewer can be answered with them any more. Exactly one argument is not None."""
         ...
 
+    def object_purge(self, *, name: str) -> Answer:
+        """{"purged": n, "url"} of the object that a CacheObject's `id` names, with all its variants."""
+        ...
+
     def policy_show(self) -> Answer:
         """{"generation", "digest", "policy": as a policy writes it, defaults included}."""
+        ...
+
+    def policy_text(self, *, number: int | None) -> Answer:
+        """An entry of the history with "files": [{"name", "text"}]; None: the running one."""
+        ...
+
+    def policy_compare(self, *, number: int | None, to: int | None) -> Answer:
+        """{"from", "to", "changes", "effects", "needs_restart"}; `to` None: the policy that ran before it."""
         ...
 
     def policy_apply(self, *, files: Sequence[tuple[str, str]], folder: str, path: str, force: bool | None) -> Answer:
@@ -170,6 +241,10 @@ class Box(Protocol):
         """{"events": the oldest first}, or with `follow` a Stream of events."""
         ...
 
+    def events_after(self, *, number: int) -> Mapping[str, object]:
+        """{"last": number of the newest, "events": those after `number`, the oldest first}."""
+        ...
+
     def top(self) -> Mapping[str, object]:
         """Top."""
         ...
@@ -177,6 +252,18 @@ class Box(Protocol):
     def note_refused(self, kind: str, what: str) -> None:
         """Somebody was refused at the admin listener ("admin"): for the security log, once a cause and 10 s. `what` is
         one of few texts, such as "wrong Host" or "wrong token", and holds nothing that the other side sent."""
+        ...
+
+    def live(self) -> Mapping[str, object]:
+        """Live: the same object until there are newer figures."""
+        ...
+
+    def recent(self) -> Mapping[str, object]:
+        """Recent: the same object until there are newer figures."""
+        ...
+
+    def admin_token_show(self) -> Mapping[str, object]:
+        """{"token", "path" of its file}."""
         ...
 
     def counters(self) -> Figures:

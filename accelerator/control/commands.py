@@ -49,7 +49,7 @@ class Command:
 
     `one_of`: exactly one of these arguments must be there. `is_offline`: needs no daemon, never travels.
     `box_method`: the method of control.box.Box that answers it. `request_bytes_max`: of a request for it from a peer
-    that may change; others, and other commands, have control.message's limit.
+    that may change; others, and other commands, have control.message's limit. `is_secret`: no log may hold its answer.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Command:
     one_of: tuple[str, ...] = ()
     box_method: str = ""
     request_bytes_max: int = 0
+    is_secret: bool = False
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -93,6 +94,7 @@ COMMANDS: tuple[Command, ...] = (
         (
             Argument("origin", "text", "only objects of this origin (its name in the policy)"),
             Argument("prefix", "text", "only objects whose URL begins so"),
+            Argument("contains", "text", "only objects with this text in host or path, in capitals or not"),
             Argument(
                 "sort",
                 "text",
@@ -166,6 +168,13 @@ COMMANDS: tuple[Command, ...] = (
             Argument("since", "seconds", "only of the last so many seconds", maximum=10**9),
         ),
         box_method="event_list",
+    ),
+    Command(
+        "admin token",
+        "print the token that the dashboard asks for before it changes anything",
+        may_change=True,
+        box_method="admin_token_show",
+        is_secret=True,
     ),
     Command("policy schema", "print the policy's JSON Schema; needs no daemon", is_offline=True),
 )

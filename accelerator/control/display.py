@@ -30,6 +30,8 @@ from accelerator.control.text import (
 _PIPE_WIDTH = 16_384
 # Of a reason in a table; events and --json have it whole.
 _REASON_WIDTH = 100
+# Of a breaker, in an operator's words.
+_STATES = {"open": "not asked", "half-open": "on trial", "suspect": "last request failed", "ok": "ok"}
 
 
 def make_console() -> Console:
@@ -95,7 +97,33 @@ def status_page(status: Mapping[str, Any]) -> RenderableType:
     for worker in status["workers"]:
         state = Text("alive", style="green") if worker["alive"] else Text("dead", style="bold red")
         workers.add_row(str(worker["index"]), count_text(worker["connections"]), state)
-    return Group(verdict, facts, listeners, workers)
+    return Group(verdict, facts, listeners, workers, *_upstreams(status.get("upstreams", ())))
+
+
+def _upstreams_text(n: int, n_out: int) -> Text:
+    if not n_out:
+        return Text("ok" if n else "-", style="green")
+    return Text(f"{n_out} of {n} not asked", style="bold red" if n_out == n else "yellow")
+
+
+def _upstreams(rows: Any) -> list[RenderableType]:
+    """A line for all that do well, a row for each that doesn't."""
+    troubled = [row for row in rows if row["state"] != "ok"]
+    parts: list[RenderableType] = [Text(f"upstreams: {count_text(len(rows) - len(troubled))} ok")] if rows else []
+    if troubled:
+        table = _table("origin", "upstream", "state", "failures", "next trial", "why", right=("failures", "next trial"))
+        for row in troubled:
+            is_out = row["state"] in ("open", "half-open")
+            table.add_row(
+                printable(row["origin"]),
+                printable(row["upstream"]),
+                Text(_STATES.get(row["state"], printable(row["state"])), style="bold red" if is_out else "yellow"),
+                f"{row['failures']} of 20",
+                duration_text(row["trial_in_s"]) if row["state"] == "open" else "-",
+                _shortened(printable(row["error"])),
+            )
+        parts.append(table)
+    return parts
 
 
 def policy_diff_page(found: Mapping[str, Any]) -> RenderableType:
@@ -210,8 +238,8 @@ def top_page(sample: Sample, *, notice: str = "") -> RenderableType:
             ("memory", size_text(sample["memory_bytes"]) + share),
         ]
     )
-    columns = ("origin", "requests/s", "hit ratio", "to viewers", "from origin", "connections", "errors/s")
-    table = _table(*columns, right=columns[1:])
+    columns = ("origin", "requests/s", "hit ratio", "to viewers", "from origin", "connections", "errors/s", "upstreams")
+    table = _table(*columns, right=columns[1:-1])
     for origin in sorted(sample["origins"], key=lambda origin: -origin["to_viewers_bps"]):
         table.add_row(
             printable(origin["name"]),
@@ -221,6 +249,7 @@ def top_page(sample: Sample, *, notice: str = "") -> RenderableType:
             rate_text(origin["from_origin_bps"]),
             count_text(origin["connections"]),
             count_text(origin["errors_per_s"]),
+            _upstreams_text(origin["upstreams"], origin["upstreams_out"]),
         )
     parts: list[RenderableType] = [Text(printable(notice), style="bold red")] if notice else []
     return Group(*parts, facts, table)

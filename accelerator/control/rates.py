@@ -14,6 +14,8 @@ class OriginRates(TypedDict):
     from_origin_bps: float
     connections: int
     errors_per_s: float
+    upstreams: int
+    upstreams_out: int  # of them: not asked for now but for trials
 
 
 class Sample(TypedDict):
@@ -73,6 +75,8 @@ def _origin(old: Mapping[str, Any], new: Mapping[str, Any], seconds: float) -> O
         "from_origin_bps": 8 * _grown(old, new, "bytes_from_origin") / seconds,
         "connections": new.get("connections", 0),
         "errors_per_s": _grown(old, new, "errors") / seconds,
+        "upstreams": new.get("upstreams", 0),
+        "upstreams_out": new.get("upstreams_out", 0),
     }
 
 

@@ -271,7 +271,8 @@ class ControlServer:
             return encode_error(error)
         self.counts["commands"] += 1
         if isinstance(reply, bytes):
-            self._record(command, arguments, peer, "done", reply[:200].decode().rstrip())
+            detail = "" if command.is_secret else reply[:200].decode().rstrip()
+            self._record(command, arguments, peer, "done", detail)
         return reply
 
     async def _carry_out(self, command: Command, arguments: dict[str, Value | None]) -> bytes | Stream:

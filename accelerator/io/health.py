@@ -24,6 +24,11 @@ class UpstreamHealth:
     trial_in_s: float
     error: str
 
+    @property
+    def is_out(self) -> bool:
+        """Not asked for now, but for trials."""
+        return self.state in ("open", "half-open")
+
 
 class Attempt:
     """One request's leave to ask one upstream. Ends once: what is told after that is ignored."""

@@ -44,6 +44,10 @@ class Address(NamedTuple):
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def is_loopback(self) -> bool:
+        return ipaddress.ip_address(self.host).is_loopback
+
 
 class OriginUrl(NamedTuple):
     """An upstream: scheme, host (lower case; IP literals canonical, without brackets) and port."""

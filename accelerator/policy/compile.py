@@ -120,6 +120,7 @@ class Tables:
     digest: str
     logs: Logs
     admin: tuple[str, int] | None
+    admin_reads_freely: bool
 
 
 def compile_policy(policy: Policy) -> Tables:
@@ -156,6 +157,7 @@ def compile_policy(policy: Policy) -> Tables:
             security_bytes=policy.logs.security.max_size,
         ),
         admin=(policy.admin.address.host, policy.admin.address.port) if policy.admin is not None else None,
+        admin_reads_freely=policy.admin is None or policy.admin.token != "always",
     )
 
 

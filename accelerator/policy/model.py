@@ -225,7 +225,11 @@ class Listener(_Section):
 
 class Admin(_Section):
     address: ListenAddress = Field(
-        description="IP address and port of /healthz and /metrics; never where viewers connect."
+        description="IP address and port of the dashboard, /healthz and /metrics; never where viewers connect."
+    )
+    token: Literal["changes", "always"] = Field(
+        default="changes",
+        description="When the dashboard wants the admin token: for changes, or always, also for reading and /metrics.",
     )
 
 
@@ -456,7 +460,9 @@ class Policy(_Section):
     listen: Annotated[Mapping[Name, Listener], _empty_means(dict)] = Field(
         default={}, max_length=256, description="Where viewers connect, by name."
     )
-    admin: Admin | None = Field(default=None, description="Where /healthz and /metrics answer; left out: nowhere.")
+    admin: Admin | None = Field(
+        default=None, description="Where the dashboard, /healthz and /metrics are; left out: nowhere."
+    )
     workers: Annotated[
         int,
         PlainValidator(_workers),

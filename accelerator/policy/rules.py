@@ -69,6 +69,13 @@ class Rules:
                     self._error(mark, f"{dotted(path)}.address: {address} is already taken by {name} ({place})")
                     break
             taken.append((address, dotted(path), mark))
+        if policy.admin is not None and not policy.admin.address.is_loopback:
+            readers = "" if policy.admin.token == "always" else "whoever reaches it sees names of origins and videos, "
+            self._warn(
+                self._value("admin", "address"),
+                f"admin.address: {policy.admin.address} is no loopback address: {readers}the admin token crosses the "
+                "network unencrypted",
+            )
         for name, listener in policy.listen.items():
             for index, zone in enumerate(listener.zones):
                 if zone not in self._zones:

@@ -18,12 +18,14 @@ from accelerator.io.credentials import Credentials
 from accelerator.io.origin import UpstreamEvent
 from accelerator.policy.compile import Tables, compile_policy
 from accelerator.policy.model import Policy
+from accelerator.services.admin_token import AdminToken
 from accelerator.services.events import Events, Feed
 from accelerator.services.fetch import Fetcher
 from accelerator.services.heads import NS
 from accelerator.services.inventory import Inventory
 from accelerator.services.log_lines import Causes
 from accelerator.services.origins import Origin, Origins, Secrets
+from accelerator.services.pulse import Pulse, upstream_row
 from accelerator.services.request_log import RequestLog
 from accelerator.services.rollout import Rollout, one_line
 from accelerator.services.security_log import SecurityLog
@@ -93,6 +95,8 @@ class Appliance:
         self.fetcher = Fetcher(self.dataplane, self.origins, loop, self._note_error)
         self.request_log = RequestLog(security.folder, self.dataplane, security, events)
         self.inventory = Inventory(self.dataplane, self.origins, self.fetcher)
+        self.pulse = Pulse(self)
+        self.admin_token: AdminToken | None = None
         self.extra_counters: Any = dict
         self.policy = policy
         self.tables = tables
@@ -118,7 +122,7 @@ class Appliance:
         tables = compile_policy(policy)
         if self._is_draining or not self._is_serving:
             raise StartError("draining", "this acceleratord has not started yet, or is ending")
-        if tables.admin != self.tables.admin:
+        if (tables.admin, tables.admin_reads_freely) != (self.tables.admin, self.tables.admin_reads_freely):
             raise StartError("needs-restart", "admin has changed: restart acceleratord for it")
         if tables.memory_bytes != self.tables.memory_bytes:
             raise StartError("needs-restart", "cache.memory has changed: restart acceleratord for it")
@@ -280,6 +284,9 @@ class Appliance:
                 for i, (connections, passes, alive) in enumerate(self._plane.workers_state())
             ],
             "health": {"ok": not reasons, "reasons": reasons},
+            "upstreams": [
+                upstream_row(name, health) for name, found in self.origins.health().items() for health in found
+            ],
         }
 
     def _listeners(self) -> list[dict[str, Any]]:
@@ -316,12 +323,18 @@ class Appliance:
         return figures
 
     def cache_list(
-        self, *, prefix: str | None, origin: str | None, sort: str, offset: int, limit: int
-    ) -> dict[str, Any]:
-        return self.inventory.listing(prefix=prefix, origin=origin, sort=sort, offset=offset, limit=limit)
+        self, *, prefix: str | None, contains: str | None, origin: str | None, sort: str, offset: int, limit: int
+    ) -> Awaitable[dict[str, Any]]:
+        return self.inventory.listing(
+            prefix=prefix, contains=contains, origin=origin, sort=sort, offset=offset, limit=limit
+        )
 
     def cache_purge(self, *, url: str | None, prefix: str | None, origin: str | None) -> dict[str, int]:
         return self.inventory.purge(url=url, prefix=prefix, origin=origin)
+
+    def object_purge(self, *, name: str) -> dict[str, Any]:
+        url = self.inventory.shown_url(name)
+        return {**self.inventory.purge_named(name), "url": url}
 
     def policy_show(self) -> dict[str, Any]:
         return self._running_rollout().show()
@@ -337,6 +350,12 @@ class Appliance:
     async def policy_rollback(self, *, to: int | None) -> dict[str, Any]:
         return await _in_one_line(self._running_rollout().rollback(to))
 
+    def policy_text(self, *, number: int | None) -> dict[str, Any]:
+        return self._running_rollout().text(number)
+
+    async def policy_compare(self, *, number: int | None, to: int | None) -> dict[str, Any]:
+        return await _in_one_line(self._running_rollout().compare(number, to))
+
     def _running_rollout(self) -> Rollout:
         if self.rollout is None:
             raise ControlError("starting", "this acceleratord has not started yet")
@@ -347,8 +366,23 @@ class Appliance:
             return self.events.follow(since_s=since)
         return {"events": [asdict(event) for event in self.events.latest(since_s=since)]}
 
+    def events_after(self, *, number: int) -> dict[str, Any]:
+        return {"last": self.events.n_told, "events": [asdict(event) for event in self.events.after(number)]}
+
+    def live(self) -> dict[str, Any]:
+        return self.pulse.live()
+
+    def recent(self) -> dict[str, Any]:
+        return self.pulse.recent()
+
+    def admin_token_show(self) -> dict[str, Any]:
+        if self.admin_token is None:
+            raise ControlError("no-token", "there is no admin token that can be used: the log says why")
+        return {"token": self.admin_token.text, "path": str(self.admin_token.path)}
+
     def top(self) -> dict[str, Any]:
         by_origin = self._plane.origin_totals(list(self.origins.by_id))
+        upstreams = self.origins.health()
         return {
             "now_ns": clock.monotonic_ns(),
             "counters": {**self.cache_stats(), "connections": self._plane.n_connections},
@@ -361,6 +395,8 @@ class Appliance:
                     "bytes_from_origin": origin.bytes_from_origin,
                     "connections": origin.client.n_connections,
                     "errors": origin.errors,
+                    "upstreams": len(upstreams[origin.name]),
+                    "upstreams_out": sum(each.is_out for each in upstreams[origin.name]),
                 }
                 for origin in self.origins.by_id.values()
             ],
@@ -369,6 +405,13 @@ class Appliance:
 
     def note_refused(self, kind: str, what: str) -> None:
         self.security.refused(kind, what)
+        end = self._causes.due(f"{kind}:{what}", clock.monotonic_ns())
+        if end is not None:
+            log.warning("%s listener: %s%s", kind, what, end)
+        self.events.note(
+            "refused", f"{kind} listener: {what}", cause=f"{kind}:{what}",
+            advice="if that was nobody of yours, see who can reach the admin address",
+        )  # fmt: skip
 
     def counters(self) -> dict[str, tuple[float, str]]:
         figures: dict[str, tuple[float, str]] = {

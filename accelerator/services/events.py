@@ -113,6 +113,10 @@ class Events:
         begins = clock.wall_s() - since_s if since_s is not None else float("-inf")
         return [event for event in self._ring if event.at_s >= begins]
 
+    def after(self, number: int) -> list[Event]:
+        """Those that are kept and were told after the one of this number, the oldest first."""
+        return [event for event in self._ring if event.number > number]
+
     def follow(self, *, since_s: float | None) -> Feed:
         """Those of the last `since_s` seconds first, and then each when it comes. Raises ControlError("busy")."""
         if len(self._followers) >= FOLLOWERS_MAX:

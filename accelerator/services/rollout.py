@@ -401,6 +401,46 @@ class Rollout:
             "policy": self._box.policy.model_dump(mode="json", by_alias=True),
         }
 
+    def text(self, number: int | None) -> dict[str, Any]:
+        """The text of an entry of the history, by default of the running one. Raises ControlError("no-such-entry")."""
+        entry = self._entry_of(number)
+        return {
+            **entry.summary(),
+            "running": self._entry is not None and entry.number == self._entry.number,
+            "files": [{"name": name, "text": text} for name, text in entry.files],
+        }
+
+    async def compare(self, number: int | None, to: int | None) -> dict[str, Any]:
+        """What an entry (the running one) changed in meaning: against `to`, by default the policy that ran before it.
+
+        Raises ControlError, PolicyError where one of them is no policy (any more)."""
+        new = self._entry_of(number)
+        if to is not None:
+            old = self._entry_of(to)
+        else:
+            ran = [each for each in self.history.entries if each.outcome != "refused" and each.number < new.number]
+            if not ran:
+                raise ControlError("no-older-policy", "the history has no policy before this one")
+            old = ran[-1]
+
+        def diff() -> Diff:
+            policies = []
+            for entry in (old, new):
+                policy, problems = check_texts(entry.texts, entry.folder)
+                if policy is None:
+                    raise PolicyError(problems)
+                policies.append(policy)
+            return diff_policies(*policies)
+
+        found = await self._in_thread(diff)
+        return {"from": old.number, "to": new.number, "needs_restart": found.needs_restart, **found.as_dict()}
+
+    def _entry_of(self, number: int | None) -> Entry:
+        entry = self._entry if number is None else self.history.get(number)
+        if entry is None:
+            raise ControlError("no-such-entry", "the history has no such policy")
+        return entry
+
     def listing(self) -> dict[str, Any]:
         """The history, newest first."""
         running = self._entry.number if self._entry is not None else None

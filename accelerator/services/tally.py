@@ -60,6 +60,7 @@ class Watch:
     def _look(self) -> None:
         self._timer = self._loop.call_later(EVERY_S, self._look)
         self._events.tick()
+        self._box.pulse.tick()
         judgement = self._rollout.probation.observe(counts_of(self._box), clock.monotonic_ns() / 1e9)
         if judgement is not None:
             self._rollout.judged(judgement)

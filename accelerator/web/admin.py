@@ -1,21 +1,20 @@
-"""The admin listener: GET /healthz for probes, GET /metrics for Prometheus, and nothing else. Changes nothing, ever.
+"""The admin listener: the dashboard, GET /healthz for probes, GET /metrics for Prometheus. Changes need a token.
 
-It listens on loopback by default and asks nobody for a password, so a browser on the same machine must not be made to
-read it for a stranger's page: the Host field has to be an IP literal, localhost or the configured name (DNS rebinding).
+It listens on loopback by default, and a browser on the same machine must not be made to read it for a stranger's page:
+guard.py. The dashboard's files and its API are dashboard.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-import re
 import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from aiohttp import web
-from aiohttp.http import HttpVersion10, RawRequestMessage
+from aiohttp.http import RawRequestMessage
 from multidict import CIMultiDict
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -24,14 +23,17 @@ from prometheus_client.registry import Collector
 
 from accelerator.control.box import Box
 from accelerator.control.text import printable
+from accelerator.web.dashboard import Audit, Dashboard
+from accelerator.web.guard import Guard
 
 _log = logging.getLogger(__name__)
 # aiohttp logs a traceback for each malformed request: a stranger could fill the disk with them.
 _aiohttp_log = logging.getLogger(f"{__name__}.aiohttp")
 _aiohttp_log.disabled = True
 
-# Probes and one or two Prometheus servers need a handful; above this a new connection is closed at once.
-CONNECTIONS_MAX = 128
+# A hundred open dashboards have one connection each, and up to six while they load; above this a new one is closed at
+# once. Well within the descriptors that the data plane leaves (dataplane.SPARE_DESCRIPTORS).
+CONNECTIONS_MAX = 256
 # A connection without a whole request for so long is closed: idle ones and slow heads alike. Prometheus asks each 15 s.
 IDLE_S = 30.0
 HEAD_BYTES_MAX = 8190
@@ -39,12 +41,13 @@ HEAD_BYTES_MAX = 8190
 _SECURITY_FIELDS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\[\]:@/\s]+)(?::[0-9]{0,5})?")
 _ORIGIN_COUNTERS = {
     "requests": "requests of viewers",
     "hits": "of them answered from the store",
@@ -55,13 +58,25 @@ _ORIGIN_COUNTERS = {
 
 
 async def start_admin(
-    box: Box, host: str, port: int, listening: socket.socket | None = None
+    box: Box,
+    host: str,
+    port: int,
+    listening: socket.socket | None = None,
+    *,
+    token: str | None = None,
+    reads_freely: bool = True,
+    audit: Audit = lambda what, given, outcome, detail: None,
 ) -> tuple[web.ServerRunner, int]:
     """Listen on `host` (a literal or a name) and `port` (0: any), or by `listening`. The runner, and the real port.
 
-    Raises OSError where the address can't be had.
+    `token`: what changes need, and reading too unless `reads_freely`. Raises OSError where the address can't be had.
     """
-    server = _AdminServer(box, host)
+
+    def note_refusal(what: str) -> None:
+        box.note_refused("admin", what)
+
+    guard = Guard(host, token, reads_freely=reads_freely, now_s=time.monotonic, note_refusal=note_refusal)
+    server = _AdminServer(box, guard, audit)
     runner = web.ServerRunner(server, shutdown_timeout=1.0)
     await runner.setup()
     try:
@@ -81,11 +96,12 @@ async def stop_admin(runner: web.ServerRunner) -> None:
 class BoxCollector(Collector):
     """The box's figures as Prometheus metrics `accelerator_*`, read anew at each scrape."""
 
-    def __init__(self, box: Box) -> None:
+    def __init__(self, box: Box, guard: Guard) -> None:
         self._box = box
+        self._guard = guard
 
     def collect(self) -> Iterable[Metric]:
-        for name, (value, text) in self._box.counters().items():
+        for name, (value, text) in {**self._box.counters(), **self._guard.counters()}.items():
             yield CounterMetricFamily(_metric_name(name), text, value)
         for name, (value, text) in self._box.gauges().items():
             yield GaugeMetricFamily(_metric_name(name), text, value)
@@ -102,7 +118,22 @@ class BoxCollector(Collector):
         for listener in status["listeners"]:
             accepting.add_metric([printable(listener["name"])], int(listener["accepting"]))
         yield accepting
+        yield from self._upstreams(status["upstreams"])
         yield from self._origins()
+
+    @staticmethod
+    def _upstreams(rows: Iterable[Mapping[str, Any]]) -> Iterable[Metric]:
+        labels = ["origin", "upstream"]
+        usable = GaugeMetricFamily("accelerator_upstream_usable", "0 while its breaker is open", labels=labels)
+        failures = GaugeMetricFamily(
+            "accelerator_upstream_recent_failures", "Failures among its last 20 outcomes", labels=labels
+        )
+        for row in rows:
+            names = [printable(row["origin"]), printable(row["upstream"])]
+            usable.add_metric(names, int(row["state"] in ("ok", "suspect")))
+            failures.add_metric(names, row["failures"])
+        yield usable
+        yield failures
 
     def _origins(self) -> Iterable[Metric]:
         top: Mapping[str, Any] = self._box.top()
@@ -120,7 +151,7 @@ def _metric_name(name: str) -> str:
 class _AdminServer(web.Server):
     """aiohttp's low-level server: its application's answers to bad syntax go past our fields (docs/decisions/0031)."""
 
-    def __init__(self, box: Box, host: str) -> None:
+    def __init__(self, box: Box, guard: Guard, audit: Audit) -> None:
         super().__init__(
             self._answer,
             request_factory=self._make_request,
@@ -132,11 +163,12 @@ class _AdminServer(web.Server):
             lingering_time=0.0,
         )
         self._box = box
-        self._host = host.lower()
+        self._guard = guard
+        self._dashboard = Dashboard(box, guard, audit)
         self._n_open = 0
         self._logged: set[type[Exception]] = set()
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(BoxCollector(box))
+        self._registry.register(BoxCollector(box, guard))
         self._pages: Mapping[str, Callable[[], web.Response]] = {"/healthz": self._healthz, "/metrics": self._metrics}
 
     def __call__(self) -> web.RequestHandler:
@@ -152,23 +184,30 @@ class _AdminServer(web.Server):
         super().connection_lost(handler, exc)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        if not self._is_our_host(request):
-            self._box.note_refused("admin", "wrong Host")
+        if not self._guard.is_our_host(request):
             return _text(421, "this is not the host that you asked for\n")
-        page = self._pages.get(request.raw_path.partition("?")[0])
-        if page is None:
-            return _text(404, "there are only /healthz and /metrics\n")
-        if request.method != "GET":
-            response = _text(405, "GET only\n")
-            response.headers["Allow"] = "GET"
-            return response
+        path = request.raw_path.partition("?")[0]
         try:
+            page = self._pages.get(path)
+            if page is None:
+                answer = await self._dashboard.answer(request)
+                return answer if answer is not None else _text(404, "there is no such page\n")
+            if request.method != "GET":
+                response = _text(405, "GET only\n")
+                response.headers["Allow"] = "GET"
+                return response
+            if path == "/metrics" and not self._guard.reads_freely:
+                refusal = self._guard.refusal(request)
+                if refusal is not None:
+                    response = _text(refusal[0], f"{refusal[1]}: the admin token is needed (accelctl admin token)\n")
+                    response.headers["WWW-Authenticate"] = 'Bearer realm="accelerator"'
+                    return response
             return page()
         except Exception as error:
             # A fault of ours, reported once a kind: probes ask each second.
             if type(error) not in self._logged:
                 self._logged.add(type(error))
-                _log.exception("%s failed", request.path)
+                _log.exception("%s failed", path)
             return _text(500, f"{type(error).__name__}\n")
 
     def _healthz(self) -> web.Response:
@@ -181,22 +220,6 @@ class _AdminServer(web.Server):
         response = web.Response(body=generate_latest(self._registry))
         response.headers["Content-Type"] = CONTENT_TYPE_PLAIN_0_0_4
         return response
-
-    def _is_our_host(self, request: web.BaseRequest) -> bool:
-        hosts = request.headers.getall("Host", [])
-        if not hosts and request.version <= HttpVersion10:
-            return True  # load balancers probe so; no browser can be made to
-        match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
-        if match is None:
-            return False
-        name = match["name"].lower()
-        if name in ("localhost", self._host):
-            return True
-        try:
-            ipaddress.ip_address(name.strip("[]"))
-        except ValueError:
-            return False
-        return True
 
     def _make_request(
         self,
@@ -214,7 +237,8 @@ class _Request(web.BaseRequest):
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         fields: CIMultiDict[str] = response.headers
-        fields.update(_SECURITY_FIELDS)
+        for name, value in _SECURITY_FIELDS.items():
+            fields.setdefault(name, value)
         fields.popall("Server", None)  # aiohttp's names its version and Python's
 
 

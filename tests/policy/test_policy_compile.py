@@ -88,7 +88,7 @@ def test_the_smallest_policy() -> None:
     tables = compiled("{version: 1, site: {name: a}}")
     assert tables == Tables(
         "a", (), (), (), (), (), Limits(65536, 20000, 10.0, 75.0, 1000, 30.0), 512 * 2**20, 0, tables.digest,
-        Logs(False, 0, 7 * 86400.0, 256 * 2**20, 183 * 86400.0, 64 * 2**20), None,
+        Logs(False, 0, 7 * 86400.0, 256 * 2**20, 183 * 86400.0, 64 * 2**20), None, True,
     )
 
 
@@ -130,7 +130,7 @@ def test_tables_are_plain_and_frozen() -> None:
         return (
             all(plain(item) for item in value)
             if isinstance(value, tuple)
-            else type(value) in (str, int, float, bytes, bool, type(None))
+            else type(value) in (str, int, float, bool, bytes, type(None))
         )
 
     assert plain(compiled(POLICY))

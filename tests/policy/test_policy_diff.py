@@ -112,7 +112,9 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[str, str, Any, Any]], list[st
     ),
     "workers": (("workers", 2), [("workers", "changed", "auto", 2)], ["restart"]),
     "memory": (("cache", "memory", "2GiB"), [("cache.memory", "changed", "1GiB", "2GiB")], ["restart"]),
-    "no admin": (("admin", ...), [("admin", "removed", {"address": "127.0.0.1:8081"}, None)], ["restart"]),
+    "no admin": (
+        ("admin", ...), [("admin", "removed", {"address": "127.0.0.1:8081", "token": "changes"}, None)], ["restart"]
+    ),
     "a limit": (("limits", "drain", "1m"), [("limits.drain", "changed", "30s", "1m")], ["hold at once"]),
     "an access log": (
         ("logs", {"access": {"enabled": "true"}}),

@@ -31,6 +31,11 @@ def stored(url: str, origin: str = "media", **changed: Any) -> dict[str, Any]:
     return {"url": url, "origin": origin, "kind": "segment", "hits": 3, **plain, **changed}
 
 
+def upstream(origin: str, **changed: Any) -> dict[str, Any]:
+    plain = {"upstream": f"http://{origin}.example", "state": "ok", "failures": 0, "trial_in_s": 0.0, "error": ""}
+    return {"origin": origin, **plain, **changed}
+
+
 class MemoryBox:
     """Implements control.box.Box."""
 
@@ -43,6 +48,8 @@ class MemoryBox:
         self.requests = 0
         self.refusals: list[tuple[str, str]] = []
         self.origin_names = ["media", "library"]
+        self.events: list[dict[str, Any]] = []
+        self._live: dict[str, Any] | None = None
 
     def status(self) -> dict[str, Any]:
         return {
@@ -54,6 +61,7 @@ class MemoryBox:
             "policy": {"generation": 7, "digest": "ab" * 32, "path": "/etc/accelerator"},
             "workers": [{"index": 0, "connections": 12, "alive": True}],
             "health": {"ok": not self.reasons, "reasons": self.reasons},
+            "upstreams": [upstream("media"), upstream("library", state="open", failures=5, error="refused \x1b[2J")],
         }
 
     def cache_stats(self) -> dict[str, Any]:
@@ -74,10 +82,11 @@ class MemoryBox:
         }
 
     async def cache_list(
-        self, *, prefix: str | None, origin: str | None, sort: str, offset: int, limit: int
+        self, *, prefix: str | None, contains: str | None, origin: str | None, sort: str, offset: int, limit: int
     ) -> dict[str, Any]:
         await asyncio.sleep(0)  # a coroutine that really waits: the server has to cope with both sorts
         found = [each for each in self.objects if self._is_wanted(each, None, prefix, origin)]
+        found = [each for each in found if (contains or "") in each["url"]]
         column = {"url": "url", "size": "size_bytes", "age": "age_s", "ttl": "ttl_s"}[sort]
         found.sort(key=lambda each: each[column], reverse=sort != "url")
         return {"total": len(found), "objects": found[offset : offset + limit]}
@@ -102,6 +111,8 @@ class MemoryBox:
                 "bytes_from_origin": self.requests,
                 "connections": 2,
                 "errors": 0,
+                "upstreams": 1,
+                "upstreams_out": 0,
             }
             for name in self.origin_names
         ]
@@ -109,6 +120,45 @@ class MemoryBox:
 
     def note_refused(self, kind: str, what: str) -> None:
         self.refusals.append((kind, what))
+
+    def live(self) -> dict[str, Any]:
+        """The same until `renew` is called, as a box gives it."""
+        if self._live is None:
+            status, top = self.status(), self.top()
+            row = {"level": "ok", "class": None, "hit_ratio": 0.5, "upstreams": [], "objects": 1, "stored_bytes": 9}
+            rates = dict.fromkeys(("requests_per_s", "to_viewers_bps", "from_origin_bps"), 1.0)
+            self._live = {
+                "number": 1, "at_s": time.time(), "level": "ok", "findings": [], "last_event": len(self.events),
+                **status, "counters": top["counters"], "n_origins": len(top["origins"]), "classes": [],
+                "now": {**rates, "refused_per_s": 0.0, "hit_ratio": 0.9, "collapsed_ratio": 0.05},
+                "origins": [{**origin, **row, **rates, "errors_minute": 0} for origin in top["origins"]],
+            }  # fmt: skip
+        return self._live
+
+    def recent(self) -> dict[str, Any]:
+        return {key: [1.0, 2.0] for key in ("at_s", "to_viewers_bps", "from_origin_bps", "requests_per_s")}
+
+    def renew(self) -> None:
+        self._live = None
+
+    def events_after(self, *, number: int) -> dict[str, Any]:
+        return {"last": len(self.events), "events": self.events[number:]}
+
+    def policy_history(self) -> dict[str, Any]:
+        return {"running": 1, "entries": []}
+
+    def policy_text(self, *, number: int | None) -> dict[str, Any]:
+        if number not in (None, 1):
+            raise ControlError("no-such-entry", "the history has no such policy")
+        return {"number": 1, "files": [{"name": "policy.yaml", "text": "version: 1\n"}]}
+
+    def policy_rollback(self, *, to: int | None) -> dict[str, Any]:
+        return {"number": to}
+
+    def object_purge(self, *, name: str) -> dict[str, Any]:
+        gone = [each for each in self.objects if each["url"].endswith(name)]
+        self.objects = [each for each in self.objects if each not in gone]
+        return {"purged": len(gone), "url": gone[0]["url"] if gone else ""}
 
     def counters(self) -> dict[str, tuple[float, str]]:
         return {"requests": (self.requests, "Requests answered"), "refused_head": (3, "Heads refused,\n\\ by syntax")}
