@@ -49,6 +49,7 @@ cdef enum:                      # why it went forward (RFC 9211 section 2.2)
     FWD_STALE = 3
     FWD_PARTIAL = 4
     FWD_BYPASS = 5
+    FWD_REQUEST = 6             # fresh, but the viewer asked for more
 
 cdef struct Connection:
     uint32_t is_what

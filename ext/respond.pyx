@@ -113,6 +113,8 @@ cdef uint32_t put_cache_status(Worker* w, Connection* c, const Head* head, uint3
         used = put(out, used, b"; fwd=vary-miss", 15)
     elif c.fwd_reason == FWD_PARTIAL:
         used = put(out, used, b"; fwd=partial", 13)
+    elif c.fwd_reason == FWD_REQUEST:
+        used = put(out, used, b"; fwd=request", 13)
     elif c.fwd_reason == FWD_BYPASS:
         used = put(out, used, b"; fwd=bypass", 12)
     else:

@@ -5,6 +5,7 @@ from libc.string cimport memcmp, memcpy
 from ext.access_ring cimport NO_ORIGIN
 from ext.atomics cimport *
 from ext.connection cimport *
+from ext.directives cimport refuses_stored
 from ext.exchange cimport *
 from ext.http_head cimport *
 from ext.layout cimport *
@@ -136,6 +137,7 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
     cdef Head* stored
     cdef uint32_t how = AS_HIT
     cdef uint32_t kind = EXCHANGE_MISS
+    cdef bint is_fresh, is_refused
     cdef const uint8_t* path = data + head.path
     cdef uint32_t path_length = head.path_length
     c.log_origin = origin
@@ -161,17 +163,21 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
         if object == w.permitted:
             count(&w.counters[C_STALE_SERVED], 1)
             return respond_object(w, c, data, n, head, object, AS_HIT)
-        if not c.n_tries and w.now_ns >= stored.fresh_until_ns:
+        is_fresh = w.now_ns < stored.fresh_until_ns
+        # Profile media ignores viewers' directives: reload keys would be a storm at the origin.
+        is_refused = w.tables.origins[origin].profile != 0 and refuses_stored(
+            data, head, w.now_ns - stored.born_ns, stored.fresh_until_ns - w.now_ns)
+        if not c.n_tries and (is_refused or not is_fresh):
             # The pass's time is older than the request may be: a validation that was sent between them doesn't count.
             c.arrival_ns = now_ns()
-        if w.now_ns < stored.fresh_until_ns or c.arrival_ns <= stored.validated_ns:
+        if (is_fresh and not is_refused) or c.arrival_ns <= stored.validated_ns:
             return respond_object(w, c, data, n, head, object, how)
-        if w.now_ns < stored.stale_until_ns:
+        if w.now_ns < stored.stale_until_ns and not is_refused:
             refresh_behind(w, c, data, head, origin, hash, key, key_length, object)
             count(&w.counters[C_STALE_SERVED], 1)
             return respond_object(w, c, data, n, head, object, how)
         kind = EXCHANGE_STALE
-        c.fwd_reason = FWD_STALE
+        c.fwd_reason = FWD_REQUEST if is_fresh else FWD_STALE
     else:
         if c.fwd_reason == FWD_NONE:
             c.fwd_reason = FWD_URI_MISS

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from accelerator import clock
 from accelerator.dataplane import DataPlane, Exchange, HeadError, parse_request
 from accelerator.errors import OriginError
-from accelerator.protocols.cache_control import request_directives
+from accelerator.protocols.cache_control import RequestDirectives, request_directives
 from accelerator.protocols.upstream_fields import is_loop
 from accelerator.services.fill import Fill
 from accelerator.services.fills import Fills
 from accelerator.services.flight import Flight
+from accelerator.services.heads import NS
 from accelerator.services.origins import Origin, Origins
 from accelerator.services.remembered import Remembered
 from accelerator.services.upstream_request import UpstreamRequest, has_range
@@ -104,10 +105,11 @@ class Fetcher:
             self.note_error(origin, OriginError("loop", "a request came back to this box: the origin leads here"))
             exchange.refuse(502)
             return
-        if exchange.kind != "refresh" and request_directives(request.fields, origin.rules).only_if_cached:
+        wanted = request_directives(request.fields, origin.rules)
+        if exchange.kind != "refresh" and wanted.only_if_cached:
             exchange.refuse(504)  # RFC 9111 section 5.2.1.7
             return
-        if exchange.kind != "alone" and self._is_answered(exchange):
+        if exchange.kind != "alone" and self._is_answered(exchange, wanted):
             exchange.match(joined=True)
             return
         key = (origin.id, exchange.key)
@@ -131,12 +133,16 @@ class Fetcher:
             self.flight_over(flight)
             raise
 
-    def _is_answered(self, exchange: Exchange) -> bool:
+    def _is_answered(self, exchange: Exchange, wanted: RequestDirectives) -> bool:
         """Whether an answer came while this exchange was on its way here: the rule of the worker's look-up."""
         stored = self._plane.match(exchange.origin, exchange.key, exchange.head)
         if stored is None or stored.is_failed:
             return False
-        return stored.fresh_until_ns > clock.monotonic_ns() or (
+        now_ns = clock.monotonic_ns()
+        is_fresh = stored.fresh_until_ns > now_ns and wanted.accepts(
+            age_s=(now_ns - stored.born_ns) / NS, lifetime_s=(stored.fresh_until_ns - stored.born_ns) / NS
+        )
+        return is_fresh or (
             stored.validated_ns >= exchange.arrival_ns and exchange.kind != "refresh"
         )
 

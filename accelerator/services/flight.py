@@ -15,6 +15,7 @@ from accelerator.protocols.cache_validate import decide_304, matches_304
 from accelerator.protocols.fields import Fields, get_first, get_list, has
 from accelerator.protocols.representation import selected_etag, stored_fields
 from accelerator.services.fill import Fill
+from accelerator.services.freshen import freshen_by_head
 from accelerator.services.heads import compose, split_lines, with_exposed
 from accelerator.services.sharing import (
     OTHERS_AGAIN,
@@ -195,6 +196,8 @@ class Flight:
             request_wall_s=self._requested_wall_s, response_wall_s=wall_s,
             is_timing=self.fetcher.remembered.is_timing(self.key),
         )  # fmt: skip
+        if self._source.method == b"HEAD" and response.status == 200 and not self.is_withdrawn:
+            self._freshen(response, wall_s)
         verdict = self._held_not_found(verdict, response.status)
         self._verdict = verdict
         may_list = not self.is_alone and not self.is_withdrawn
@@ -211,6 +214,15 @@ class Flight:
             self._store(response, upstream, verdict, wall_s)
         else:
             self._pass(response, upstream, verdict)
+
+    def _freshen(self, response: Response, wall_s: float) -> None:
+        stored = self._plane.match(*self.key, self._first_head)
+        if stored is not None:
+            freshen_by_head(
+                stored, self._source.fields, response.fields, self.path, self.origin.rules,
+                request_wall_s=self._requested_wall_s, response_wall_s=wall_s,
+                request_ns=self._requested_ns, response_ns=self._response_ns,
+            )  # fmt: skip
 
     def _held_not_found(self, verdict: Verdict, status: int) -> Verdict:
         """One 404 at the live edge answers everyone for a moment (DESIGN.md section 5)."""

@@ -68,6 +68,7 @@ async def test_a_broken_fill_goes_on_at_the_other_upstream_first(box: Box) -> No
     assert (second.asked[0].field(b"Range") or b"").endswith(b"-899999")
 
 
+@pytest.mark.rfc("9111#3.3", "nothing incomplete is stored as complete")
 @scenario
 async def test_a_fill_is_resumed_once_and_then_broken_and_nothing_stays(box: Box) -> None:
     file = cut(2)
@@ -104,6 +105,7 @@ async def test_without_a_strong_validator_a_broken_transfer_is_a_broken_transfer
     assert "hit" not in again.cache
 
 
+@pytest.mark.rfc("9111#3.4", "MUST NOT combine parts of two representations")
 @scenario
 async def test_content_that_changed_meanwhile_is_never_joined_to_the_old(box: Box) -> None:
     file = cut()
@@ -131,6 +133,7 @@ async def test_an_origin_without_ranges_sends_the_same_representation_once_more(
     assert "hit" in again.cache
 
 
+@pytest.mark.rfc("9111#3.3", "MUST NOT pass an incomplete response off as complete")
 @pytest.mark.parametrize(
     "answer",
     [
@@ -223,6 +226,7 @@ async def test_a_refused_connection_is_502(box: Box) -> None:
     assert answer["Cache-Control"] == "no-store"
 
 
+@pytest.mark.rfc("9111#4.2.4", "stale where allowed when disconnected")
 @pytest.mark.parametrize(
     ("cache_control", "host", "status"),
     [
@@ -249,6 +253,7 @@ async def test_with_the_origin_away_stale_is_served_where_that_is_allowed(
         assert status == 504 or (answer.body == b"segment" and "hit" in answer.cache)
 
 
+@pytest.mark.rfc("9111#4.3.3", "a 5xx to a validation: stale only where allowed")
 @pytest.mark.parametrize(("host", "status"), [(OVERRIDE, 200), (GENERIC, 503)])
 @scenario
 async def test_a_5xx_to_a_validation_is_stale_only_where_the_answer_allows_it(box: Box, host: str, status: int) -> None:

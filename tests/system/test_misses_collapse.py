@@ -40,6 +40,7 @@ class Crew:
         return True
 
 
+@pytest.mark.rfc("9111#4", "a response answers the requests that wait for it")
 @scenario
 async def test_500_viewers_cost_one_request_and_read_while_it_is_written(box: Box) -> None:
     file = File(noise(256 << 10), cache_control="max-age=60")
@@ -288,6 +289,7 @@ async def test_an_endless_body_ends_with_its_last_viewer(box: Box) -> None:
     assert box.stats()["objects"] <= before["objects"]
 
 
+@pytest.mark.rfc("9111#4", "waiting requests MUST NOT get what is not for them")
 @scenario
 async def test_waiters_of_a_private_answer_get_their_own_a_few_at_a_time(box: Box) -> None:
     crew = Crew()

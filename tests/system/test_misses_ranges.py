@@ -31,6 +31,7 @@ def slice_of(body: bytes, text: str) -> tuple[int, int]:
     return int(first), min(int(last or len(body)), len(body) - 1)
 
 
+@pytest.mark.rfc("9110#14.2", "a range of what is stored is answered from it")
 @pytest.mark.parametrize("is_stored", [True, False])
 @scenario
 async def test_ranges_of_what_is_stored_and_of_what_is_not(box: Box, is_stored: bool) -> None:
@@ -51,6 +52,7 @@ async def test_ranges_of_what_is_stored_and_of_what_is_not(box: Box, is_stored: 
             assert (await get(box, path)).body == file.body
 
 
+@pytest.mark.rfc("9110#15.5.17", "a range behind the end is 416 with the length")
 @pytest.mark.parametrize("is_stored", [True, False])
 @scenario
 async def test_a_range_behind_the_end_is_416(box: Box, is_stored: bool) -> None:
@@ -66,6 +68,7 @@ async def test_a_range_behind_the_end_is_416(box: Box, is_stored: bool) -> None:
         assert (await get(box, path)).body == file.body
 
 
+@pytest.mark.rfc("9110#13.1.5", "If-Range compares strongly")
 @scenario
 async def test_if_range_decides_by_strong_comparison(box: Box) -> None:
     file = File(noise(5000), cache_control="max-age=60")
@@ -95,6 +98,7 @@ async def test_a_range_of_a_body_that_is_filling_waits_for_it_or_asks_for_itself
         assert (await get(box, "/filling")).body == file.body
 
 
+@pytest.mark.rfc("9111#3.3", "an incomplete response is kept as such and completed by ranges")
 @scenario
 async def test_a_seek_costs_what_is_asked_for_and_two_slices(box: Box) -> None:
     """A want had no end: a seek of one byte could fetch all of the rest."""
@@ -131,6 +135,7 @@ async def test_a_range_led_validation_that_finds_new_content_fetches_the_range_o
     assert file.n_bytes < 20 * MIB
 
 
+@pytest.mark.rfc("9111#3.4", "MUST NOT combine parts without a strong validator")
 @pytest.mark.parametrize("etag", ['W/"v1"', None], ids=["weak", "none"])
 @scenario
 async def test_parts_without_a_strong_validator_pass_exactly(box: Box, etag: str | None) -> None:
@@ -242,6 +247,7 @@ async def test_a_bad_content_range_is_a_bad_answer(box: Box, content_range: str)
         assert not [row for row in box.control("cache ls")["objects"] if row["url"].endswith(path)]
 
 
+@pytest.mark.rfc("9110#15.3.7", "a 206 that nobody asked for is no answer")
 @scenario
 async def test_a_part_that_nobody_asked_for_is_a_bad_answer(box: Box) -> None:
     named = fields(etag='"v"', cache_control="max-age=60", content_range="bytes 0-4/10")

@@ -35,6 +35,7 @@ async def test_a_stored_answer_is_reused_with_age_and_the_origins_date(box: Box)
     assert "Connection" not in second
 
 
+@pytest.mark.rfc("9111#4.2.3", "Age advances with the time in our hands")
 @scenario
 async def test_age_of_a_stored_answer_advances(box: Box) -> None:
     async with box.origin({b"/ages": cached(b"body", 100)}):
@@ -80,6 +81,7 @@ async def test_a_full_answer_to_a_validation_replaces_what_is_stored(box: Box) -
     assert second.cache == {"fwd": "stale", "fwd-status": "200", "stored": ""}
 
 
+@pytest.mark.rfc("9111#4.3.4", "a 304 about another representation updates nothing")
 @scenario
 async def test_a_304_about_something_else_makes_the_box_ask_without_conditions(box: Box) -> None:
     odd = raw(b'HTTP/1.1 304 Not Modified\r\nETag: "other"\r\n\r\n', "keep")
@@ -133,6 +135,7 @@ def by_field(name: bytes, answers: dict[bytes | None, bytes], **named: str) -> S
     return by_request(choose)
 
 
+@pytest.mark.rfc("9111#4.1", "variants are stored side by side")
 @scenario
 async def test_variants_live_side_by_side(box: Box) -> None:
     answers = {b"fr": b"bonjour", b"de": b"hallo", None: b"hello"}
@@ -204,6 +207,7 @@ async def test_when_vary_changes_old_variants_are_not_matched(box: Box) -> None:
     assert len(origin.requests) == 2
 
 
+@pytest.mark.rfc("9111#4.1", "a coding goes only to who named it")
 @scenario
 async def test_a_coding_that_a_viewer_did_not_name_is_never_his(box: Box) -> None:
     """What goes up must be what variants are told apart by: a body in br once went to who had asked for none."""
@@ -220,6 +224,7 @@ async def test_a_coding_that_a_viewer_did_not_name_is_never_his(box: Box) -> Non
             assert (await get(box, "/codings", named, host=GENERIC)).body == b"in " + body
 
 
+@pytest.mark.rfc("9111#4.1", "a field that Connection names selects no variant")
 @scenario
 async def test_a_field_that_connection_took_away_selects_no_variant(box: Box) -> None:
     """`Connection: Origin` kept Origin from the origin, but the answer was stored as the one to that Origin: a page's
@@ -298,6 +303,7 @@ async def test_a_viewer_with_credentials_does_not_throw_out_what_is_stored(box: 
     assert answer.cache["fwd-status"] == "304"
 
 
+@pytest.mark.rfc("9111#4.3.3", "404 and private to a validation end what is stored")
 @scenario
 async def test_the_origin_took_it_back(box: Box) -> None:
     """404 or private to a validation: what was stored could come back when the origin was gone."""
@@ -390,6 +396,7 @@ async def test_cmcd_goes_up_but_is_no_part_of_the_key(box: Box) -> None:
     assert origin.targets() == [b"/cmcd.m4s?a=1&CMCD=sid%3D1&b=2"]
 
 
+@pytest.mark.rfc("9111#4", "a stored GET answers HEAD")
 @scenario
 async def test_head_on_a_miss_is_asked_and_on_what_is_stored_is_not(box: Box) -> None:
     file = File(b"body", cache_control="max-age=60")

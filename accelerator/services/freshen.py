@@ -1,0 +1,64 @@
+"""What a HEAD's answer says of a stored GET (RFC 9111 section 4.3.5). Decides nothing on the HEAD itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from accelerator.protocols.cache_validate import decide_304
+from accelerator.protocols.fields import Field, Fields, get_first, has
+from accelerator.protocols.representation import selected_etag
+from accelerator.services.heads import compose, split_lines, with_exposed
+
+if TYPE_CHECKING:
+    from accelerator.dataplane import StoredObject
+    from accelerator.protocols.origin_rules import OriginRules
+
+_ABOUT_ONE_VIEWER = (b"authorization", b"cookie")
+
+
+def freshen_by_head(
+    stored: StoredObject,
+    request_fields: Fields,
+    response_fields: Fields,
+    path: bytes,
+    rules: OriginRules,
+    *,
+    request_wall_s: float,
+    response_wall_s: float,
+    request_ns: int,
+    response_ns: int,
+) -> None:
+    """Updates a stored 200 by a HEAD's 200 of the same representation, or invalidates it where that is another one.
+
+    Not by an answer to credentials, which may be one viewer's own.
+    """
+    if stored.is_failed or stored.status != 200 or any(has(request_fields, name) for name in _ABOUT_ONE_VIEWER):
+        return
+    known = split_lines(stored.lines())
+    if not _is_same(stored, known, response_fields):
+        stored.detach()
+        return
+    fresh: list[Field] = list(response_fields)
+    validated = decide_304(
+        request_fields, path, rules, stored.status, known, fresh,
+        request_wall_s=request_wall_s, response_wall_s=response_wall_s,
+    )  # fmt: skip
+    if not validated.verdict.store:
+        return
+    head = compose(
+        stored.status, with_exposed(validated.fields), validated.verdict,
+        request_ns=request_ns, response_ns=response_ns, has_age=has(response_fields, b"age"),
+    )  # fmt: skip
+    if not stored.set_head(*head.arguments()):
+        stored.detach()
+
+
+def _is_same(stored: StoredObject, known: Fields, fresh: Fields) -> bool:
+    """Whether validators and Content-Length, where the HEAD has them, are those of what is stored."""
+    if has(fresh, b"etag") and selected_etag(fresh) != selected_etag(known):
+        return False
+    modified = get_first(fresh, b"last-modified")
+    if modified is not None and modified != get_first(known, b"last-modified"):
+        return False
+    length = get_first(fresh, b"content-length")
+    return length is None or stored.total_length < 0 or length == b"%d" % stored.total_length
