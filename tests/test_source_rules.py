@@ -33,13 +33,13 @@ MAY_IMPORT = {
     "dataplane": {"policy"},
     "io": {"protocols"},
     "store": {"io", "protocols"},
-    "kernel": set(),
+    "kernel": {"protocols"},
     "services": {"store", "io", "protocols", "policy", "dataplane", "kernel"},
     "control": set(),
     "web": {"control"},
     "cli": {"control", "policy"},
     "daemon": {"services", "store", "io", "protocols", "policy", "dataplane", "control", "web"},
-    "netd": {"kernel", "control"},
+    "netd": {"kernel", "control", "protocols"},
     "demo": set(),  # starts the box as a newcomer does, from outside
 }
 NO_PART = {"errors", "clock", "__init__"}

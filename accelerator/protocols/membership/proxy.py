@@ -100,6 +100,27 @@ class Proxy:
         ]
         return tuple(sorted(wanted if interface == self.upstream else [*wanted, self.upstream]))
 
+    def decide_any(self, group: bytes) -> tuple[str, ...]:
+        """Where packets from upstream of a source that nobody names go. Nowhere, if that hangs on the source all the
+        same: where a downstream has an allow-list of sources, decide() has to be asked for each."""
+        wanted = [
+            name
+            for name, each in self._wanted.get(group, {}).items()
+            if each.is_exclude and self._routers[name].may_forward
+        ]
+        if any(self._routers[name].settings.admission.sources is not None for name in wanted):
+            return ()
+        return tuple(sorted(wanted))
+
+    def named_sources(self, group: bytes) -> frozenset[bytes]:
+        """The sources that some downstream lists, wanted or not."""
+        return frozenset().union(*(each.sources for each in self._wanted.get(group, {}).values()))
+
+    @property
+    def groups(self) -> list[bytes]:
+        """The groups that some downstream wants."""
+        return list(self._wanted)
+
     def next_event(self) -> Event | None:
         return self._events.popleft() if self._events else None
 
