@@ -16,14 +16,15 @@ from ext.access_reader import AccessReader, digest_of_query
 
 from accelerator.policy.compile import Tables
 from ext import layout
-from ext.asked import Exchange
+from ext.asked import Exchange, RequestBody
 from ext.http_head import HeadError, parse_request, parse_response
 from ext.plane import FLAG_HAS_AGE, FLAG_MUST_VALIDATE, FLAG_NO_BODY, FOREVER_NS, Plane
 from ext.stored import StoredObject
 
 __all__ = [
     "COUNTER_HELP", "FLAG_HAS_AGE", "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS", "HEALTH_PATH", "SLICE_BYTES",
-    "DataPlane", "Exchange", "HeadError", "StoredObject", "digest_of_query", "parse_request", "parse_response",
+    "DataPlane", "Exchange", "HeadError", "RequestBody", "StoredObject", "digest_of_query", "parse_request",
+    "parse_response",
 ]  # fmt: skip
 
 COUNTER_HELP: dict[str, str] = {name: text for _, name, text in layout.COUNTERS}
@@ -31,6 +32,10 @@ SLICE_BYTES = 1 << 20
 HEALTH_PATH = b"/.well-known/accelerator/health"
 # Rows of the box's own objects: the health probe.
 BOX_ORIGIN = 0
+# By number (ext/http_head.pxd); the first one stands for every other token.
+METHODS = ("", "GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH", "CONNECT", "TRACE")
+_ANY_METHOD = 0b1111_1111
+NO_LIMIT = (1 << 64) - 1
 # The minimum send rate is judged over this: long enough that a player's pause is not taken for an attack.
 SEND_WINDOW_S = 20.0
 # A zone mask that admits nobody: policies with 64 zones apart, no zone has the last bit.
@@ -90,8 +95,19 @@ class DataPlane:
         origins[BOX_ORIGIN]["is_used"] = 1
         parameters: list[tuple[int, int]] = []
         for origin_id, row in zip(ids, tables.origins, strict=True):
-            origins[origin_id] = (len(parameters), len(row.credential_parameters), row.profile, 1, 0)
+            origin = origins[origin_id]
+            origin["credential"], origin["n_credentials"] = len(parameters), len(row.credential_parameters)
             parameters += [strings.add(name) for name in row.credential_parameters]
+            origin["profile"], origin["is_used"] = row.profile, 1
+            known = {method: 1 << METHODS.index(method) for method in row.methods if method in METHODS}
+            origin["methods"] = sum(known.values()) | (_ANY_METHOD if row.any_method else 0)
+            others = [method for method in row.methods if method not in known]
+            origin["method"], origin["n_methods"] = len(parameters), len(others)
+            parameters += [strings.add(method) for method in others]
+            origin["allow"], origin["allow_length"] = strings.add(", ".join(row.methods))
+            origin["body_max"] = NO_LIMIT if row.body_max_bytes is None else row.body_max_bytes
+            origin["forwards_trailers"] = row.forwards_trailers
+            origin["wait_ns"] = int(row.wait_s * 1e9)
         hosts: list[tuple[int, ...]] = []
         paths: list[tuple[int, ...]] = []
         for host in tables.hosts:
@@ -177,6 +193,7 @@ def _limits(tables: Tables) -> Any:
     if soft != resource.RLIM_INFINITY:
         most = min(most, max(soft - SPARE_DESCRIPTORS, soft // 2))
     row["head_timeout_ns"] = int(limits.head_timeout_s * 1e9)
+    row["body_timeout_ns"] = int(limits.body_timeout_s * 1e9)
     row["idle_timeout_ns"] = int(limits.idle_timeout_s * 1e9)
     row["send_window_ns"] = int(SEND_WINDOW_S * 1e9)
     row["send_window_bytes"] = int(limits.send_rate_min_Bps * SEND_WINDOW_S)

@@ -63,6 +63,9 @@ class Fill:
         self.filled = 0
         self.done = asyncio.get_running_loop().create_future()
 
+    def interim_received(self, response: Any) -> None:
+        pass
+
     def head_received(self, response: Any, upstream: Any) -> None:
         pass
 

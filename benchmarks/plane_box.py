@@ -37,10 +37,12 @@ def publish(plane: Plane) -> None:
     for name in ("head_timeout_ns", "idle_timeout_ns", "send_window_ns"):
         limits[name] = HOUR_NS
     limits["connections"] = limits["connections_per_address"] = 65536
+    origins = np.zeros(2, dtype=layout.ORIGIN_DTYPE)
+    origins["is_used"], origins["methods"], origins["wait_ns"] = 1, 0b1110, HOUR_NS
     plane.publish(
         SITE + ROOT_PATH, (0, len(SITE)),
         rows(layout.HOST_DTYPE, (0, 0, 0, 1, 2)), rows(layout.PATH_DTYPE, (len(SITE), 1, 1)),
-        rows(layout.ORIGIN_DTYPE, (0, 0, 0, 1, 0), (0, 0, 0, 1, 0)), rows(layout.NET_DTYPE),
+        origins, rows(layout.NET_DTYPE),
         rows(layout.LISTENER_DTYPE, (0, 1)), rows(layout.STRING_DTYPE), limits,
     )  # fmt: skip
 

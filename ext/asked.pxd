@@ -3,7 +3,14 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ext.exchange cimport Exchange as Slot
 from ext.stored cimport StoredObject
+from ext.upload cimport Upload
 from ext.workers cimport Workers
+
+cdef class RequestBody:
+    cdef Workers plane
+    cdef Upload* upload
+
+    cdef void tell_room(self)
 
 cdef class Exchange:
     cdef readonly Workers plane
@@ -14,6 +21,7 @@ cdef class Exchange:
     cdef readonly uint64_t tables_generation
     cdef readonly bytes head, key
     cdef readonly StoredObject stored
+    cdef readonly RequestBody body
     cdef readonly bint is_answered
 
 cdef Exchange take_exchange(Workers plane, Slot* e)

@@ -1,4 +1,9 @@
 # Exchange: a worker's question, and the ways to answer it. Decides nothing.
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport uint8_t, uintptr_t
+from libc.stdlib cimport malloc
+from libc.string cimport memcpy, memset
+
 from ext.atomics cimport *
 from ext.exchange cimport (
     ANSWER_ALL,
@@ -10,13 +15,16 @@ from ext.exchange cimport (
     ANSWER_STALE,
     MATCH_JOINED,
     MESSAGE_ANSWER,
+    MESSAGE_INTERIM,
+    MESSAGE_ROOM,
     OTHERS_AGAIN,
     Message,
 )
 from ext.store cimport Object
 from ext.stored cimport wrap
+from ext.upload cimport UPLOAD_ABORTED, UPLOAD_WHOLE, upload_release, upload_take, upload_there
 
-KINDS = ("miss", "stale", "refresh", "want", "alone")
+KINDS = ("miss", "stale", "refresh", "want", "alone", "pass")
 
 
 cdef class Exchange:
@@ -29,6 +37,22 @@ cdef class Exchange:
     def __dealloc__(self):
         if not self.is_answered and self.plane is not None and self.plane.shared != NULL:
             post_answer(self, ANSWER_ERROR, NULL, 502, 0, False, 0)
+
+    def interim(self, bytes head) -> None:
+        """A 1xx head, with its empty line, for the first asker; lost where there is no memory, never out of order."""
+        cdef Message message
+        if self.is_answered:
+            return
+        memset(&message, 0, sizeof(Message))
+        message.kind = MESSAGE_INTERIM
+        message.index = self.index
+        message.generation = self.generation
+        message.n_bytes = <uint32_t>len(head)
+        message.bytes = <uint8_t*>malloc(len(head) + 1)
+        if message.bytes == NULL:
+            return
+        memcpy(message.bytes, <const char*>head, len(head))
+        self.plane.post(self.worker, &message)
 
     def match(self, int fwd_status=0, bint stored=True, bint joined=False) -> None:
         """Everybody who waits looks again: the answer is in the table. `joined`: another exchange has fetched it."""
@@ -64,13 +88,70 @@ cdef class Exchange:
         post_answer(self, ANSWER_DONE, NULL, 0, 0, False, 0)
 
 
+cdef class RequestBody:
+    """A passed request's body, as it comes from its viewer. One reader."""
+
+    def __dealloc__(self):
+        if self.upload != NULL:
+            self.drop()
+            upload_release(self.upload)
+
+    @property
+    def identity(self) -> int:
+        """What Plane.bodies() names it by, while this lives."""
+        return <uintptr_t>self.upload
+
+    @property
+    def length(self) -> int:
+        """Content-Length; -1: chunked."""
+        return self.upload.content_length
+
+    @property
+    def is_aborted(self) -> bool:
+        """Whether the rest will never come."""
+        return bool(load_u32(&self.upload.flags) & UPLOAD_ABORTED)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all of it has been read."""
+        return bool(load_u32(&self.upload.flags) & UPLOAD_WHOLE) and upload_there(self.upload) == 0
+
+    def read(self, uint64_t most) -> bytes:
+        """Up to `most` bytes; none: nothing has come, or nothing will."""
+        cdef uint64_t n = upload_there(self.upload)
+        cdef bytes data
+        if n > most:
+            n = most
+        if n == 0:
+            return b""
+        data = PyBytes_FromStringAndSize(NULL, n)
+        if upload_take(self.upload, <uint8_t*><char*>data, n):
+            self.tell_room()
+        return data
+
+    def drop(self) -> None:
+        """The rest isn't wanted: the worker throws it away."""
+        store_u32_seq(&self.upload.is_dropped, 1)
+        if exchange_u32(&self.upload.is_full, 0):
+            self.tell_room()
+
+    cdef void tell_room(self):
+        cdef Message message
+        if self.plane is None or self.plane.shared == NULL:
+            return
+        memset(&message, 0, sizeof(Message))
+        message.kind = MESSAGE_ROOM
+        message.upload = self.upload
+        self.plane.post(self.upload.worker, &message)
+
+
 cdef void post_answer(Exchange exchange, uint32_t disposition, Object* object, uint32_t status, uint32_t detail,
                       bint is_stored, int64_t value):
     cdef Message message
     if exchange.is_answered:
         return
     exchange.is_answered = True
-    message.next = NULL
+    memset(&message, 0, sizeof(Message))
     message.object = object
     message.kind = MESSAGE_ANSWER
     message.index = exchange.index
@@ -102,4 +183,9 @@ cdef Exchange take_exchange(Workers plane, Slot* e):
     exchange.key = (<char*>e.bytes)[e.head_length:e.head_length + e.key_length]
     if e.object != NULL:
         exchange.stored = wrap(plane, e.object)
+    if e.upload != NULL:
+        exchange.body = RequestBody.__new__(RequestBody)
+        add_u64(&e.upload.refs, 1)
+        exchange.body.upload = e.upload
+        exchange.body.plane = plane
     return exchange

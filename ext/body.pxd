@@ -2,7 +2,7 @@
 # else is for writers, with Store.lock held.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from ext.store cimport Directory, FIRST_ROOM_BYTES, MAX_SLICES, OBJECT_COMPLETE, OBJECT_FAILED, Object, Slice, Store
+from ext.store cimport Directory, FIRST_ROOM_BYTES, MAX_SLICES, OBJECT_COMPLETE, OBJECT_FAILED, OBJECT_STREAM, STREAM_ROOM_BYTES, Object, Slice, Store
 
 cdef inline uint64_t directory_bytes(uint64_t n) noexcept nogil:
     return sizeof(Directory) + (n - 1) * sizeof(Slice)
@@ -19,3 +19,4 @@ cdef uint32_t take_waiting(Object* object) noexcept nogil
 cdef bint is_whole(Store* store, Object* object) noexcept nogil
 cdef void drop_before(Store* store, Object* object, int64_t offset) noexcept nogil
 cdef uint64_t empty_slice(Store* store, Object* object, uint64_t index) noexcept nogil
+cdef void object_trim(Store* store, Object* object) noexcept nogil

@@ -31,6 +31,7 @@ cdef bint grow_directory(Store* store, Object* object, uint64_t n) noexcept nogi
         new.slices[i].data = old.slices[i].data
         new.slices[i].filled = old.slices[i].filled
         new.slices[i].capacity = old.slices[i].capacity
+        new.slices[i].first = old.slices[i].first
         # A reader that sets `wanted` in the old directory now asks twice, which costs one exchange.
         new.slices[i].wanted = load_u32(&old.slices[i].wanted)
         new.slices[i].is_passed = load_u32(&old.slices[i].is_passed)
@@ -52,7 +53,9 @@ cdef uint8_t* object_room(Store* store, Object* object, int64_t offset, uint64_t
     slice = &object.directory.slices[index]
     if within != slice.filled:
         return NULL
-    if slice.data == NULL or within == slice.capacity:
+    if slice.data == NULL or within - slice.first == slice.capacity:
+        if object.flags & OBJECT_STREAM:
+            return stream_room(store, object, index, within, n)
         if object.total_length >= 0:
             capacity = store.slice_bytes
             if <int64_t>((index + 1) * store.slice_bytes) > object.total_length:
@@ -81,8 +84,53 @@ cdef uint8_t* object_room(Store* store, Object* object, int64_t offset, uint64_t
             store_u32(&slice.is_passed, 0)
             store_ptr(<void**>&slice.data, data)
         slice.capacity = capacity
-    n[0] = slice.capacity - within
-    return slice.data + within
+    n[0] = slice.capacity - (within - slice.first)
+    return slice.data + (within - slice.first)
+
+
+cdef uint8_t* stream_room(Store* store, Object* object, uint64_t index, uint32_t within, uint64_t* n) noexcept nogil:
+    """More room for a stream: small, and twice as large as what its reader has not read yet."""
+    cdef Slice* slice = &object.directory.slices[index]
+    cdef uint32_t unread = within - slice.first if slice.data != NULL else 0
+    cdef uint32_t capacity = 2 * unread if unread > STREAM_ROOM_BYTES // 2 else STREAM_ROOM_BYTES
+    cdef uint32_t first = within - unread
+    cdef uint8_t* data
+    if capacity > store.slice_bytes - first:
+        capacity = store.slice_bytes - first
+    data = <uint8_t*>store_allocate(store, capacity)
+    if data == NULL:
+        return NULL
+    slice = &object.directory.slices[index]
+    if slice.data != NULL:
+        memcpy(data, slice.data, unread)
+        retire(store, slice.data, slice.capacity)
+    # The reader looks at `data` only where something is unread, and then `first` is what it was.
+    store_u32(&slice.first, first)
+    store_ptr(<void**>&slice.data, data)
+    slice.capacity = capacity
+    n[0] = capacity - unread
+    return data + unread
+
+
+cdef void object_trim(Store* store, Object* object) noexcept nogil:
+    """Gives a stream's memory back where its reader has read all of it."""
+    cdef uint64_t last = object.directory.n
+    cdef Slice* slice
+    cdef int64_t want = load_i64(&object.want)
+    cdef int64_t end
+    while last and object.directory.slices[last - 1].data == NULL:
+        last -= 1
+    if last == 0 or not object.flags & OBJECT_STREAM:
+        return
+    slice = &object.directory.slices[last - 1]
+    end = <int64_t>((last - 1) * store.slice_bytes) + slice.filled
+    if want < end or slice.filled == slice.first:
+        return
+    object.n_filled_bytes -= slice.filled - slice.first
+    retire(store, slice.data, slice.capacity)
+    store_ptr(<void**>&slice.data, NULL)
+    store_u32(&slice.first, slice.filled)
+    slice.capacity = 0
 
 
 cdef uint32_t take_waiting(Object* object) noexcept nogil:
@@ -120,7 +168,7 @@ cdef uint32_t object_finish(Store* store, Object* object, int64_t total_length) 
     if last < object.directory.n:
         slice = &object.directory.slices[last]
         size = slice.filled
-        if slice.data != NULL and slice.capacity > size + size // 4 + 64:
+        if slice.data != NULL and slice.first == 0 and slice.capacity > size + size // 4 + 64:
             data = <uint8_t*>store_allocate(store, size)
             slice = &object.directory.slices[last]
             if data != NULL and slice.data != NULL and slice.filled == size:
@@ -152,12 +200,13 @@ cdef uint64_t empty_slice(Store* store, Object* object, uint64_t index) noexcept
     cdef uint64_t capacity = slice.capacity
     if data == NULL:
         return 0
-    object.n_filled_bytes -= slice.filled
+    object.n_filled_bytes -= slice.filled - slice.first
     # body_at says why a reader that comes in between is safe.
     store_u32_seq(&slice.filled, 0)
     perturb()
     store_ptr(<void**>&slice.data, NULL)
     slice.capacity = 0
+    store_u32(&slice.first, 0)
     store_u32(&slice.wanted, 0)
     retire(store, data, capacity)
     return capacity
@@ -172,7 +221,7 @@ cdef uint8_t* body_at(Store* store, Object* object, int64_t offset, uint64_t* n)
     cdef Directory* directory = <Directory*>load_ptr(<void**>&object.directory)
     cdef uint64_t index = <uint64_t>offset // store.slice_bytes
     cdef uint32_t within = <uint32_t>(<uint64_t>offset % store.slice_bytes)
-    cdef uint32_t filled, filled_after
+    cdef uint32_t filled, filled_after, first
     cdef uint8_t* data
     if index >= directory.n:
         return NULL
@@ -189,8 +238,11 @@ cdef uint8_t* body_at(Store* store, Object* object, int64_t offset, uint64_t* n)
         filled = filled_after
         if filled <= within:
             return NULL
+    first = load_u32(&directory.slices[index].first)    # of a stream: it moves only where nothing is unread
+    if within < first:
+        return NULL
     n[0] = filled - within
-    return data + within
+    return data + (within - first)
 
 
 cdef bint body_wait(Store* store, Object* object, int64_t offset, uint32_t worker) noexcept nogil:

@@ -2,10 +2,12 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.access_ring cimport AccessRing
+from ext.addresses cimport Addresses
 from ext.exchange cimport Bell, Exchange, List, Mailbox, Ring
 from ext.http_head cimport RequestHead
-from ext.layout cimport MAX_ORIGINS, ORIGIN_COLUMNS, Tables
-from ext.store cimport Object, Store, pthread_mutex_t
+from ext.layout cimport MAX_ORIGINS, ORIGIN_COLUMNS, OriginRow, Tables
+from ext.store cimport Object, Store
+from ext.upload cimport Upload
 
 cdef enum:
     READ_BYTES = 65536
@@ -18,7 +20,6 @@ cdef enum:
     PUMP_BYTES = 4194304        # one connection's share of a pass
     CROWD = 32                  # from so many ready readers on, a body's beginning goes to all before more goes to one
     FIRST_SHARE_BYTES = 16384   # that beginning (docs/decisions/0050-measuring.md)
-    ADDRESS_BUCKETS = 131072
 
 cdef enum:                      # what an epoll event points at: the first field of each
     IS_CONNECTION = 0
@@ -49,7 +50,11 @@ cdef enum:                      # why it went forward (RFC 9211 section 2.2)
     FWD_STALE = 3
     FWD_PARTIAL = 4
     FWD_BYPASS = 5
+<<<<<<< HEAD
     FWD_REQUEST = 6             # fresh, but the viewer asked for more
+=======
+    FWD_METHOD = 6
+>>>>>>> 856158a (Pass path: any method that policy allows, bodies as they come, interim responses, invalidation)
 
 cdef struct Connection:
     uint32_t is_what
@@ -58,7 +63,7 @@ cdef struct Connection:
     uint8_t close_after         # the response
     uint8_t is_head
     uint8_t is_chunked
-    uint8_t chunk_phase         # 0 first chunk, 1 later, 2 the last one is written
+    uint8_t chunk_phase         # 0 nothing is owed, 1 the chunk before needs its CRLF, 2 the last one is written
     uint8_t is_leader
     uint8_t is_joined
     uint8_t is_readable         # an edge came while a response was under way
@@ -104,22 +109,13 @@ cdef struct Connection:
     uint32_t out_offset
     uint32_t out_length
     uint32_t out_capacity
+    Upload* upload              # of the request under way, while its body is not read whole
     uint8_t* out                # head bytes that the socket didn't take
 
 cdef struct Listener:
     uint32_t is_what
     int fd
     uint32_t index
-
-cdef struct AddressCount:
-    uint64_t hash
-    uint64_t n
-
-cdef struct Addresses:          # connections per viewer address, shared by the workers; locked at open and close only
-    pthread_mutex_t lock
-    AddressCount* buckets
-    uint64_t n_used
-    uint64_t secret[2]
 
 cdef struct Shared:             # what all workers and the control plane have in common
     Store store
@@ -143,6 +139,7 @@ cdef struct Worker:
     uint32_t must_ring
     uint32_t is_draining
     uint32_t is_closing
+    OriginRow* origin           # of the request that is handled; NULL: none was found
     Object* permitted           # while one request is handled: what it may get although it is stale
     uint64_t progress           # passes, for the watchdog
     uint64_t n_connections
@@ -192,8 +189,9 @@ cdef void detach(Worker* w, Connection* c) noexcept nogil
 cdef void let_go(Worker* w, Object* object) noexcept nogil
 cdef int pump(Worker* w, Connection* c) noexcept nogil
 cdef List* waiting_list(Worker* w, Object* object) noexcept nogil
-cdef bint address_enter(Addresses* addresses, const uint8_t* address, uint32_t most) noexcept nogil
-cdef void address_leave(Addresses* addresses, const uint8_t* address) noexcept nogil
+cdef bint charge(Worker* w, uint64_t bytes) noexcept nogil
+cdef void upload_tell(Worker* w, Upload* u) noexcept nogil
+cdef void upload_leave(Worker* w, Connection* c) noexcept nogil
 cdef bint ask_slice(Worker* w, Connection* c) noexcept nogil
 cdef Exchange* exchange_take(Worker* w, uint32_t bytes) noexcept nogil
 cdef void exchange_give(Worker* w, Exchange* e) noexcept nogil

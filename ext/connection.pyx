@@ -6,19 +6,13 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 
 from ext.access cimport access_end
+from ext.addresses cimport address_leave
 from ext.atomics cimport *
-from ext.exchange cimport EXCHANGE_WANT, RING_CANCEL, RING_NUDGE, RING_REQUEST, ring_is_half_full, ring_push
+from ext.exchange cimport EXCHANGE_WANT, RING_BODY, RING_CANCEL, RING_NUDGE, RING_REQUEST, ring_is_half_full, ring_push, ring_push_body
 from ext.layout cimport *
 from ext.body cimport body_at, body_passed, body_wait
-from ext.siphash cimport hash_bytes
-from ext.store cimport (
-    OBJECT_FAILED,
-    OBJECT_FILLING,
-    Directory,
-    Store,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
-)
+from ext.store cimport OBJECT_FAILED, OBJECT_FILLING, Directory, Store
+from ext.upload cimport UPLOAD_ABORTED, upload_release
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
@@ -46,6 +40,9 @@ cdef extern from "<sys/epoll.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int close(int)
+
+
+cdef const char* CHUNK_END = b"\r\n"
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
@@ -188,6 +185,9 @@ cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nog
             e.is_joinable = 0
             ring_push(&w.ring, RING_CANCEL, e.index, e.generation, NULL)
             w.must_ring = 1
+    if c.upload != NULL:
+        count(&w.counters[C_UPLOADS_ABORTED], 1)
+        upload_leave(w, c)
     detach(w, c)
     release_input(w, c)
     release_output(w, c)
@@ -358,12 +358,37 @@ cdef void exchange_give(Worker* w, Exchange* e) noexcept nogil:
     discharge(w, e.bytes_size)
     free(e.bytes)
     e.bytes = NULL
+    if e.upload != NULL:
+        upload_release(e.upload)
+        e.upload = NULL
     if e.object != NULL:
         add_u64(&e.object.refs, <uint64_t>-1)
         e.object = NULL
     e.is_free = 1
     w.free_exchanges[w.n_free_exchanges] = e.index
     w.n_free_exchanges += 1
+
+
+cdef void upload_tell(Worker* w, Upload* u) noexcept nogil:
+    """Says that there is more of a body, or its end: once until the control plane has looked."""
+    if exchange_u32(&u.is_told, 1):
+        return
+    add_u64(&u.refs, 1)
+    if not ring_is_half_full(&w.ring) and ring_push_body(&w.ring, u):
+        w.must_ring = 1
+    else:                       # the control plane also looks at its uploads by a timer
+        exchange_u32(&u.is_told, 0)
+        upload_release(u)
+
+
+cdef void upload_leave(Worker* w, Connection* c) noexcept nogil:
+    """The rest of the body will never come from this connection."""
+    cdef Upload* u = c.upload
+    c.upload = NULL
+    u.connection = NULL
+    or_u32(&u.flags, UPLOAD_ABORTED)
+    upload_tell(w, u)
+    upload_release(u)
 
 
 cdef bint ask_slice(Worker* w, Connection* c) noexcept nogil:
@@ -427,7 +452,8 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
     cdef msghdr message
     cdef char text[32]
     cdef int n_parts, step
-    cdef uint64_t n, head_bytes, body_bytes, budget = PUMP_BYTES
+    cdef uint64_t n, head_bytes, body_bytes, tail, budget = PUMP_BYTES
+    cdef bint ends_chunk
     cdef int64_t offset, end, total
     cdef uint8_t* data
     cdef ssize_t written
@@ -485,6 +511,12 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
             n_parts += 1
             offset += <int64_t>n
             body_bytes += n
+        # A chunk's own end goes with it: an event that waited for the next one to be whole would come one too late.
+        ends_chunk = body_bytes and c.is_chunked and body_bytes == c.chunk_left and n_parts < 16
+        if ends_chunk:
+            parts[n_parts].iov_base = <void*>CHUNK_END
+            parts[n_parts].iov_len = 2
+            n_parts += 1
         if n_parts == 0:
             if c.object == NULL or c.is_head or (c.is_chunked and c.chunk_phase == 2):
                 return DONE
@@ -514,16 +546,24 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
         c.out_offset = 0
         c.out_length = 0
         n -= head_bytes
+        tail = n - body_bytes if n > body_bytes else 0
+        n -= tail
         c.offset += <int64_t>n
         if c.is_chunked:
             c.chunk_left -= n
+        if ends_chunk and n == body_bytes:
+            c.chunk_phase = 0
+            if tail < 2 and not keep_output(w, c, <const uint8_t*>CHUNK_END + tail, <uint32_t>(2 - tail)):
+                count(&w.counters[C_CLOSED_MEMORY], 1)
+                connection_close(w, c, True)
+                return CLOSED
         count(&w.counters[C_BYTES_TO_VIEWERS], n)
         if c.object != NULL:
             count(&origin_row(w, c.object.origin)[2], n)
             body_passed(w.store, c.object, c.offset - <int64_t>n, c.offset)
         if c.object != NULL and load_u32(&c.object.flags) & OBJECT_FILLING:
             note_progress(w, c)
-        if n < body_bytes:
+        if n < body_bytes or (ends_chunk and tail < 2):
             c.is_blocked = 1
             return PENDING
         if n >= budget:
@@ -538,55 +578,3 @@ cdef void note_progress(Worker* w, Connection* c) noexcept nogil:
         store_i64_relaxed(&c.object.want, c.offset)
     if c.offset >= load_i64_relaxed(&c.object.resume_at):
         nudge(w, c.object)
-
-
-# --- connections per address ------------------------------------------------------------------------------------------
-
-cdef AddressCount* address_find(Addresses* addresses, uint64_t hash) noexcept nogil:
-    cdef uint64_t i = hash & (ADDRESS_BUCKETS - 1)
-    while addresses.buckets[i].n != 0 and addresses.buckets[i].hash != hash:
-        i = (i + 1) & (ADDRESS_BUCKETS - 1)
-    return &addresses.buckets[i]
-
-
-cdef bint address_enter(Addresses* addresses, const uint8_t* address, uint32_t most) noexcept nogil:
-    """Counts a connection in; False: the address has `most` already. Only the keyed hash of an address is kept."""
-    cdef uint64_t hash = hash_bytes(addresses.secret, address, 16)
-    cdef AddressCount* found
-    cdef bint is_allowed
-    pthread_mutex_lock(&addresses.lock)
-    found = address_find(addresses, hash)
-    is_allowed = found.n < most
-    if found.n == 0:            # a probe ends at an empty bucket: an eighth stays empty
-        is_allowed = is_allowed and addresses.n_used < ADDRESS_BUCKETS - ADDRESS_BUCKETS // 8
-        if is_allowed:
-            addresses.n_used += 1
-    if is_allowed:
-        found.hash = hash
-        found.n += 1
-    pthread_mutex_unlock(&addresses.lock)
-    return is_allowed
-
-
-cdef void address_leave(Addresses* addresses, const uint8_t* address) noexcept nogil:
-    cdef uint64_t hash = hash_bytes(addresses.secret, address, 16)
-    cdef AddressCount* found
-    cdef uint64_t i, j, home
-    pthread_mutex_lock(&addresses.lock)
-    found = address_find(addresses, hash)
-    found.n -= 1
-    if found.n == 0:
-        addresses.n_used -= 1
-        # Linear probing without tombstones: whoever hashed before the hole moves into it (Knuth, 6.4 algorithm R).
-        i = <uint64_t>(found - addresses.buckets)
-        j = i
-        while True:
-            j = (j + 1) & (ADDRESS_BUCKETS - 1)
-            if addresses.buckets[j].n == 0:
-                break
-            home = addresses.buckets[j].hash & (ADDRESS_BUCKETS - 1)
-            if ((j - home) & (ADDRESS_BUCKETS - 1)) >= ((j - i) & (ADDRESS_BUCKETS - 1)):
-                addresses.buckets[i] = addresses.buckets[j]
-                addresses.buckets[j].n = 0
-                i = j
-    pthread_mutex_unlock(&addresses.lock)

@@ -7,6 +7,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from ext.access_ring cimport NO_ORIGIN, access_ring_free, access_ring_new
+from ext.addresses cimport address_enter, address_leave
 from ext.atomics cimport *
 from ext.connection cimport *
 from ext.exchange cimport *
@@ -15,8 +16,9 @@ from ext.layout cimport *
 from ext.reclaim cimport epoch_enter, epoch_leave
 from ext.respond cimport refresh_date, respond_error
 from ext.serve cimport MAX_TRIES, leave_bucket, now_ns
-from ext.session cimport close_gently, linger, on_readable, resume, settle
+from ext.session cimport flush_interim, give_up_waiting, linger, on_body, on_interim, on_readable, resume, settle
 from ext.store cimport *
+from ext.upload cimport Upload, upload_release
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum: EPOLLIN
@@ -93,6 +95,7 @@ cdef enum:
     ACCEPTS_PER_PASS = 64
     ACCEPT_REST_NS = 250000000
     REFUSALS = 256              # that the security log may be behind
+    HALF_CLOSED_NS = 10000000000
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -197,6 +200,12 @@ cdef void on_drain(Worker* w, uint32_t idle_ms) noexcept nogil:
         c = following
 
 
+cdef void on_room(Worker* w, Upload* u) noexcept nogil:
+    cdef Connection* c = <Connection*>u.connection
+    if c != NULL:               # it lets go of its upload before it goes
+        on_body(w, c)
+
+
 cdef void read_mail(Worker* w) noexcept nogil:
     cdef Message* m = mailbox_take(&w.mailbox)
     cdef Message* following
@@ -212,8 +221,15 @@ cdef void read_mail(Worker* w) noexcept nogil:
             stop_listening(w, <int32_t>m.index)
         elif m.kind == MESSAGE_DRAIN:
             on_drain(w, m.detail)
+        elif m.kind == MESSAGE_ROOM:
+            on_room(w, m.upload)
+        elif m.kind == MESSAGE_INTERIM:
+            on_interim(w, m)
         elif m.kind == MESSAGE_CLOSE:
             w.is_closing = 1
+        free(m.bytes)
+        if m.upload != NULL:
+            upload_release(m.upload)
         if m.object != NULL:
             add_u64(&m.object.refs, <uint64_t>-1)
         free(m)
@@ -320,11 +336,25 @@ cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
         set_deadline(w, c, w.now_ns + w.tables.limits.head_timeout_ns)
 
 
+cdef bint is_gone(Worker* w, Connection* c) noexcept nogil:
+    """Whether who has ended his side has left. Of an endless stream there is no other sign until the next event; a
+    long poll's viewer gets a moment more for an answer, as a half-closed connection may have asked (RFC 9112 section 9.6)."""
+    if c.state == STATE_SEND:
+        return c.object != NULL and load_u32(&c.object.flags) & OBJECT_STREAM != 0
+    if c.state == STATE_WAIT and c.upload == NULL and (c.exchange.kind == EXCHANGE_ALONE or c.exchange.kind == EXCHANGE_PASS):
+        set_deadline(w, c, w.now_ns + HALF_CLOSED_NS)
+    return False
+
+
 cdef void on_event(Worker* w, Connection* c, uint32_t events) noexcept nogil:
     if c.state == STATE_CLOSED:
         return
     if events & EPOLLRDHUP:
         c.has_ended = 1
+        if is_gone(w, c):
+            count(&w.counters[C_CLOSED_BY_VIEWER], 1)
+            connection_close(w, c, False)
+            return
     if events & (EPOLLERR | EPOLLHUP):
         if c.state == STATE_WAIT or c.state == STATE_ANSWERED or c.state == STATE_SEND:
             count(&w.counters[C_CLOSED_BY_VIEWER], 1)
@@ -335,7 +365,11 @@ cdef void on_event(Worker* w, Connection* c, uint32_t events) noexcept nogil:
         resume(w, c)
         if c.state == STATE_CLOSED:
             return
-    if events & (EPOLLIN | EPOLLRDHUP):
+    if events & EPOLLOUT and c.state == STATE_WAIT and c.out_length > c.out_offset:
+        flush_interim(w, c)
+    if events & (EPOLLIN | EPOLLRDHUP) and c.upload != NULL:
+        on_body(w, c)
+    elif events & (EPOLLIN | EPOLLRDHUP):
         # A half-closed viewer still gets its answer (RFC 9112 section 9.6 lets it say "no more requests" this way).
         if c.state == STATE_READ and c.list == NULL:
             on_readable(w, c)
@@ -366,15 +400,16 @@ cdef void on_deadline(Worker* w, Connection* c) noexcept nogil:
             count(&w.counters[C_CLOSED_IDLE], 1)
             connection_close(w, c, False)
     elif c.state == STATE_WAIT:
-        list_remove(c)
-        if c.exchange.waiters.n == 0:
-            c.exchange.is_joinable = 0
-            ring_push(&w.ring, RING_CANCEL, c.exchange.index, c.exchange.generation, NULL)
-            w.must_ring = 1
-        c.exchange = NULL
-        c.state = STATE_READ
-        result = respond_error(w, c, 504, True)
-        settle(w, c, result)
+        if c.upload == NULL and c.has_ended:
+            count(&w.counters[C_CLOSED_BY_VIEWER], 1)
+            connection_close(w, c, False)
+        elif c.upload == NULL:
+            give_up_waiting(w, c, 504)
+        elif load_u32(&c.upload.is_full):       # the origin's fault, on whom the control plane has time-outs
+            set_deadline(w, c, w.now_ns + w.tables.limits.body_timeout_ns)
+        else:
+            count(&w.counters[C_CLOSED_SLOW_BODY], 1)
+            give_up_waiting(w, c, 408)
     elif c.state == STATE_LINGER:
         connection_close(w, c, False)
     elif c.state == STATE_SEND:
@@ -433,6 +468,7 @@ cdef void edge_run(Worker* w) noexcept nogil:
             mailbox_awake(&w.mailbox)
         w.now_ns = now_ns()
         w.tables = <Tables*>load_ptr(<void**>&w.shared.tables)
+        w.origin = NULL
         store_u64_relaxed(&w.progress, w.progress + 1)
         count(&w.counters[C_PASSES], 1)
         for i in range(n):
@@ -512,6 +548,8 @@ cdef void edge_close(Worker* w) noexcept nogil:
         while ring_pop(&w.ring, &item):
             if item.object != NULL:
                 add_u64(&item.object.refs, <uint64_t>-1)
+            if item.upload != NULL:
+                upload_release(item.upload)
         ring_close(&w.ring)
     access_ring_free(w.refusals)
     access_ring_free(w.access)

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from ext.store cimport Object
+from ext.upload cimport Upload
 
 cdef enum:                      # Exchange.kind
     EXCHANGE_MISS = 0           # nothing stored that this request may get
@@ -10,11 +11,13 @@ cdef enum:                      # Exchange.kind
     EXCHANGE_REFRESH = 2        # stale-while-revalidate: nobody waits
     EXCHANGE_WANT = 3           # a reader is at an absent slice
     EXCHANGE_ALONE = 4          # the key isn't shareable: nobody may join
+    EXCHANGE_PASS = 5           # a method that isn't cached, or a body: for the asker alone, never stored
 
 cdef enum:                      # RingItem.what
     RING_REQUEST = 0
     RING_CANCEL = 1             # nobody waits for the exchange any more
     RING_NUDGE = 2              # a paused fill may go on, or a filling object lost its last reader; carries a reference
+    RING_BODY = 3               # an upload has more, or its end; carries a reference
 
 cdef enum:                      # Message.kind
     MESSAGE_WAKE = 0            # an object has more; carries a reference
@@ -22,6 +25,8 @@ cdef enum:                      # Message.kind
     MESSAGE_LISTEN = 2
     MESSAGE_UNLISTEN = 3
     MESSAGE_DRAIN = 4
+    MESSAGE_ROOM = 6            # a full upload has room again; carries a reference
+    MESSAGE_INTERIM = 7         # a 1xx head for the leader; carries `bytes`
     MESSAGE_CLOSE = 5           # drop connections and listeners, end the loop
 
 cdef enum:                      # Message.disposition of an answer
@@ -57,6 +62,7 @@ cdef struct Exchange:
     int64_t range_first         # of a single Range; both -1: none; first -1: suffix of `last` bytes
     int64_t range_last
     Object* object              # STALE, REFRESH, WANT: referenced
+    Upload* upload              # PASS: the request's body, referenced; NULL: none
     uint8_t* bytes              # the request head, then the key
     uint32_t head_length
     uint32_t key_length
@@ -73,6 +79,7 @@ cdef struct RingItem:
     uint32_t index
     uint32_t generation
     Object* object
+    Upload* upload
 
 cdef struct Ring:               # one producer, one consumer
     uint64_t head
@@ -97,6 +104,9 @@ cdef struct Message:
     uint32_t detail             # fwd-status for Cache-Status, or a file descriptor
     uint32_t is_stored
     int64_t value
+    Upload* upload
+    uint8_t* bytes              # freed by who reads the message
+    uint32_t n_bytes
 
 cdef struct Mailbox:            # many producers (Treiber stack), one consumer that takes all
     Message* newest
@@ -107,6 +117,7 @@ cdef struct Mailbox:            # many producers (Treiber stack), one consumer t
 cdef bint ring_open(Ring* ring, uint64_t capacity) noexcept nogil
 cdef void ring_close(Ring* ring) noexcept nogil
 cdef bint ring_push(Ring* ring, uint32_t what, uint32_t index, uint32_t generation, Object* object) noexcept nogil
+cdef bint ring_push_body(Ring* ring, Upload* upload) noexcept nogil
 cdef bint ring_is_half_full(Ring* ring) noexcept nogil
 cdef bint ring_pop(Ring* ring, RingItem* item) noexcept nogil
 cdef void bell_ring(Bell* bell) noexcept nogil

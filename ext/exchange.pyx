@@ -1,6 +1,6 @@
 # Rings, bells and mailboxes behind exchange.pxd. Carries items, knows nothing of what they mean.
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from ext.atomics cimport *
 
@@ -33,6 +33,20 @@ cdef bint ring_push(Ring* ring, uint32_t what, uint32_t index, uint32_t generati
     item.index = index
     item.generation = generation
     item.object = object
+    item.upload = NULL
+    store_u64(&ring.head, head + 1)
+    return True
+
+
+cdef bint ring_push_body(Ring* ring, Upload* upload) noexcept nogil:
+    cdef uint64_t head = load_u64_relaxed(&ring.head)
+    cdef RingItem* item
+    if head - load_u64(&ring.tail) > ring.mask:
+        return False
+    item = &ring.items[head & ring.mask]
+    memset(item, 0, sizeof(RingItem))
+    item.what = RING_BODY
+    item.upload = upload
     store_u64(&ring.head, head + 1)
     return True
 

@@ -96,6 +96,6 @@ cdef struct ResponseHead:
     uint8_t count[20]
     Field fields[100]
 
-# > 0: the head's length, `head` filled. 0: incomplete. < 0: minus the status to answer (400 414 431 501 505); for a response -502.
+# > 0: the head's length, `head` filled. 0: incomplete. < 0: minus the status to answer (400 414 417 431 501 505); for a response -502.
 cdef int parse_request(const uint8_t* data, size_t n, RequestHead* head) noexcept nogil
 cdef int parse_response(const uint8_t* data, size_t n, ResponseHead* head) noexcept nogil

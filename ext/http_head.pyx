@@ -9,7 +9,7 @@ Choices where the RFCs leave one, all towards refusing:
   RFC 3986 also has percent-encoding, sub-delims, empty hosts and ports: parsers differ there, and no player sends them.
 - Absolute-form must have the authority of Host (the scheme's default port may be left out on one side), so it needs a
   Host in HTTP/1.0 too; a query without path (`http://a?x`) is refused. Without both `path_length` is 0: callers take "/".
-- Expect: other than one `100-continue` is 400 (417 is no status of ours); in HTTP/1.0 `100-continue` means nothing
+- Expect: other than `100-continue` is 417, twice is 400; in HTTP/1.0 `100-continue` means nothing
   (RFC 9110 section 10.1.1).
 - A Content-Length or Transfer-Encoding with HTAB around its value is refused: llhttp takes `chunked<HTAB>` in a response
   for another coding and reads until the connection closes (found by tests/dataplane/test_http_head_differential.py).
@@ -93,8 +93,10 @@ cdef inline int read_known(
         lines.is_chunked = True
     elif kind == FIELD_EXPECT:
         if is_request:
-            if times > 1 or n != 12 or not same(value, b"100-continue", 12):
+            if times > 1:
                 return -400
+            if n != 12 or not same(value, b"100-continue", 12):
+                return -417
             lines.expects_continue = minor > 0
     return 0
 
@@ -410,7 +412,7 @@ cdef int parse_response(const uint8_t* data, size_t n, ResponseHead* head) noexc
 
 
 class HeadError(Exception):
-    """A refused head: `status` (400, 414, 431, 501, 505; 502 for a response) and the status' name as `reason`."""
+    """A refused head: `status` (400, 414, 417, 431, 501, 505; 502 for a response) and the status' name as `reason`."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(f"{status} {reason}")
@@ -419,7 +421,7 @@ class HeadError(Exception):
 
 
 REASONS = {
-    400: "Bad Request", 414: "URI Too Long", 431: "Request Header Fields Too Large",
+    400: "Bad Request", 414: "URI Too Long", 417: "Expectation Failed", 431: "Request Header Fields Too Large",
     501: "Not Implemented", 502: "Bad Gateway", 505: "HTTP Version Not Supported",
 }
 

@@ -64,10 +64,20 @@ cdef enum:                      # one column each of the counter rows; the table
     C_MEMORY_REFUSED
     C_ACCESS_LOG_DROPPED
     C_REFUSALS_UNLISTED
+    C_STATUS_411
+    C_STATUS_417
+    C_BYTES_FROM_VIEWERS
+    C_UPLOADS
+    C_UPLOADS_ABORTED
+    C_UPLOADS_CUT
+    C_CLOSED_SLOW_BODY
+    C_INTERIM_SENT
+    C_INVALIDATED
+    C_STREAMS
     N_COUNTERS
     MAX_ORIGINS = 8192          # rows with figures of their own; those beyond count with row 0
     ORIGIN_COLUMNS = 4          # requests, hits, body bytes to viewers, (spare)
-    COUNTER_STRIDE = 64         # columns of a row: a multiple of 8, so that rows stand on their own cache lines
+    COUNTER_STRIDE = 96         # columns of a row: a multiple of 8, so that rows stand on their own cache lines
 
 cdef packed struct OriginRow:
     uint32_t credential         # index of the first credential parameter in `parameters`, and how many
@@ -75,6 +85,14 @@ cdef packed struct OriginRow:
     uint8_t profile             # 0 media, 1 generic
     uint8_t is_used
     uint16_t class_index
+    uint16_t methods            # bit by Method; that of METHOD_OTHER: any other token
+    uint16_t forwards_trailers
+    uint32_t method             # index of the first further method in `parameters`, and how many
+    uint32_t n_methods
+    uint32_t allow              # offset in strings: what Allow says
+    uint32_t allow_length
+    uint64_t body_max           # bytes of a request's body
+    int64_t wait_ns             # how long a viewer waits for a head: longer than the control plane does
 
 cdef packed struct HostRow:
     uint32_t pattern            # offset in strings
@@ -104,6 +122,7 @@ cdef packed struct StringRow:
 cdef packed struct LimitsRow:
     int64_t head_timeout_ns
     int64_t idle_timeout_ns
+    int64_t body_timeout_ns     # without a byte of a request's body
     int64_t send_window_ns      # the minimum send rate is judged over this
     uint64_t send_window_bytes
     uint32_t connections

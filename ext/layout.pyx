@@ -62,19 +62,33 @@ COUNTERS = (
     (C_MEMORY_REFUSED, "memory_refused", "allocations refused by the memory budget"),
     (C_ACCESS_LOG_DROPPED, "access_log_dropped", "answers not in the access log: its ring was full"),
     (C_REFUSALS_UNLISTED, "refusals_unlisted", "refusals told by their number only: too many at once"),
+    (C_STATUS_411, "status_411", "own answers 411, a chunked body for an HTTP/1.0 origin"),
+    (C_STATUS_417, "status_417", "own answers 417, unknown expectation"),
+    (C_BYTES_FROM_VIEWERS, "bytes_from_viewers", "body bytes of requests received from viewers"),
+    (C_UPLOADS, "uploads", "requests with a body that were passed on"),
+    (C_UPLOADS_ABORTED, "uploads_aborted", "request bodies that the viewer broke off, spoiled or let go on too long"),
+    (C_UPLOADS_CUT, "uploads_cut", "request bodies not read to their end because the answer came first"),
+    (C_CLOSED_SLOW_BODY, "closed_slow_body", "requests refused: the body stalled"),
+    (C_INTERIM_SENT, "interim_sent", "interim responses (1xx) passed to viewers"),
+    (C_INVALIDATED, "invalidated", "objects dropped because a request has changed their resource"),
+    (C_STREAMS, "streams", "responses taken out of the origin's connections: event streams, long polls"),
 )
 
 N_COLUMNS = COUNTER_STRIDE
 
-ORIGIN_DTYPE = np.dtype([("credential", "u4"), ("n_credentials", "u4"), ("profile", "u1"), ("is_used", "u1"), ("class_index", "u2")])
+ORIGIN_DTYPE = np.dtype(
+    [("credential", "u4"), ("n_credentials", "u4"), ("profile", "u1"), ("is_used", "u1"), ("class_index", "u2"),
+     ("methods", "u2"), ("forwards_trailers", "u2"), ("method", "u4"), ("n_methods", "u4"), ("allow", "u4"), ("allow_length", "u4"),
+     ("body_max", "u8"), ("wait_ns", "i8")]
+)
 HOST_DTYPE = np.dtype([("pattern", "u4"), ("pattern_length", "u4"), ("path", "u4"), ("n_paths", "u4"), ("kind", "u4")])
 PATH_DTYPE = np.dtype([("prefix", "u4"), ("prefix_length", "u4"), ("origin", "u4")])
 NET_DTYPE = np.dtype([("network", "u1", 16), ("prefix_bits", "u4"), ("zone", "u4")])
 LISTENER_DTYPE = np.dtype([("zone_mask", "u8"), ("is_used", "u4")])
 STRING_DTYPE = np.dtype([("start", "u4"), ("length", "u4")])
 LIMITS_DTYPE = np.dtype(
-    [("head_timeout_ns", "i8"), ("idle_timeout_ns", "i8"), ("send_window_ns", "i8"), ("send_window_bytes", "u8"),
-     ("connections", "u4"), ("connections_per_address", "u4"), ("access_log", "u4"),
+    [("head_timeout_ns", "i8"), ("idle_timeout_ns", "i8"), ("body_timeout_ns", "i8"), ("send_window_ns", "i8"),
+     ("send_window_bytes", "u8"), ("connections", "u4"), ("connections_per_address", "u4"), ("access_log", "u4"),
      ("viewer", "u4")]
 )
 

@@ -9,17 +9,19 @@ import threading
 
 import numpy as np
 
+from ext.addresses cimport ADDRESS_BUCKETS, AddressCount
 from ext.arena cimport arena_free
 from ext.asked cimport Exchange, take_exchange
 from ext.atomics cimport *
 from ext.body cimport *
-from ext.connection cimport ADDRESS_BUCKETS, EXCHANGE_SLOTS, AddressCount, Shared, Worker
+from ext.connection cimport EXCHANGE_SLOTS, Shared, Worker
 from ext.edge cimport edge_close, edge_open, edge_run
 from ext.exchange cimport (
     MESSAGE_CLOSE,
     MESSAGE_DRAIN,
     MESSAGE_LISTEN,
     MESSAGE_UNLISTEN,
+    RING_BODY,
     RING_CANCEL,
     RING_REQUEST,
     Message,
@@ -34,6 +36,7 @@ from ext.request cimport build_key, route
 from ext.serve cimport now_ns
 from ext.store cimport *
 from ext.stored cimport StoredObject, make_head, wrap
+from ext.upload cimport upload_release
 from ext.table cimport drop_marks, entry_match, hash_key, mark_unshareable, table_detach, table_find
 from ext.workers cimport Workers
 
@@ -56,6 +59,7 @@ FLAG_MUST_VALIDATE = HEAD_MUST_VALIDATE
 FLAG_NO_BODY = HEAD_NO_BODY
 FLAG_HAS_AGE = HEAD_HAS_AGE
 FOREVER_NS = INT64_MAX
+MAX_ALLOW_BYTES = 512       # the same
 MAX_SITE_BYTES = 255        # heads are composed in buffers of fixed size
 _COLUMN = {name: column for column, name, _ in _layout.COUNTERS}
 
@@ -70,6 +74,7 @@ cdef class Plane(Workers):
     cdef readonly object counters
     cdef uint64_t[:, ::1] columns
     cdef object _threads
+    cdef object _bodies          # identities of uploads that have moved
     cdef object _tables          # [(epoch, arrays)]: the newest last
     cdef readonly uint64_t generation
 
@@ -87,6 +92,7 @@ cdef class Plane(Workers):
         self.counters = raw[skip:skip + (workers + 1) * COUNTER_STRIDE].reshape(workers + 1, COUNTER_STRIDE)
         self.columns = self.counters
         self._threads = []
+        self._bodies = []
         self._tables = []
         if posix_memalign(<void**>&self.shared, 64, sizeof(Shared)) != 0:
             self.shared = NULL
@@ -148,6 +154,11 @@ cdef class Plane(Workers):
         if len(limits) != 1 or not 0 < site[1] <= MAX_SITE_BYTES or site[0] + site[1] > len(strings):
             free(tables)
             raise ValueError("one row of limits, and a site's name of 1 to 255 bytes within `strings`")
+        if len(origins) and (origins["allow_length"].max() > MAX_ALLOW_BYTES or
+                             (origins["allow"].astype("u8") + origins["allow_length"]).max() > len(strings) or
+                             (origins["method"].astype("u8") + origins["n_methods"]).max() > len(parameters)):
+            free(tables)
+            raise ValueError("an origin's methods point beyond their table, or Allow is too long")
         if len(nets) and (nets["prefix_bits"].max() > 128 or nets["zone"].max() > 63):
             free(tables)
             raise ValueError("a network of more than 128 bits, or a zone above 63")
@@ -244,8 +255,7 @@ cdef class Plane(Workers):
         cdef Message message
         cdef uint32_t i
         for i in range(self.n_workers):
-            message.next = NULL
-            message.object = NULL
+            memset(&message, 0, sizeof(Message))
             message.kind = kind
             message.index = index
             message.detail = <uint32_t>fd
@@ -274,11 +284,20 @@ cdef class Plane(Workers):
                     asked.append(take_exchange(self, &self.workers[i].exchanges[item.index]))
                 elif item.what == RING_CANCEL:
                     cancelled.append((i, item.index, item.generation))
+                elif item.what == RING_BODY:
+                    exchange_u32(&item.upload.is_told, 0)
+                    self._bodies.append(<uintptr_t>item.upload)
+                    upload_release(item.upload)
                 else:
                     exchange_u32(&item.object.nudged, 0)
                     nudged.append(wrap(self, item.object))
                     object_release(item.object)
         return asked, cancelled, nudged
+
+    def bodies(self) -> list:
+        """RequestBody.identity of those that have more, or their end, as the calls of take() since the last one heard."""
+        moved, self._bodies = self._bodies, []
+        return moved
 
     # --- objects ------------------------------------------------------------------------------------------------------
 

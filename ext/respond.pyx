@@ -117,6 +117,8 @@ cdef uint32_t put_cache_status(Worker* w, Connection* c, const Head* head, uint3
         used = put(out, used, b"; fwd=request", 13)
     elif c.fwd_reason == FWD_BYPASS:
         used = put(out, used, b"; fwd=bypass", 12)
+    elif c.fwd_reason == FWD_METHOD:
+        used = put(out, used, b"; fwd=method", 12)
     else:
         used = put(out, used, b"; fwd=uri-miss", 14)
     if c.fwd_status:
@@ -157,9 +159,11 @@ cdef inline void count_status(Worker* w, uint32_t status) noexcept nogil:
     elif status == 404: column = C_STATUS_404
     elif status == 405: column = C_STATUS_405
     elif status == 408: column = C_STATUS_408
+    elif status == 411: column = C_STATUS_411
     elif status == 413: column = C_STATUS_413
     elif status == 414: column = C_STATUS_414
     elif status == 416: column = C_STATUS_416
+    elif status == 417: column = C_STATUS_417
     elif status == 421: column = C_STATUS_421
     elif status == 431: column = C_STATUS_431
     elif status == 501: column = C_STATUS_501
@@ -177,9 +181,11 @@ cdef const char* reason_of(uint32_t status) noexcept nogil:
     if status == 404: return b"Not Found"
     if status == 405: return b"Method Not Allowed"
     if status == 408: return b"Request Timeout"
+    if status == 411: return b"Length Required"
     if status == 413: return b"Content Too Large"
     if status == 414: return b"URI Too Long"
     if status == 416: return b"Range Not Satisfiable"
+    if status == 417: return b"Expectation Failed"
     if status == 421: return b"Misdirected Request"
     if status == 431: return b"Request Header Fields Too Large"
     if status == 501: return b"Not Implemented"
@@ -190,9 +196,18 @@ cdef const char* reason_of(uint32_t status) noexcept nogil:
     return b"Error"
 
 
+cdef uint32_t put_methods(Worker* w, uint8_t* out, uint32_t used) noexcept nogil:
+    """What the request's origin allows, as a line's value (RFC 9110 section 10.2.1)."""
+    if w.origin == NULL or w.origin.allow_length == 0:
+        used = put(out, used, b"GET, HEAD, OPTIONS", 18)
+    else:
+        used = put(out, used, <char*>w.tables.strings + w.origin.allow, w.origin.allow_length)
+    return put(out, used, b"\r\n", 2)
+
+
 cdef int respond_error(Worker* w, Connection* c, uint32_t status, bint must_close) noexcept nogil:
     """Our own error: never stored anywhere, readable by players' scripts, counted as refused."""
-    cdef uint8_t text[1024]
+    cdef uint8_t text[2048]
     cdef uint32_t used
     cdef int body
     cdef char line[64]
@@ -214,7 +229,8 @@ cdef int respond_error(Worker* w, Connection* c, uint32_t status, bint must_clos
         "HTTP/1.1 %u %s\r\nDate: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
         "Cache-Control: no-store\r\nAccess-Control-Allow-Origin: *\r\n", status, reason, w.date, body)
     if status == 405 or status == 501:
-        used = put(text, used, b"Allow: GET, HEAD, OPTIONS\r\n", 27)
+        used = put(text, used, b"Allow: ", 7)
+        used = put_methods(w, text, used)
     if status == 503:
         used = put(text, used, b"Retry-After: 2\r\n", 16)
     used = put_site(w, text, used)
@@ -256,11 +272,14 @@ cdef int respond_preflight(Worker* w, Connection* c, const uint8_t* data, const 
     count(&w.counters[C_PREFLIGHTS], 1)
     access_begin(w, c, 204, AS_HIT, 0)
     refresh_date(w)
-    used = <uint32_t>snprintf(<char*>text, sizeof(text), "HTTP/1.1 204 No Content\r\nDate: %s\r\nAllow: GET, HEAD, OPTIONS\r\n", w.date)
+    used = <uint32_t>snprintf(<char*>text, sizeof(text), "HTTP/1.1 204 No Content\r\nDate: %s\r\n", w.date)
+    used = put(text, used, b"Allow: ", 7)
+    used = put_methods(w, text, used)
     if origin != NULL and first_field(head, FIELD_ACCESS_CONTROL_REQUEST_METHOD) != NULL and origin.value_length <= 512:
         used = put(text, used, b"Access-Control-Allow-Origin: ", 29)
         used = put(text, used, <char*>data + origin.value, origin.value_length)
-        used = put(text, used, b"\r\nVary: Origin, Access-Control-Request-Headers\r\nAccess-Control-Allow-Methods: GET, HEAD, OPTIONS\r\n", 98)
+        used = put(text, used, b"\r\nVary: Origin, Access-Control-Request-Headers\r\nAccess-Control-Allow-Methods: ", 78)
+        used = put_methods(w, text, used)
         used = put(text, used, b"Access-Control-Allow-Credentials: true\r\nAccess-Control-Max-Age: 600\r\n", 69)
         if asked != NULL and asked.value_length <= 1024:
             used = put(text, used, b"Access-Control-Allow-Headers: ", 30)
@@ -439,7 +458,8 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     memset(&message, 0, sizeof(message))
     message.msg_iov = parts
     message.msg_iovlen = n_parts
-    while True:
+    written = 0
+    while c.out_length == c.out_offset:     # else an interim response comes first, which the socket didn't take whole
         written = sendmsg(c.fd, &message, MSG_NOSIGNAL)
         if written >= 0 or errno != EINTR:
             break

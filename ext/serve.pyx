@@ -9,6 +9,7 @@ from ext.directives cimport refuses_stored
 from ext.exchange cimport *
 from ext.http_head cimport *
 from ext.layout cimport *
+from ext.receive cimport begin_body
 from ext.request cimport (
     RANGE_OK,
     ROUTE_NO_PATH,
@@ -22,9 +23,7 @@ from ext.request cimport (
 from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, respond_error, respond_object, respond_preflight
 from ext.store cimport *
 from ext.table cimport entry_match, hash_key, table_find
-
-cdef enum:
-    WAIT_LIMIT_NS = 120000000000  # the control plane's own time-outs end earlier; this only guards against its death
+from ext.upload cimport UPLOAD_WHOLE, Upload, upload_release
 
 cdef const char* ROOT_PATH = b"/"
 cdef const char* HEALTH_PATH = b"/.well-known/accelerator/health"
@@ -46,7 +45,7 @@ cdef void leave_bucket(Worker* w, Exchange* e) noexcept nogil:
 
 
 cdef Exchange* new_exchange(Worker* w, Connection* c, uint32_t kind, const uint8_t* data, const RequestHead* head,
-                            uint32_t origin, uint64_t hash, const uint8_t* key, uint32_t key_length, Object* object) noexcept nogil:
+                            uint32_t origin, uint64_t hash, const uint8_t* key, uint32_t key_length, Object* object, Upload* upload) noexcept nogil:
     cdef Exchange* e = exchange_take(w, head.length + key_length)
     cdef const Field* field
     if e == NULL:
@@ -72,6 +71,9 @@ cdef Exchange* new_exchange(Worker* w, Connection* c, uint32_t kind, const uint8
     if object != NULL:
         add_u64(&object.refs, 1)
         e.object = object
+    if upload != NULL:
+        add_u64(&upload.refs, 1)
+        e.upload = upload
     count(&w.counters[C_EXCHANGES], 1)
     ring_push(&w.ring, RING_REQUEST, e.index, e.generation, NULL)   # as large as the slots are many: never full
     w.must_ring = 1
@@ -92,7 +94,7 @@ cdef int ask(Worker* w, Connection* c, uint32_t kind, const uint8_t* data, uint3
                 break
             e = e.next_in_bucket
     if e == NULL:
-        e = new_exchange(w, c, kind, data, head, origin, hash, key, key_length, object)
+        e = new_exchange(w, c, kind, data, head, origin, hash, key, key_length, object, NULL)
         if e == NULL:
             return respond_error(w, c, 503, False)
         c.is_leader = 1
@@ -110,7 +112,7 @@ cdef int ask(Worker* w, Connection* c, uint32_t kind, const uint8_t* data, uint3
         connection_close(w, c, True)
         return CLOSED
     c.state = STATE_WAIT
-    set_deadline(w, c, w.now_ns + WAIT_LIMIT_NS)
+    set_deadline(w, c, w.now_ns + w.tables.origins[origin].wait_ns)
     return PENDING
 
 
@@ -119,13 +121,28 @@ cdef void refresh_behind(Worker* w, Connection* c, const uint8_t* data, const Re
     """stale-while-revalidate (RFC 5861 section 3): one refresh at a time per object, nobody waits for it."""
     if load_u32_relaxed(&object.refreshing) or exchange_u32(&object.refreshing, 1):
         return
-    if new_exchange(w, c, EXCHANGE_REFRESH, data, head, origin, hash, key, key_length, object) == NULL:
+    if new_exchange(w, c, EXCHANGE_REFRESH, data, head, origin, hash, key, key_length, object, NULL) == NULL:
         exchange_u32(&object.refreshing, 0)
         return
     count(&w.counters[C_REVALIDATIONS_BACKGROUND], 1)
 
 
 # --- the way of a request ---------------------------------------------------------------------------------------------
+
+cdef uint32_t find_key(Worker* w, const uint8_t* data, const RequestHead* head, uint32_t origin, uint64_t* hash) noexcept nogil:
+    """The request's key in Worker.key, and its hash."""
+    cdef const uint8_t* path = data + head.path
+    cdef uint32_t path_length = head.path_length
+    cdef uint32_t key_length
+    if path_length == 0 or path[0] != 47:       # absolute-form without a path, perhaps with a query: "/" goes before
+        w.scratch[0] = 47
+        memcpy(w.scratch + 1, path, path_length)
+        path = w.scratch
+        path_length += 1
+    key_length = build_key(w.tables, origin, path, path_length, w.key)
+    hash[0] = hash_key(w.store, origin, w.key, key_length)
+    return key_length
+
 
 cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head, uint32_t origin) noexcept nogil:
     """Answers from the table, or asks."""
@@ -137,21 +154,15 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
     cdef Head* stored
     cdef uint32_t how = AS_HIT
     cdef uint32_t kind = EXCHANGE_MISS
+<<<<<<< HEAD
     cdef bint is_fresh, is_refused
     cdef const uint8_t* path = data + head.path
     cdef uint32_t path_length = head.path_length
+=======
+>>>>>>> 856158a (Pass path: any method that policy allows, bodies as they come, interim responses, invalidation)
     c.log_origin = origin
-    if path_length == 0 or path[0] != 47:       # absolute-form without a path, perhaps with a query: "/" goes before
-        w.scratch[0] = 47
-        memcpy(w.scratch + 1, path, path_length)
-        path = w.scratch
-        path_length += 1
-    key_length = build_key(w.tables, origin, path, path_length, key)
-    hash = hash_key(w.store, origin, key, key_length)
+    key_length = find_key(w, data, head, origin, &hash)
     entry = table_find(w.store, hash, origin, key, key_length)
-    if w.tables.origins[origin].profile != 0 and head.method == METHOD_OPTIONS:
-        c.fwd_reason = FWD_BYPASS
-        return ask(w, c, EXCHANGE_ALONE, data, n, head, origin, hash, key, key_length, NULL)
     if entry != NULL:
         object = entry_match(entry, data, head)
         if object == NULL and load_ptr(<void**>&entry.variants) != NULL:
@@ -188,6 +199,60 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
             or (entry != NULL and load_i64(&entry.unshareable_until_ns) > w.now_ns)):
         kind = EXCHANGE_ALONE
     return ask(w, c, kind, data, n, head, origin, hash, key, key_length, object if kind == EXCHANGE_STALE else NULL)
+
+
+cdef bint is_allowed_method(Worker* w, const uint8_t* data, const RequestHead* head, const OriginRow* row) noexcept nogil:
+    cdef uint32_t i
+    cdef const StringRow* name
+    if row.methods >> head.method & 1:
+        return True
+    for i in range(row.n_methods):
+        name = &w.tables.parameters[row.method + i]
+        if name.length == head.method_length and memcmp(w.tables.strings + name.start, data + head.start, name.length) == 0:
+            return True
+    return False
+
+
+cdef int pass_on(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head, uint32_t origin, bint has_body) noexcept nogil:
+    """A request that is its asker's alone, whatever is stored: with its body, as that comes."""
+    cdef uint64_t hash = 0
+    cdef uint32_t key_length
+    cdef int refused
+    cdef Upload* u = NULL
+    cdef Exchange* e
+    c.log_origin = origin
+    if c.n_tries:               # nobody else's answer is his
+        return respond_error(w, c, 502, True)
+    if has_body:
+        # What follows the head is in Worker.input, and nobody reads it again but by what is kept here.
+        u = begin_body(w, c, <uint8_t*>data, &n, head, w.tables.origins[origin].body_max, &refused)
+        if u == NULL:
+            return respond_error(w, c, <uint32_t>refused if refused else 503, True)
+    key_length = find_key(w, data, head, origin, &hash)
+    c.arrival_ns = now_ns()
+    e = new_exchange(w, c, EXCHANGE_PASS, data, head, origin, hash, w.key, key_length, NULL, u)
+    if e == NULL:
+        if u != NULL:
+            upload_release(u)
+        return respond_error(w, c, 503, has_body)
+    c.is_leader = 1
+    c.head_length = head.length
+    c.exchange = e
+    list_append(&e.waiters, c)
+    if u != NULL:
+        count(&w.counters[C_UPLOADS], 1)
+        if u.flags & UPLOAD_WHOLE:
+            upload_release(u)
+        else:
+            c.upload = u
+            c.is_readable = 1
+    if not keep_input(w, c, data, n):
+        count(&w.counters[C_CLOSED_MEMORY], 1)
+        connection_close(w, c, True)
+        return CLOSED
+    c.state = STATE_WAIT
+    set_deadline(w, c, w.now_ns + (w.tables.limits.body_timeout_ns if c.upload != NULL else w.tables.origins[origin].wait_ns))
+    return PENDING
 
 
 cdef int answer_health(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head) noexcept nogil:
@@ -233,6 +298,7 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
         c.is_joined = 0
         c.is_leader = 0
     c.window_bytes = 0
+    w.origin = NULL
     if path_length == 0 or path[0] != 47:
         path = <const uint8_t*>ROOT_PATH
         path_length = 1
@@ -249,10 +315,15 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
         return respond_error(w, c, 421, has_body)
     if origin == ROUTE_NO_PATH:
         return respond_error(w, c, 404, has_body)
-    if head.method != METHOD_GET and head.method != METHOD_HEAD and head.method != METHOD_OPTIONS:
+    w.origin = &w.tables.origins[origin]
+    if not is_allowed_method(w, data, head, w.origin):
         return respond_error(w, c, 501 if head.method == METHOD_OTHER else 405, has_body)
-    if has_body:
-        return respond_error(w, c, 413, True)
-    if head.method == METHOD_OPTIONS and w.tables.origins[origin].profile == 0:
-        return respond_preflight(w, c, data, head)
+    if w.origin.profile == 0 and head.method <= METHOD_OPTIONS and head.method != METHOD_OTHER:
+        if has_body:            # no player sends one, and no cache may look at it (RFC 9110 section 9.3.1)
+            return respond_error(w, c, 413, True)
+        if head.method == METHOD_OPTIONS:
+            return respond_preflight(w, c, data, head)
+    if has_body or (head.method != METHOD_GET and head.method != METHOD_HEAD):
+        c.fwd_reason = FWD_BYPASS if head.method == METHOD_GET or head.method == METHOD_HEAD else FWD_METHOD
+        return pass_on(w, c, data, n, head, <uint32_t>origin, has_body)
     return look_up(w, c, data, n, head, <uint32_t>origin)

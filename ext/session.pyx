@@ -10,6 +10,7 @@ from ext.connection cimport *
 from ext.exchange cimport *
 from ext.http_head cimport *
 from ext.layout cimport *
+from ext.receive cimport RECEIVE_ENDED, RECEIVE_MORE, RECEIVE_WHOLE, receive_body, stays_behind
 from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, respond_error, respond_object
 from ext.serve cimport MAX_TRIES, handle, now_ns
 from ext.store cimport *
@@ -19,6 +20,8 @@ cdef extern from "<sys/socket.h>" nogil:
     enum: MSG_DONTWAIT
     enum: SHUT_WR
     ssize_t recv(int, void*, size_t, int)
+    enum: MSG_NOSIGNAL
+    ssize_t send(int, const void*, size_t, int)
     int shutdown(int, int)
 
 cdef enum:
@@ -42,6 +45,9 @@ cdef void settle(Worker* w, Connection* c, int result) noexcept nogil:
             set_deadline(w, c, w.now_ns + w.tables.limits.send_window_ns)
         return
     access_end(w, c, False)
+    if c.upload != NULL and stays_behind(w, c):
+        c.close_after = 1
+        c.must_linger = 1
     detach(w, c)
     release_output(w, c)
     c.n_tries = 0
@@ -66,6 +72,62 @@ cdef void close_gently(Worker* w, Connection* c) noexcept nogil:
     clear_deadline(w, c)
     set_deadline(w, c, w.now_ns + LINGER_NS)
     list_append(&w.ready, c)
+
+
+cdef void give_up_waiting(Worker* w, Connection* c, uint32_t status) noexcept nogil:
+    """Our own answer to who waits for the control plane's."""
+    cdef int result
+    list_remove(c)
+    if c.exchange.waiters.n == 0:
+        c.exchange.is_joinable = 0
+        ring_push(&w.ring, RING_CANCEL, c.exchange.index, c.exchange.generation, NULL)
+        w.must_ring = 1
+    c.exchange = NULL
+    if c.upload != NULL:
+        count(&w.counters[C_UPLOADS_ABORTED], 1)
+        upload_leave(w, c)
+    c.state = STATE_READ
+    result = respond_error(w, c, status, True)
+    settle(w, c, result)
+
+
+cdef void on_body(Worker* w, Connection* c) noexcept nogil:
+    """More of a body may be there, or room for it."""
+    cdef int result = receive_body(w, c)
+    if result == RECEIVE_WHOLE and c.state == STATE_WAIT:
+        set_deadline(w, c, w.now_ns + w.tables.origins[c.exchange.origin].wait_ns)
+    elif result < 0 and c.state == STATE_WAIT:
+        give_up_waiting(w, c, <uint32_t>-result)
+    elif result == RECEIVE_ENDED or result < 0:     # an answer is under way: a cut one is the only way to say so
+        count(&w.counters[C_CLOSED_BY_VIEWER], 1)
+        connection_close(w, c, result < 0)
+
+
+cdef void on_interim(Worker* w, Message* m) noexcept nogil:
+    """A 1xx head for the exchange's leader; HTTP/1.0 knows none (RFC 9110 section 15.2)."""
+    cdef Exchange* e = &w.exchanges[m.index]
+    cdef Connection* c
+    if e.is_free or e.generation != m.generation:
+        return
+    c = <Connection*>e.waiters.first
+    while c != NULL and not c.is_leader:
+        c = c.next
+    if c == NULL or c.minor == 0:
+        return
+    if not keep_output(w, c, m.bytes, m.n_bytes):
+        return
+    count(&w.counters[C_INTERIM_SENT], 1)
+    flush_interim(w, c)
+
+
+cdef void flush_interim(Worker* w, Connection* c) noexcept nogil:
+    cdef ssize_t n
+    while c.out_length > c.out_offset:
+        n = send(c.fd, c.out + c.out_offset, c.out_length - c.out_offset, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if n < 0:
+            return              # full: the next edge goes on; broken: the next event says so
+        c.out_offset += <uint32_t>n
+    release_output(w, c)
 
 
 cdef void linger(Worker* w, Connection* c) noexcept nogil:
@@ -114,6 +176,7 @@ cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n)
     cdef uint32_t used = 0
     cdef int length, result
     while used < n and c.state == STATE_READ:
+        w.origin = NULL
         length = parse_request(data + used, n - used, &w.head)
         if length == HEAD_INCOMPLETE:
             break
@@ -187,6 +250,8 @@ cdef void on_readable(Worker* w, Connection* c) noexcept nogil:
             return
         if c.state != STATE_READ:
             c.is_readable = 1       # look again once the response is out
+            if c.upload != NULL:
+                on_body(w, c)
             return
         if used < total:
             keep_rest(w, c, w.input + used, total - used)

@@ -16,6 +16,7 @@ cdef extern from "<pthread.h>" nogil:
 cdef enum:
     MAX_SLICES = 1048576        # 1 TiB in slices of 1 MiB: a longer body isn't stored
     FIRST_ROOM_BYTES = 16384    # first room of a body of unknown length; doubled up to a slice
+    STREAM_ROOM_BYTES = 1024    # what a silent stream takes when it says something
     MAX_VARIANTS = 32           # per key: an unbounded Vary: User-Agent is a cache-busting attack
     MAX_MARKS = 65536           # keys remembered as not shareable: viewers choose keys, so their number is theirs to choose
 
@@ -30,6 +31,7 @@ cdef enum:                      # Object.flags
     OBJECT_PRIVATE = 4          # for one viewer: not in the table, no range or condition is applied to it
     OBJECT_FILLING = 8          # a fill is under way
     OBJECT_DETACHED = 16        # out of the table
+    OBJECT_STREAM = 64          # an endless private body: what its one reader has read is not kept
     OBJECT_STRONG = 32          # strong validator: an evicted slice can be fetched again
 
 cdef struct Head:               # immutable once published; a 304 swaps it
@@ -52,6 +54,7 @@ cdef struct Slice:
     uint32_t filled             # bytes that readers may use, from the slice's start
     uint32_t capacity
     uint32_t wanted             # a reader has asked for it
+    uint32_t first              # where `data` begins, in the slice: 0 but for a stream
     uint32_t is_passed          # a reader has been through it: it may go before one that nobody has read yet
 
 cdef struct Directory:

@@ -183,7 +183,7 @@ cdef class StoredObject:
         if offset < 0 or <uint64_t>offset // store.slice_bytes >= self.object.directory.n:
             raise ValueError("commit() outside of room()")
         slice = &self.object.directory.slices[<uint64_t>offset // store.slice_bytes]
-        if <uint64_t>offset % store.slice_bytes != slice.filled or n > slice.capacity - slice.filled:
+        if <uint64_t>offset % store.slice_bytes != slice.filled or n > slice.capacity - (slice.filled - slice.first):
             raise ValueError("commit() outside of room()")
         pthread_mutex_lock(&store.lock)
         mask = object_commit(store, self.object, offset, n)
@@ -248,6 +248,17 @@ cdef class StoredObject:
 
     def unpause(self) -> None:
         store_i64_seq(&self.object.resume_at, INT64_MAX)
+
+    def become_stream(self) -> None:
+        """An endless private body: its memory is given back by trim(), and who closes his side has left."""
+        or_u32(&self.object.flags, OBJECT_STREAM)
+
+    def trim(self) -> None:
+        """Gives back what the stream's reader has read; memoryviews of room() are no good from here on."""
+        cdef Store* store = &self.plane.shared.store
+        pthread_mutex_lock(&store.lock)
+        object_trim(store, self.object)
+        pthread_mutex_unlock(&store.lock)
 
     def drop_before(self, int64_t offset) -> None:
         """Empties what a private body's reader has passed."""

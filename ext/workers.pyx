@@ -1,7 +1,11 @@
 # Posting to workers, behind workers.pxd. Plane makes and frees what this class points at.
+from libc.stdlib cimport free
+from libc.string cimport memset
+
 from ext.atomics cimport *
 from ext.body cimport object_release
 from ext.exchange cimport MESSAGE_WAKE, mailbox_post
+from ext.upload cimport upload_release
 
 
 cdef class Workers:
@@ -10,15 +14,22 @@ cdef class Workers:
     cdef void post(self, uint32_t worker, Message* message):
         if message.object != NULL:
             add_u64(&message.object.refs, 1)
-        if not mailbox_post(&self.workers[worker].mailbox, message) and message.object != NULL:
+        if message.upload != NULL:
+            add_u64(&message.upload.refs, 1)
+        if mailbox_post(&self.workers[worker].mailbox, message):
+            return
+        if message.object != NULL:
             object_release(message.object)
+        if message.upload != NULL:
+            upload_release(message.upload)
+        free(message.bytes)
 
     cdef void wake(self, Object* object, uint32_t mask):
         cdef Message message
         cdef uint32_t i
         if mask == 0:
             return
-        message.next = NULL
+        memset(&message, 0, sizeof(Message))
         message.object = object
         message.kind = MESSAGE_WAKE
         for i in range(self.n_workers):

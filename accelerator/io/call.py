@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from accelerator.io.body_writer import Body
 from accelerator.io.connection import Connection
 from accelerator.io.health import Attempt
 from accelerator.io.origin import ParentProxy, Upstream
@@ -15,8 +16,9 @@ class Call:
     """After `cancel` its sink hears nothing more. Underscored parts belong to the client."""
 
     __slots__ = (
-        "_attempt", "_built_for", "_cancel", "_connection", "_idempotent", "_is_over", "_is_retry", "_paused",
-        "_queue_timer", "_request", "_sink", "_task", "avoid", "fields", "method", "target",
+        "_attempt", "_become_stream", "_built_for", "_cancel", "_connection", "_idempotent", "_is_over", "_is_retry",
+        "_is_stream", "_long_timer", "_paused", "_queue_timer", "_request", "_sink", "_task", "avoid", "body",
+        "fields", "method", "target",
     )  # fmt: skip
 
     def __init__(
@@ -28,11 +30,17 @@ class Call:
         sink: Sink,
         idempotent: bool,
         avoid: Upstream | None,
+        body: Body | None,
+        become_stream: Callable[[Call], bool],
     ) -> None:
         self.method = method
         self.target = target
         self.fields = fields
         self.avoid = avoid
+        self.body = body
+        self._become_stream = become_stream
+        self._is_stream = False
+        self._long_timer: asyncio.TimerHandle | None = None
         self._cancel = cancel
         self._sink = sink
         self._idempotent = idempotent
@@ -61,6 +69,16 @@ class Call:
         self._paused = False
         if self._connection is not None:
             self._connection.resume()
+
+    def body_ready(self) -> None:
+        """More of the body has come, or its end."""
+        if self._connection is not None:
+            self._connection.send_body()
+
+    def become_stream(self) -> bool:
+        """Gives its place among the origin's connections back: it may go on for hours and say little. From here on the
+        body time-out is that of streams. False: there are too many streams, and it stays what it is."""
+        return self._become_stream(self)
 
     def cancel(self) -> None:
         """Gives the call up; a connection in mid-response is closed. Nothing happens when the call is over."""

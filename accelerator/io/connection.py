@@ -13,6 +13,8 @@ from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from accelerator.errors import OriginError
+from accelerator.io.body_writer import Body, BodyWriter
+from accelerator.io.deadline import Deadline
 from accelerator.io.head_reader import HEAD_BYTES_MAX, HeadReader
 from accelerator.io.origin import OriginCounters, ParentProxy, Upstream
 from accelerator.io.response import ParseResponse, Response, Sink
@@ -20,6 +22,8 @@ from accelerator.protocols.chunked import ChunkedDecoder
 from accelerator.protocols.fields import get_list
 
 SCRATCH_BYTES = HEAD_BYTES_MAX
+# One for all: what is read into it is used up before anything else is read. Only a head in parts needs its own.
+_shared = bytearray(SCRATCH_BYTES)
 
 CallT = TypeVar("CallT")
 CallContra = TypeVar("CallContra", contravariant=True)
@@ -46,7 +50,7 @@ class Owner(Protocol[CallContra]):
     head_arrived may refuse the response by OriginError: the sink hears of no head then.
     """
 
-    def head_arrived(self, call: CallContra, upstream: Upstream, status: int) -> None: ...
+    def head_arrived(self, call: CallContra, upstream: Upstream, response: Response) -> None: ...
     def exchange_ended(self, connection: Any, call: CallContra, can_reuse: bool) -> None: ...
     def exchange_failed(self, connection: Any, call: CallContra, error: OriginError, received_any: bool) -> None: ...
     def connection_gone(self, connection: Any) -> None: ...
@@ -96,11 +100,14 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._paused = False
         self._is_transport_paused = False
         self._pending = bytearray()  # body bytes that came while paused: at most what one read gave
-        self._deadline_s: float | None = None
+        self._deadline = Deadline(loop, self._timed_out)
         self._left_s = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at_s = 0.0
         self._body_timeout_s = 0.0
+        self._head_timeout_s = 0.0
+        self._writer: BodyWriter | None = None
+        self._is_cut = False
+        self._is_writing_paused = False
+        self.idle_since_s = loop.time()
 
     # -- for the owner -----------------------------------------------------------------------------------------------
 
@@ -108,18 +115,24 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
     def is_open(self) -> bool:
         return self._phase is not Phase.CLOSED and self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def awaits_head(self) -> bool:
+        """Whether the request is sent whole and no final head has come."""
+        return self._phase is Phase.HEAD and (self._writer is None or self._writer.is_done)
+
     def start(
         self,
         call: CallT,
         sink: Sink,
         request: bytes,
         *,
+        body: Body | None = None,
         is_head_request: bool,
         paused: bool,
         head_timeout_s: float,
         body_timeout_s: float,
     ) -> None:
-        """Sends `request`; an idle connection only."""
+        """Sends `request`, then `body` as it comes; an idle connection only."""
         assert self._phase is Phase.IDLE
         assert self._transport is not None
         self.exchanges += 1
@@ -127,13 +140,41 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._call, self._sink = call, sink
         self._is_head_request = is_head_request
         self._paused = paused
-        self._received_any = False
+        self._received_any = self._is_cut = False
         self._excess_n = 0
-        self._scratch = bytearray(SCRATCH_BYTES)
-        self._reader = HeadReader(self._scratch, self._parse_response, self._head_error)
-        self._body_timeout_s = body_timeout_s
-        self._set_deadline(head_timeout_s)
+        self._scratch = _shared
+        self._reader = HeadReader(_shared, self._parse_response, self._head_error, self._interim_received)
+        self._body_timeout_s, self._head_timeout_s = body_timeout_s, head_timeout_s
+        self._deadline.set(head_timeout_s)
         self._transport.write(request)
+        if body is not None:
+            self._deadline.clear()  # the head's time begins when the body has ended
+            self._writer = BodyWriter(body, self._transport.write)
+            self._writer.is_paused = self._is_writing_paused
+            self._loop.call_soon(self._send_body_of, call)
+
+    def send_body(self) -> None:
+        """More of the body is there. A fault of its source ends the exchange."""
+        writer = self._writer
+        if writer is None or writer.is_done:
+            return
+        try:
+            writer.pump()
+        except Exception as exc:
+            self._sink_broke(exc)
+            return
+        if self._phase is Phase.HEAD:
+            if writer.is_done:
+                self._deadline.set(self._head_timeout_s)
+            elif writer.is_paused:
+                self._deadline.set(self._body_timeout_s)
+            else:
+                self._deadline.clear()  # how long the viewer may take is the worker's business
+
+    def set_body_timeout(self, seconds: float) -> None:
+        self._body_timeout_s = seconds
+        if self._phase in _BODY and self._deadline.at_s is not None:
+            self._deadline.set(seconds)
 
     def is_reusable(self) -> bool:
         """Whether an idle connection still looks alive: open and silent. Data that came unasked is excess."""
@@ -148,7 +189,8 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
     def keep_idle(self, idle_s: float) -> None:
         """Closes after `idle_s` seconds without a new exchange."""
         self._scratch = None
-        self._set_deadline(idle_s)
+        self.idle_since_s = self._now()
+        self._deadline.set(idle_s)
 
     def pause(self) -> None:
         """No body byte reaches the sink from here on; the body time-out stands still."""
@@ -170,6 +212,10 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._detach()
         self._abort()
 
+    def _send_body_of(self, call: CallT) -> None:
+        if self._call is call:
+            self.send_body()
+
     def close(self) -> None:
         """Closes an idle connection in good order."""
         self._phase = Phase.CLOSED
@@ -181,6 +227,17 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._ssl_object = transport.get_extra_info("ssl_object")
+
+    def pause_writing(self) -> None:
+        self._is_writing_paused = True
+        if self._writer is not None:
+            self._writer.is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_writing_paused = False
+        if self._writer is not None:
+            self._writer.is_paused = False
+            self.send_body()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         # libuv crashes when its allocation callback stops or closes the stream: what a sink wants of it is done later.
@@ -211,7 +268,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             except Exception as exc:
                 self._sink_broke(exc)
         if self._scratch is None:
-            self._scratch = bytearray(SCRATCH_BYTES)
+            self._scratch = _shared
         start = self._reader.filled if self._phase is Phase.HEAD and self._reader is not None else 0
         return memoryview(self._scratch)[start:]
 
@@ -243,10 +300,8 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._stream_ended(is_clean)
         if self._call is not None and self._phase is not Phase.DONE:
             self._fail(self._why_lost(exc))
-        if self._timer is not None and self._phase is not Phase.DONE:
-            self._timer.cancel()
-            self._timer = None
         if self._phase is not Phase.DONE:
+            self._deadline.cancel()
             self._phase = Phase.CLOSED
         self._transport = None
         self._ssl_object = None
@@ -259,9 +314,18 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         reader = self._reader
         assert reader is not None
         head = reader.received(n)
+        if self._reader is not reader:
+            return  # an interim response was one too many for the sink
         if head is not None:
-            self._counters.interim_skipped += reader.n_interim
             self._begin_body(*head, reader.filled)
+        elif reader.filled and self._scratch is _shared:
+            self._scratch = bytearray(SCRATCH_BYTES)
+            reader.move(self._scratch)
+
+    def _interim_received(self, response: Response) -> None:
+        self._counters.interim_received += 1
+        if self._sink is not None:
+            self._sink.interim_received(response)
 
     def _begin_body(self, response: Response, start: int, end: int) -> None:
         """The final head is there; `start` to `end` of the scratch buffer is what followed it in the same reads."""
@@ -281,19 +345,23 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         else:
             self._phase = Phase.UNTIL_CLOSE
             self._keep_alive = False
-        self._set_deadline(self._body_timeout_s)
-        self._owner.head_arrived(call, self.upstream, response.status)
+        self._deadline.set(self._body_timeout_s)
+        self._owner.head_arrived(call, self.upstream, response)
+        if self._writer is not None and not self._writer.is_done and response.status >= 400:
+            # Who has refused need not read on, and writing to who has closed would reset his answer away.
+            self._writer.is_done = self._is_cut = True
         if self._paused:
             self._pause_transport()
         sink.head_received(response, self.upstream)
         if self._call is not call:
             return
-        self._take(memoryview(self._scratch)[start:end])
+        scratch, self._scratch = self._scratch, _shared
+        self._take(memoryview(scratch)[start:end])
 
     def _body_arrived_in_place(self, n: int) -> None:
         sink, call = self._sink, self._call
         assert sink is not None
-        self._deadline_s = self._now() + self._body_timeout_s
+        self._deadline.move(self._body_timeout_s)
         if self._phase is Phase.LENGTH:
             self._remaining -= n
             sink.bytes_received(n)
@@ -306,7 +374,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         """Bytes after the head that stand in the scratch buffer. None at all may complete an empty body."""
         call = self._call
         if data and self._phase in _BODY and not self._paused:
-            self._deadline_s = self._now() + self._body_timeout_s
+            self._deadline.move(self._body_timeout_s)
         if self._phase is Phase.LENGTH:
             body = data[: self._remaining]
             self._remaining -= len(body)
@@ -350,7 +418,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
     def _complete(self) -> None:
         """The body is whole. Excess that is there already makes it suspect; later it only costs the connection."""
         self._phase = Phase.DONE
-        self._deadline_s = None
+        self._deadline.clear()
         if self._pending:
             return
         if self._ssl_object is None:
@@ -372,13 +440,16 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             if not self._has_no_body:
                 self._fail(OriginError("excess", f"{self.upstream}: bytes after the end of the body"))
                 return
-        can_reuse = self._keep_alive and self._transport is not None and not self._transport.is_closing()
+        is_sent = self._writer is None or (self._writer.is_done and not self._is_cut)
+        can_reuse = is_sent and self._keep_alive and self._transport is not None and not self._transport.is_closing()
         self._detach()
         if can_reuse:
             self._phase = Phase.IDLE
             self._resume_transport()
         self._owner.exchange_ended(self, call, can_reuse)
-        if not can_reuse and self._transport is not None:
+        if not is_sent:
+            self._abort()
+        elif not can_reuse and self._transport is not None:
             self._transport.close()
 
     def _resume_soon(self, call: CallT | None) -> None:
@@ -394,8 +465,8 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             return
         if self._phase is Phase.DONE:
             self._finish(call)
-        elif self._transport is not None and self._deadline_s is None:
-            self._set_deadline(self._left_s)
+        elif self._transport is not None and self._deadline.at_s is None:
+            self._deadline.set(self._left_s)
             self._resume_transport()
 
     # -- ends --------------------------------------------------------------------------------------------------------
@@ -451,11 +522,11 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._fail(OriginError("internal", f"{self.upstream}: {exc!r}"))
 
     def _detach(self) -> None:
-        self._call = self._sink = self._decoder = self._reader = None
+        self._call = self._sink = self._decoder = self._reader = self._writer = None
         self._phase = Phase.CLOSED
         self._pending = bytearray()
         self._paused = False
-        self._deadline_s = None
+        self._deadline.clear()
 
     def _abort(self) -> None:
         self._phase = Phase.CLOSED
@@ -482,9 +553,9 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
     # -- time --------------------------------------------------------------------------------------------------------
 
     def _pause_transport(self) -> None:
-        if self._deadline_s is not None:
-            self._left_s = max(0.0, self._deadline_s - self._now())
-            self._deadline_s = None
+        if self._deadline.at_s is not None:
+            self._left_s = self._deadline.left_s
+            self._deadline.clear()
         if self._in_get_buffer:
             self._loop.call_soon(self._pause_transport_if_needed)
         else:
@@ -501,27 +572,13 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             self._is_transport_paused = False
             self._transport.resume_reading()
 
-    def _set_deadline(self, seconds: float) -> None:
-        at_s = self._now() + seconds
-        self._deadline_s = at_s
-        if self._timer is not None:
-            if self._timer_at_s <= at_s:
-                return
-            self._timer.cancel()
-        self._timer_at_s = at_s
-        self._timer = self._loop.call_at(at_s, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        if self._deadline_s is None or self._phase is Phase.CLOSED:
-            return
-        left_s = self._deadline_s - self._now()
-        # uvloop's timers count whole milliseconds.
-        if left_s > 0.001:
-            self._timer_at_s = self._deadline_s
-            self._timer = self._loop.call_at(self._deadline_s, self._tick)
-        elif self._phase is Phase.IDLE:
+    def _timed_out(self) -> None:
+        if self._phase is Phase.IDLE:
             self.close()
+        elif self._phase is Phase.HEAD and self._writer is not None and not self._writer.is_done:
+            self._counters.timeouts += 1
+            message = f"{self.upstream}: takes no byte of the request's body for {self._body_timeout_s:g} s"
+            self._fail(OriginError("upload-timeout", message, status=504))
         elif self._phase is Phase.HEAD:
             self._counters.timeouts += 1
             message = f"{self.upstream}: no response head in time"

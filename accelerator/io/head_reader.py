@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from accelerator.errors import OriginError
 from accelerator.io.response import ParseResponse, Response
@@ -14,18 +15,31 @@ _HEAD_END = re.compile(rb"\n\r?\n")  # bare LF too: the parser must see and refu
 
 
 class HeadReader:
-    """Reads one exchange's head in `scratch` (HEAD_BYTES_MAX bytes), into which the caller receives at `filled`."""
+    """Reads one exchange's head in `scratch` (HEAD_BYTES_MAX bytes), into which the caller receives at `filled`.
+    `interim` hears of each 1xx head."""
 
-    __slots__ = ("_head_error", "_parse", "_parse_again_at", "_scratch", "_searched", "filled", "n_interim")
+    __slots__ = ("_head_error", "_interim", "_parse", "_parse_again_at", "_scratch", "_searched", "filled", "n_interim")
 
-    def __init__(self, scratch: bytearray, parse: ParseResponse, head_error: type[Exception]) -> None:
+    def __init__(
+        self,
+        scratch: bytearray,
+        parse: ParseResponse,
+        head_error: type[Exception],
+        interim: Callable[[Response], None],
+    ) -> None:
         self.filled = 0
+        self._interim = interim
         self.n_interim = 0
         self._scratch = scratch
         self._parse = parse
         self._head_error = head_error
         self._searched = 0
         self._parse_again_at = 0
+
+    def move(self, scratch: bytearray) -> None:
+        """Goes on in memory that is this exchange's own."""
+        scratch[: self.filled] = memoryview(self._scratch)[: self.filled]
+        self._scratch = scratch
 
     def received(self, n: int) -> tuple[Response, int] | None:
         """`n` more bytes stand at `filled`. Returns the final head and where the body begins; None: more are needed.
@@ -46,6 +60,7 @@ class HeadReader:
             self.n_interim += 1
             if self.n_interim > INTERIM_MAX:
                 raise OriginError("interim-flood", f"more than {INTERIM_MAX} interim responses")
+            self._interim(response)
             self._searched, self._parse_again_at = start, 0
         if start:
             self._scratch[: self.filled - start] = self._scratch[start : self.filled]

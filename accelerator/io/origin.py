@@ -83,6 +83,10 @@ class OriginSettings:
     connect_timeout_s: float = 3.0
     head_timeout_s: float = 30.0
     body_timeout_s: float = 30.0
+    stream_timeout_s: float = 3600.0
+    streams: int = 10_000
+    # A head that is awaited for so long is a long poll's, and leaves `connections`; None: never.
+    long_poll_s: float | None = None
     idle_s: float = 60.0
     own_listeners: frozenset[tuple[str, int]] = field(default_factory=frozenset)
     via: ParentProxy | None = None
@@ -118,7 +122,9 @@ class OriginCounters:
     retries: int = 0
     failovers: int = 0
     responses: int = 0
-    interim_skipped: int = 0
+    interim_received: int = 0
+    streams: int = 0
+    streams_refused: int = 0
     failures: int = 0
     timeouts: int = 0
     excess_bytes: int = 0

@@ -21,12 +21,14 @@ def build_request(
     fields: Sequence[tuple[bytes, bytes]],
     upstream: Upstream,
     proxy: ParentProxy | None = None,
+    body_length: int | None = None,
 ) -> bytes:
     """The whole head, target as received. The upstream's authority becomes Host unless `fields` has one.
 
     `proxy`: the proxy that reads it, which gets the target in absolute-form (RFC 9112 section 3.2.2).
-    Raises OriginError('bad-field') for what could be read as another request; these requests have no body, so neither
-    Transfer-Encoding nor a Content-Length other than 0 may be among the fields.
+    `body_length`: of the body that follows, -1: chunked; None: there is none. The framing fields are written here, so
+    neither Transfer-Encoding nor a Content-Length other than 0 may be among the fields.
+    Raises OriginError('bad-field') for what could be read as another request.
     """
     if _TOKEN.fullmatch(method) is None:
         raise _bad("method", method)
@@ -47,13 +49,15 @@ def build_request(
                 raise _bad("field", name)
             host = value
             continue
-        if lowered in _NEVER or (lowered == b"content-length" and value != b"0"):
+        if lowered in _NEVER or (lowered == b"content-length" and (value != b"0" or body_length is not None)):
             raise _bad("field", name)
         lines.append(b"%b: %b\r\n" % (name, value))
     # Host goes first (RFC 9110 section 7.2).
     lines[1] = b"Host: %b\r\n" % (upstream.authority if host is None else host)
     if proxy is not None and proxy.authorization is not None:
         lines.append(b"Proxy-Authorization: %b\r\n" % proxy.authorization)
+    if body_length is not None:
+        lines.append(b"Transfer-Encoding: chunked\r\n" if body_length < 0 else b"Content-Length: %d\r\n" % body_length)
     lines.append(b"\r\n")
     return b"".join(lines)
 

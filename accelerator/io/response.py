@@ -41,13 +41,17 @@ ParseResponse = Callable[[bytes], Response | None]
 
 
 class Sink(Protocol):
-    """Who receives one response: head_received, (get_buffer, bytes_received)*, then ended or failed, once.
+    """Who receives one response: interim_received*, head_received, (get_buffer, bytes_received)*, then ended or failed,
+    once.
 
     Never called from within `UpstreamClient.request`. A sink may pause, resume or cancel its call from any of these.
     """
 
+    def interim_received(self, response: Response) -> None:
+        """A 1xx head but 101 (RFC 9110 section 15.2), before the final one; at most 16."""
+
     def head_received(self, response: Response, upstream: Upstream) -> None:
-        """The final head; interim ones (RFC 9110 section 15.2) are skipped."""
+        """The final head."""
 
     def get_buffer(self, size_hint: int) -> memoryview:
         """Writable memory, never empty, where the next body bytes go. `size_hint`: what the body still has, or a guess.

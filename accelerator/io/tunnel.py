@@ -17,7 +17,7 @@ class TunnelReply:
     def __init__(self, proxy: ParentProxy, parse: ParseResponse, head_error: type[Exception]) -> None:
         self._proxy = proxy
         self._scratch = bytearray(HEAD_BYTES_MAX)
-        self._reader = HeadReader(self._scratch, parse, head_error)
+        self._reader = HeadReader(self._scratch, parse, head_error, lambda response: None)
 
     def buffer(self) -> memoryview:
         return memoryview(self._scratch)[self._reader.filled :]

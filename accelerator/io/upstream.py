@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from accelerator.errors import OriginError
+from accelerator.io.body_writer import Body
 from accelerator.io.call import Call
 from accelerator.io.connection import Connection
 from accelerator.io.dial import Dialler
@@ -22,7 +23,10 @@ from accelerator.io.resolve import GetAddrInfo, IPAddress, Resolver, is_own_addr
 from accelerator.io.response import ParseResponse, Response, Sink
 from accelerator.io.tunnel import proxy_refusal
 
-__all__ = ["Call", "OriginCounters", "OriginSettings", "Response", "Sink", "Upstream", "UpstreamClient"]
+__all__ = ["Body", "Call", "OriginCounters", "OriginSettings", "Response", "Sink", "Upstream", "UpstreamClient"]
+
+# How long an idle connection is taken for alive by a request that can't be repeated: below any keep-alive time-out.
+RECENT_S = 1.0
 
 
 class UpstreamClient:
@@ -55,6 +59,8 @@ class UpstreamClient:
         self._health = self._new_health()
         self._generation = 0
         self._n_active = 0
+        self._n_streams = 0
+        self._old_upstreams: set[Upstream] = set()
         self._queue: OrderedDict[Call, None] = OrderedDict()
         self._calls: set[Call] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,6 +74,10 @@ class UpstreamClient:
     def n_connections(self) -> int:
         """Open connections, idle ones included."""
         return len(self._open)
+
+    @property
+    def n_streams(self) -> int:
+        return self._n_streams
 
     @property
     def n_queued(self) -> int:
@@ -86,13 +96,16 @@ class UpstreamClient:
         *,
         idempotent: bool = True,
         avoid: Upstream | None = None,
+        body: Body | None = None,
     ) -> Call:
-        """Starts a request without body. `avoid` is tried last: a resume after a broken transfer goes elsewhere first.
+        """Starts a request. `idempotent`: it may be repeated where a reused connection has died; never with a `body`.
+        `avoid` is tried last: a resume after a broken transfer goes elsewhere first.
 
         Never calls the sink before it returns; every error goes to the sink, 'breaker-open' at once.
         """
         self.counters.requests += 1
-        call = Call(self._cancel, method, target, fields, sink, idempotent, avoid)
+        can_repeat = idempotent and body is None
+        call = Call(self._cancel, method, target, fields, sink, can_repeat, avoid, body, self._become_stream)
         self._calls.add(call)
         if self._is_closed:
             self._loop.call_soon(self._fail, call, OriginError("closed", f"{self.settings.name}: shutting down"))
@@ -100,6 +113,9 @@ class UpstreamClient:
         try:
             first = self.settings.upstreams[0]
             _build(call, first, self.settings.proxy_for(first))
+            if body is not None and body.length < 0 and first in self._old_upstreams:
+                # RFC 9112 section 6.1: its last response was HTTP/1.0, which knows no chunks.
+                raise OriginError("length-required", f"{first}: HTTP/1.0 takes no chunked body", status=411)
         except OriginError as error:
             self._loop.call_soon(self._fail, call, error)
             return call
@@ -177,7 +193,7 @@ class UpstreamClient:
         self._n_active += 1
         order = self._upstreams.order(self._loop.time(), call.avoid)
         attempt = self._health.admit(order[0]) if self._idle.get(order[0]) else None
-        connection = self._take_idle(order[0]) if attempt is not None else None
+        connection = self._take_idle(order[0], call) if attempt is not None else None
         if attempt is not None and connection is not None:
             self._start(call, connection, attempt)
             return
@@ -200,8 +216,39 @@ class UpstreamClient:
             del self._queue[call]
         elif call._connection is not None or call._task is not None:
             call._connection = call._task = None
+            if call._long_timer is not None:
+                call._long_timer.cancel()
+                call._long_timer = None
+            if call._is_stream:
+                self._n_streams -= 1
+                return
             self._n_active -= 1
             self._pump()
+
+    def _become_stream(self, call: Call) -> bool:
+        if call._is_over or call._connection is None:
+            return False
+        if not call._is_stream:
+            if self._n_streams >= self.settings.streams:
+                self.counters.streams_refused += 1
+                return False
+            call._is_stream = True
+            self.counters.streams += 1
+            self._n_streams += 1
+            self._n_active -= 1
+            self._pump()
+        call._connection.set_body_timeout(self.settings.stream_timeout_s)
+        return True
+
+    def _waits_for_long(self, call: Call) -> None:
+        """A long poll: its head may be a minute away, and 64 of them must not stop everybody else."""
+        call._long_timer = None
+        if call._connection is not None and call._connection.awaits_head and not call._is_over:
+            if self._n_streams < self.settings.streams:
+                self._become_stream(call)
+                call._connection.set_body_timeout(self.settings.body_timeout_s)
+            else:
+                self.counters.streams_refused += 1
 
     def _pump(self) -> None:
         while self._queue and self._n_active < self.settings.connections and not self._is_closed:
@@ -268,17 +315,24 @@ class UpstreamClient:
             call,
             call._sink,
             call._request,
+            body=call.body,
             is_head_request=call.method == b"HEAD",
             paused=call._paused,
             head_timeout_s=self.settings.head_timeout_s,
             body_timeout_s=self.settings.body_timeout_s,
         )
+        if self.settings.long_poll_s is not None and call._long_timer is None and not call._is_stream:
+            call._long_timer = self._loop.call_later(self.settings.long_poll_s, self._waits_for_long, call)
 
-    def _take_idle(self, upstream: Upstream) -> Connection[Call] | None:
-        """The connection used last, so that the surplus ages out."""
+    def _take_idle(self, upstream: Upstream, call: Call) -> Connection[Call] | None:
+        """The connection used last, so that the surplus ages out. What can't be repeated gets none that may be closing
+        at its other end (RFC 9112 section 9.3.1)."""
         pool = self._idle.get(upstream)
         while pool:
             connection, _ = pool.popitem()
+            if not call._idempotent and self._loop.time() - connection.idle_since_s > RECENT_S:
+                pool[connection] = None
+                return None
             if connection.is_reusable():
                 return connection
             connection.close()
@@ -305,7 +359,7 @@ class UpstreamClient:
                     continue
                 self.counters.failovers += i > 0
                 try:
-                    connection = self._take_idle(upstream) if i and not fresh else None
+                    connection = self._take_idle(upstream, call) if i and not fresh else None
                     if connection is None:
                         connection = await self._connect(upstream, health)
                 except OriginError as error:
@@ -343,7 +397,7 @@ class UpstreamClient:
 
     def _make_room(self) -> None:
         """Idle connections count in the origin's limit, but never stand in the way of a request."""
-        if len(self._open) < self.settings.connections:
+        if len(self._open) - self._n_streams < self.settings.connections:
             return
         for pool in self._idle.values():
             if pool:
@@ -353,8 +407,16 @@ class UpstreamClient:
 
     # -- connection.Owner --------------------------------------------------------------------------------------------
 
-    def head_arrived(self, call: Call, upstream: Upstream, status: int) -> None:
+    def head_arrived(self, call: Call, upstream: Upstream, response: Response) -> None:
         self.counters.responses += 1
+        status = response.status
+        if response.minor == 0:
+            self._old_upstreams.add(upstream)
+        else:
+            self._old_upstreams.discard(upstream)
+        if call._long_timer is not None:
+            call._long_timer.cancel()
+            call._long_timer = None
         proxy = call._connection.proxy if call._connection is not None else None
         if status == 407 and proxy is not None:
             raise proxy_refusal(proxy, status)
@@ -406,5 +468,6 @@ class UpstreamClient:
 
 def _build(call: Call, upstream: Upstream, proxy: ParentProxy | None) -> None:
     """Raises OriginError('bad-field')."""
-    call._request = build_request(call.method, call.target, call.fields, upstream, proxy)
+    length = None if call.body is None else call.body.length
+    call._request = build_request(call.method, call.target, call.fields, upstream, proxy, length)
     call._built_for = (upstream, proxy)

@@ -25,6 +25,8 @@ _PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 
 # What the upstream request has for its own reasons: no `forward:` may add it (RFC 9110 sections 7.6.1, 10.1, 13, 14.2).
+# What the head parser takes (ext/http_head.pyx).
+METHOD_LENGTH_MAX = 32
 _NEVER_FORWARDED = frozenset(
     """
     accept-encoding cdn-loop connection content-length expect forwarded host http2-settings if-match if-modified-since
@@ -266,6 +268,15 @@ def parse_short_text(text: str) -> str:
     """Printable ASCII without quotes, as claims, URLs and templates have it."""
     if not _SHORT_TEXT.fullmatch(text):
         raise ValueError(f"expected 1 to 256 printable characters of ASCII without quotes, got {quoted(text)}")
+    return text
+
+
+def parse_method(text: str) -> str:
+    """A method of `methods:`, as it is written: methods are case-sensitive (RFC 9110 section 9.1)."""
+    if not _TOKEN.fullmatch(text) or len(text) > METHOD_LENGTH_MAX:
+        raise ValueError(f"expected the name of a method, got {quoted(text)}")
+    if text in ("CONNECT", "TRACE"):
+        raise ValueError(f"{text} is never passed on")
     return text
 
 

@@ -18,6 +18,7 @@ from accelerator.policy.shape import keys_of
 # Lists whose order means nothing, by section and key: an item more or less is a change, another order is none.
 # Ordered are `from` (fail-over) and `resolve` (addresses are tried in turn).
 _SETS = {("Zone", "nets"), ("Listener", "zones"), ("Origin", "hosts"), ("Origin", "paths"), ("Origin", "forward"),
+         ("Origin", "methods"),
          ("Policy", "locked")}  # fmt: skip
 # Collections whose order means something: the first zone wins, classes are priorities.
 _ORDERED = ("zones", "classes")
@@ -225,5 +226,7 @@ def _origin_effects(name: str, old: Origin, new: Origin) -> Iterator[Effect]:
         if places_of(old.credential).parameters != places_of(new.credential).parameters:
             text = f"origin '{name}': its keys change, so what is stored of it is not found any more"
             yield Effect("cache", name, text)
+    if any(before[key] != after[key] for key in ("methods", "body_max")):
+        yield Effect("route", name, f"origin '{name}': other methods or larger bodies are passed or refused")
     if old.class_ != new.class_:
         yield Effect("cache", name, f"origin '{name}': what is stored from now on is of class {new.class_ or 'none'}")

@@ -165,6 +165,7 @@ ProxyUrl = Annotated[
 HostPattern = Annotated[str, *_text(addresses.parse_host_pattern, example="media.lyon.corp.example")]
 PathPrefix = Annotated[str, *_text(addresses.parse_path_prefix, r"^/[^?# ]*$", "/live")]
 PinnedAddress = Annotated[str, *_text(addresses.parse_pinned_address, example="10.0.0.20")]
+Method = Annotated[str, *_text(addresses.parse_method, example="POST")]
 FieldName = Annotated[str, *_text(addresses.parse_field_name, example="X-Tenant")]
 ParameterName = Annotated[
     str, *_text(addresses.parse_parameter_name, r"^[A-Za-z0-9_.~-]{1,64}$", "token")
@@ -237,11 +238,18 @@ class Timeouts(_Section):
     connect: Annotated[float, *_time("10ms", "10m")] = Field(
         default=3.0, description="Until an upstream has accepted the connection, TLS included."
     )
-    head: Annotated[float, *_time("10ms", "1h")] = Field(
-        default=30.0, description="From the request until the response's head has arrived."
+    head: Annotated[float, *_time("10ms", "1h")] | None = Field(
+        default=None,
+        description="From the request until the response's head has arrived; left out: 30s, in profile generic 2m "
+        "for long polls.",
     )
     body: Annotated[float, *_time("10ms", "1h")] = Field(
-        default=30.0, description="Longest time without any byte of a response's body."
+        default=30.0,
+        description="Longest time without any byte of a response's body, or without the origin taking any of a "
+        "request's.",
+    )
+    stream: Annotated[float, *_time("1s", "1d")] = Field(
+        default=3600.0, description="Longest silence of an event stream (text/event-stream)."
     )
 
 
@@ -368,6 +376,24 @@ class Origin(_Section):
     connections: Annotated[int, *_whole(1, 65536)] = Field(
         default=64, description="Connections to this origin at once; more requests wait for one."
     )
+    streams: Annotated[int, *_whole(1, 1_000_000)] = Field(
+        default=10_000,
+        description="Event streams and, in profile generic, requests that have waited for long, at once; they don't "
+        "count as connections.",
+    )
+    methods: Annotated[tuple[Method, ...], _empty_means(tuple)] = Field(
+        default=(),
+        max_length=32,
+        description="Methods that viewers may use; empty: GET and HEAD in profile media, any in generic. CORS "
+        "preflights are always answered in profile media; CONNECT and TRACE never are.",
+    )
+    body_max: Annotated[int, *_size("1kB", "1024GiB")] | None = Field(
+        default=None, description="Largest body of a request; left out: no limit."
+    )
+    trailers: Literal["drop", "forward"] = Field(
+        default="drop",
+        description="forward: trailers of responses that are not stored go to viewers that ask for them.",
+    )
     timeouts: Timeouts = Field(default=Timeouts(), description="How long to wait for this origin.")
     forward: Annotated[tuple[FieldName, ...], _empty_means(tuple)] = Field(
         default=(),
@@ -385,6 +411,14 @@ class Origin(_Section):
     )
 
 
+    @property
+    def head_timeout(self) -> float:
+        """`timeouts.head`, in seconds, with the profile's default."""
+        if self.timeouts.head is not None:
+            return self.timeouts.head
+        return 30.0 if self.profile == "media" else 120.0
+
+
 class Limits(_Section):
     connections: Annotated[int, *_whole(1, 10_000_000)] = Field(
         default=65_536,
@@ -395,6 +429,9 @@ class Limits(_Section):
     )
     head_timeout: Annotated[float, *_time("100ms", "1h")] = Field(
         default=10.0, description="From the first byte of a request until its head is complete, else 408."
+    )
+    body_timeout: Annotated[float, *_time("100ms", "1h")] = Field(
+        default=30.0, description="Longest time without any byte of a request's body, else 408."
     )
     idle_timeout: Annotated[float, *_time("1s", "1d")] = Field(
         default=75.0, description="How long a connection may stay open between two requests."

@@ -61,12 +61,22 @@ class Reason(StrEnum):
     VARY_STAR = "vary-star"
     VARY_HIDDEN = "vary-hidden"  # Connection took away a field that selects the variant
     TIMING = "timing"
+    EVENT_STREAM = "event-stream"
     NO_LIFETIME = "no-lifetime"
 
 
 # Refusals that lie in the resource. All others lie in one request: remembering those would let a stranger switch
 # collapsing off for everyone by asking oddly every ten seconds.
-_LIES_IN_RESOURCE = frozenset({Reason.SET_COOKIE, Reason.PRIVATE, Reason.NO_STORE, Reason.VARY_STAR, Reason.TIMING})
+_LIES_IN_RESOURCE = frozenset(
+    {
+        Reason.SET_COOKIE,
+        Reason.PRIVATE,
+        Reason.NO_STORE,
+        Reason.VARY_STAR,
+        Reason.TIMING,
+        Reason.EVENT_STREAM,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,9 @@ def _refusal(
         return Reason.METHOD
     if is_timing:  # its body is the time of day (DESIGN.md section 5)
         return Reason.TIMING
+    content_type = get_first(response_fields, b"content-type") or b""
+    if content_type.partition(b";")[0].strip(b" \t").lower() == b"text/event-stream":
+        return Reason.EVENT_STREAM  # each listener's begins when he comes, and never ends
     if has(response_fields, b"set-cookie"):  # RFC 9111 section 7.3 leaves it to us: nobody gets another's session
         return Reason.SET_COOKIE
     if b"private" in directives:  # RFC 9111 section 5.2.2.7; the qualified form may be taken as unqualified

@@ -27,6 +27,8 @@ MEDIA_FORWARDED = frozenset({b"authorization", b"origin"})
 USER_AGENT = b"video-accelerator"
 
 # Ours to write: the client's conditions are answered from the store (RFC 9111 section 4.3.1), so are its ranges.
+# What a body is; without it nobody could read one.
+_CONTENT = frozenset({b"content-type", b"content-encoding", b"content-language"})
 _CONDITIONS = frozenset(
     {b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range"}
 )
@@ -65,7 +67,7 @@ def upstream_fields(
     """
     sent: list[Field] = [(b"Host", host)] if host else []
     if rules.profile == "media":
-        sent += _media_fields(request_fields, rules)
+        sent += _media_fields(request_fields, rules, method)
     else:
         sent += _generic_fields(request_fields, method)
     if validators is not None:
@@ -143,8 +145,10 @@ def _media_names(rules: OriginRules) -> frozenset[bytes]:
     return MEDIA_FORWARDED | {name for name in extra if not _is_denied(name) and name != b"accept-encoding"}
 
 
-def _media_fields(request_fields: Fields, rules: OriginRules) -> list[Field]:
+def _media_fields(request_fields: Fields, rules: OriginRules, method: bytes) -> list[Field]:
     names = _media_names(rules)
+    if method not in (b"GET", b"HEAD"):
+        names |= _CONTENT
     sent = [field for field in without_hop_by_hop(request_fields) if field[0].lower() in names]
     if b"accept" not in names:
         sent.append((b"Accept", b"*/*"))

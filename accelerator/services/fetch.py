@@ -15,6 +15,7 @@ from accelerator.services.fills import Fills
 from accelerator.services.flight import Flight
 from accelerator.services.heads import NS
 from accelerator.services.origins import Origin, Origins
+from accelerator.services.passing import Passing
 from accelerator.services.remembered import Remembered
 from accelerator.services.upstream_request import UpstreamRequest, has_range
 
@@ -41,8 +42,9 @@ class Fetcher:
         self._plane = dataplane.plane
         # Flights that may be joined: by key, until they are answered.
         self._flights: dict[tuple[int, bytes], Flight] = {}
-        self._all: set[Flight] = set()
-        self._by_exchange: dict[tuple[int, int, int], tuple[Flight, Exchange]] = {}
+        self._all: set[Flight | Passing] = set()
+        self._by_exchange: dict[tuple[int, int, int], tuple[Flight | Passing, Exchange]] = {}
+        self._uploads: dict[int, Passing] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -77,6 +79,10 @@ class Fetcher:
             waiting = self._by_exchange.get(identity)
             if waiting is not None:
                 waiting[0].leave(waiting[1])
+        for body in self._plane.bodies():
+            passing = self._uploads.get(body)
+            if passing is not None:
+                passing.body_moved()
         for stored in nudged:
             self.fills.nudge(stored)
 
@@ -105,8 +111,18 @@ class Fetcher:
             self.note_error(origin, OriginError("loop", "a request came back to this box: the origin leads here"))
             exchange.refuse(502)
             return
+<<<<<<< HEAD
         wanted = request_directives(request.fields, origin.rules)
         if exchange.kind != "refresh" and wanted.only_if_cached:
+=======
+        if exchange.kind == "pass":
+            passing = Passing(self, origin, exchange, request)
+            if exchange.body is not None:
+                self._uploads[exchange.body.identity] = passing
+            self._begin(passing, exchange)
+            return
+        if exchange.kind != "refresh" and request_directives(request.fields, origin.rules).only_if_cached:
+>>>>>>> 856158a (Pass path: any method that policy allows, bodies as they come, interim responses, invalidation)
             exchange.refuse(504)  # RFC 9111 section 5.2.1.7
             return
         if exchange.kind != "alone" and self._is_answered(exchange, wanted):
@@ -121,10 +137,10 @@ class Fetcher:
             return
         self._begin(Flight(self, origin, exchange, request, is_alone=is_alone), exchange)
 
-    def _begin(self, flight: Flight, exchange: Exchange) -> None:
+    def _begin(self, flight: Flight | Passing, exchange: Exchange) -> None:
         self._by_exchange[exchange.identity] = (flight, exchange)
         self._all.add(flight)
-        if not flight.is_alone:
+        if isinstance(flight, Flight) and not flight.is_alone:
             self._flights[flight.key] = flight
         try:
             flight.start()
@@ -148,7 +164,7 @@ class Fetcher:
 
     # -- what flights tell ---------------------------------------------------------------------------------------------
 
-    def unlist(self, flight: Flight) -> None:
+    def unlist(self, flight: Flight | Passing) -> None:
         """Nobody joins any more: it has been answered, or is its leader's alone."""
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
@@ -157,8 +173,10 @@ class Fetcher:
         for exchange in exchanges:
             self._by_exchange.pop(exchange.identity, None)
 
-    def flight_over(self, flight: Flight) -> None:
+    def flight_over(self, flight: Flight | Passing) -> None:
         self.unlist(flight)
+        if isinstance(flight, Passing) and flight.body is not None:
+            self._uploads.pop(flight.body.identity, None)
         self.answered(flight.exchanges)
         self._all.discard(flight)
         flight.release()
@@ -183,3 +201,5 @@ class Fetcher:
         self._timer = self.loop.call_later(TICK_S, self._tick)
         self._plane.reclaim()
         self.fills.look_around()
+        for passing in list(self._uploads.values()):
+            passing.body_moved()  # a full ring may have cost its word

@@ -62,6 +62,7 @@ class Fill:
         self.end = end
         self.call: Call | None = None
         self.is_over = False
+        self.is_stream = False
         self.error: OriginError | None = None
         self._plane = dataplane.plane
         self._loop = asyncio.get_running_loop()
@@ -88,6 +89,13 @@ class Fill:
         self._rate_offset = offset
         stored.begin_fill()
 
+    def become_stream(self) -> None:
+        """It may say nothing for hours: gives its place to others, and keeps no memory while it is silent."""
+        self.is_stream = True
+        self.stored.become_stream()
+        if self.call is not None and self.call.become_stream():
+            self._plane.count("streams")
+
     def ask(self, avoid: Upstream | None = None) -> None:
         """Asks the origin for what this fill lacks, by Range and If-Range."""
         total = self.stored.total_length
@@ -99,6 +107,9 @@ class Fill:
         self.call = self.source.send(self, byte_range=(self.offset, end - 1), if_range=self._etag, avoid=avoid)
 
     # -- the sink of an upstream call ----------------------------------------------------------------------------------
+
+    def interim_received(self, response: Response) -> None:
+        """Of a part that nobody asked for by himself: it is nobody's."""
 
     def head_received(self, response: Response, upstream: Upstream) -> None:
         """Of a part that `ask` asked for: it must go on with the same representation (RFC 9110 section 15.3.7.3)."""
@@ -119,6 +130,8 @@ class Fill:
 
     def get_buffer(self, size_hint: int) -> memoryview:
         """Memory of the object itself; where there is none just now, a buffer of our own, and the origin is paused."""
+        if self.is_stream:
+            self.stored.trim()
         if not self._spill and not self._skip:
             room = self._room(max(size_hint, 1))
             if room is not None:
@@ -210,7 +223,7 @@ class Fill:
         if self.is_over:
             return
         if self.stored.n_readers == 0 and not self._is_worth_finishing():
-            if self.stored.is_strong and not self._is_private:
+            if self.is_stream or (self.stored.is_strong and not self._is_private):
                 self.stop()
             else:
                 self._pause()
@@ -226,6 +239,8 @@ class Fill:
         """From time to time: what no event tells. Nobody reads; a nudge was lost; the origin drips."""
         if self.is_over:
             return
+        if self.is_stream:
+            self.stored.trim()
         if self.stored.n_readers or self._is_worth_finishing():
             self._alone_ns = 0
         elif self._alone_ns == 0:

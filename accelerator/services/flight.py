@@ -17,6 +17,7 @@ from accelerator.protocols.representation import selected_etag, stored_fields
 from accelerator.services.fill import Fill
 from accelerator.services.freshen import freshen_by_head
 from accelerator.services.heads import compose, split_lines, with_exposed
+from accelerator.services.private import interim_head, is_event_stream, private_object
 from accelerator.services.sharing import (
     OTHERS_AGAIN,
     OTHERS_ALONE,
@@ -108,6 +109,10 @@ class Flight:
         self.start(unconditional=True)
 
     # -- the sink of the upstream call ---------------------------------------------------------------------------------
+
+    def interim_received(self, response: Response) -> None:
+        for exchange in self.exchanges:
+            exchange.interim(interim_head(response))
 
     def head_received(self, response: Response, upstream: Upstream) -> None:
         self._response_ns = clock.monotonic_ns()
@@ -296,17 +301,14 @@ class Flight:
     def _pass(self, response: Response, upstream: Upstream, verdict: Verdict) -> None:
         """For those who wait, or for the leader alone."""
         self._plane.count("not_stored")
-        fields = stored_fields(response.fields, response_wall_s=clock.wall_s(), shared=False)
-        head = compose(
-            response.status, with_exposed(fields), None,
-            request_ns=self._requested_ns, response_ns=self._response_ns, has_age=self._has_age,
-        )  # fmt: skip
-        stored = self._plane.create(self.origin.id, response.content_length, *head.arguments(), True, False, 0, 0)
-        if stored is None:
-            raise OriginError("no-memory", "no memory for a response", status=503)
+        stored = private_object(
+            self._plane, self.origin.id, response, requested_ns=self._requested_ns, response_ns=self._response_ns
+        )
         shares = not self.is_alone and shares_error(response, verdict, self._source.fields, self.origin.rules)
         if self._source.method != b"HEAD":
             self._fill_into(stored, upstream, 0, None, is_private=not shares)
+            if self._fill is not None and not shares and is_event_stream(response.fields):
+                self._fill.become_stream()
             if response.content_length == 0 or response.status in (204, 304):
                 stored.finish(0)
         if shares:

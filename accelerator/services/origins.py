@@ -23,6 +23,9 @@ from accelerator.policy.model import Origin as OriginPolicy
 from accelerator.policy.model import Policy
 from accelerator.protocols.origin_rules import OriginRules
 
+# A head that is awaited for longer is a long poll's: its viewer waits, and no other must wait for its connection.
+LONG_POLL_S = 5.0
+
 
 @dataclass
 class Origin:
@@ -151,8 +154,11 @@ def _settings(
         ca_file=row.ca.path if row.ca is not None else None,
         connections=row.connections,
         connect_timeout_s=row.timeouts.connect,
-        head_timeout_s=row.timeouts.head,
+        head_timeout_s=row.head_timeout,
         body_timeout_s=row.timeouts.body,
+        stream_timeout_s=row.timeouts.stream,
+        streams=row.streams,
+        long_poll_s=None if row.profile == "media" else LONG_POLL_S,
         own_listeners=own_listeners,
         via=secrets.proxy,
         client_certificate=secrets.certificate,

@@ -10,10 +10,12 @@ from accelerator.protocols.representation import partial_range, selected_etag
 from accelerator.protocols.upstream_fields import upstream_fields
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from accelerator.dataplane import Exchange
     from accelerator.io.origin import Upstream
     from accelerator.io.response import Response, Sink
-    from accelerator.io.upstream import Call
+    from accelerator.io.upstream import Body, Call
     from accelerator.services.origins import Origin
 
 # First and last byte, inclusive; last None: open; first negative: the last bytes (upstream_fields).
@@ -41,7 +43,11 @@ class UpstreamRequest:
         byte_range: ByteRange | None = None,
         if_range: bytes | None = None,
         avoid: Upstream | None = None,
+        extra: Sequence[tuple[bytes, bytes]] = (),
+        body: Body | None = None,
+        idempotent: bool = True,
     ) -> Call:
+        """`extra`: fields besides those that travel. `body`, `idempotent`: as UpstreamClient.request takes them."""
         host = b""
         if self.origin.policy.upstream_host == "viewer":
             host = plain_host(get_first(self.fields, b"host") or b"")
@@ -52,7 +58,9 @@ class UpstreamRequest:
         self._plane.count("upstream_requests")
         if validators is not None:
             self._plane.count("validations")
-        return self.origin.client.request(self.method, self.target, fields, sink, avoid=avoid)
+        return self.origin.client.request(
+            self.method, self.target, [*fields, *extra], sink, idempotent=idempotent, avoid=avoid, body=body
+        )
 
     def received(self, n: int) -> None:
         """`n` body bytes have come."""

@@ -296,8 +296,8 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     },
     "two Transfer-Encodings": (with_fields(b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"), 501),
     "Transfer-Encoding with VT": (with_fields(b"Transfer-Encoding: \x0bchunked\r\n"), 400),
-    "other expectation": (with_fields(b"Expect: 200-ok\r\n"), 400),
-    "two expectations": (with_fields(b"Expect: 100-continue, x\r\n"), 400),
+    "other expectation": (with_fields(b"Expect: 200-ok\r\n"), 417),
+    "two expectations": (with_fields(b"Expect: 100-continue, x\r\n"), 417),
     "Expect twice": (with_fields(b"Expect: 100-continue\r\nExpect: 100-continue\r\n"), 400),
     **{
         f"Host {host!r}": (with_fields(b"", host=b"Host: " + host + b"\r\n"), 400)

@@ -24,6 +24,8 @@ PATIENCE_S = 40.0
 SECOND_NS = 10**9
 SITE = b"lyon"
 MEDIA, GENERIC, CREDENTIAL = 1, 2, 3
+METHODS_MEDIA = 0b1110  # GET, HEAD, OPTIONS
+METHODS_ANY = 0b11_1111_1111 & ~(1 << 8 | 1 << 9)  # all tokens but CONNECT and TRACE
 
 
 def wait_until(condition: Callable[[], object], what: str = "", patience_s: float = PATIENCE_S) -> None:
@@ -165,7 +167,8 @@ class Viewer:
 class Rig:
     def __init__(
         self, workers: int = 1, memory: int = 64 << 20, slice_bytes: int = 4096, exchange_slots: int = 8192,
-        send_bytes: int = 0, zone_mask: int = 0, nets: tuple[tuple[bytes, int, int], ...] = (), **limits: float,
+        send_bytes: int = 0, zone_mask: int = 0, body_max: int = (1 << 64) - 1,
+        nets: tuple[tuple[bytes, int, int], ...] = (), **limits: float,
     ) -> None:  # fmt: skip
         self.slice_bytes = slice_bytes
         self.plane = Plane(workers, memory, slice_bytes, exchange_slots)
@@ -175,6 +178,7 @@ class Rig:
         self.nudged: list[StoredObject] = []
         self.viewers: list[Viewer] = []
         self.zone_mask, self.nets, self.limits = zone_mask, nets, limits
+        self.body_max = body_max
         self.publish()
         self.plane.start()
         self.listener = socket.socket()
@@ -196,10 +200,18 @@ class Rig:
 
         paths = [(*text(b"/signed"), CREDENTIAL), (*text(b"/generic"), GENERIC), (*text(b"/"), MEDIA)]
         parameter = text(b"token")
+        origins = np.zeros(4, dtype=layout.ORIGIN_DTYPE)
+        origins["is_used"] = 1
+        origins["wait_ns"] = 120 * SECOND_NS
+        origins["body_max"] = self.body_max
+        origins["methods"] = METHODS_MEDIA
+        origins[GENERIC]["methods"], origins[GENERIC]["profile"] = METHODS_ANY, 1
+        origins[CREDENTIAL]["n_credentials"] = 1
         host_rows = [(*text(host), 0, len(paths), 0) for host in hosts]
         row = np.zeros(1, dtype=layout.LIMITS_DTYPE)
         chosen = {
-            "head_timeout_ns": 30 * SECOND_NS, "idle_timeout_ns": 60 * SECOND_NS, "send_window_ns": 30 * SECOND_NS,
+            "head_timeout_ns": 30 * SECOND_NS, "idle_timeout_ns": 60 * SECOND_NS, "body_timeout_ns": 30 * SECOND_NS,
+            "send_window_ns": 30 * SECOND_NS,
             "send_window_bytes": 0, "connections": 100_000, "connections_per_address": 100_000,
         }  # fmt: skip
         for name, value in {**chosen, **self.limits, **limits}.items():
@@ -207,7 +219,7 @@ class Rig:
         return self.plane.publish(
             bytes(strings), (0, len(SITE)), np.array(host_rows, dtype=layout.HOST_DTYPE),
             np.array(paths, dtype=layout.PATH_DTYPE),
-            np.array([(0, 0, 0, 1, 0), (0, 0, 0, 1, 0), (0, 0, 1, 1, 0), (0, 1, 0, 1, 0)], dtype=layout.ORIGIN_DTYPE),
+            origins,
             np.array([(list(net), bits, zone) for net, bits, zone in self.nets], dtype=layout.NET_DTYPE),
             np.array([(self.zone_mask, 1)], dtype=layout.LISTENER_DTYPE),
             np.array([parameter], dtype=layout.STRING_DTYPE), row,

@@ -94,7 +94,7 @@ def test_a_preflight_is_answered_at_the_edge(rig: Rig) -> None:
 def test_a_preflight_for_a_generic_origin_goes_up(rig: Rig) -> None:
     viewer = rig.viewer()
     viewer.ask("/generic/x", "Origin: http://player", "Access-Control-Request-Method: PUT", method="OPTIONS")
-    exchange = rig.exchange("alone")
+    exchange = rig.exchange("pass")
     assert exchange.origin == GENERIC
     exchange.error(502)
     assert viewer.reply().status == 502

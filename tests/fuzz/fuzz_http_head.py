@@ -46,7 +46,7 @@ LIBC.malloc.restype = ctypes.c_void_p
 LIBC.malloc.argtypes = [ctypes.c_size_t]
 LIBC.free.argtypes = [ctypes.c_void_p]
 
-STATUSES = {parse_request: {400, 414, 431, 501, 505}, parse_response: {502}}
+STATUSES = {parse_request: {400, 414, 417, 431, 501, 505}, parse_response: {502}}
 TAILS = (b"\r\n", b"\x00", b"GET / HTTP/1.1\r\nHost: b\r\n\r\n", b" ")
 
 

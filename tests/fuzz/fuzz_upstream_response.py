@@ -144,6 +144,9 @@ class World:
         pass
 
     # The sink
+    def interim_received(self, response: Any) -> None:
+        assert 100 <= response.status < 200
+
     def head_received(self, response: Any, upstream: Upstream) -> None:
         assert self.status == 0
         assert 200 <= response.status <= 999

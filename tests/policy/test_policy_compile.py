@@ -6,7 +6,7 @@ import dataclasses
 import pickle
 
 from accelerator.policy import Tables, check_texts, compile_policy
-from accelerator.policy.compile import HostRow, Limits, ListenerRow, Logs, NetRow, OriginRow, PathRow
+from accelerator.policy.compile import ANY_METHODS, HostRow, Limits, ListenerRow, Logs, NetRow, PathRow
 
 POLICY = """\
 version: 1
@@ -39,11 +39,14 @@ def compiled(text: str) -> Tables:
 def test_rows() -> None:
     tables = compiled(POLICY)
     assert tables.site == "lyon"
-    assert tables.origins == (
-        OriginRow("media", 0, "webcast"),
-        OriginRow("portal", 1, None),
-        OriginRow("deep", 0, None),
-    )
+    media = ("GET", "HEAD", "OPTIONS")
+    assert [(row.name, row.profile, row.class_name, row.methods, row.any_method) for row in tables.origins] == [
+        ("media", 0, "webcast", media, False),
+        ("portal", 1, None, ANY_METHODS, True),
+        ("deep", 0, None, media, False),
+    ]
+    assert {(row.body_max_bytes, row.forwards_trailers) for row in tables.origins} == {(None, False)}
+    assert [row.wait_s > 2 * 30 for row in tables.origins] == [True, True, True]
     wide = (PathRow("/live", 0), PathRow("/", 0))
     assert tables.hosts == (
         HostRow(
@@ -68,7 +71,7 @@ def test_rows() -> None:
         NetRow(mapped + bytes([10, 12, 0, 0]), 118, 0),
         NetRow(bytes.fromhex("20010db8") + bytes(12), 32, 0),
     )
-    assert tables.limits == Limits(65536, 20000, 0.25, 75.0, 2, 30.0)
+    assert tables.limits == Limits(65536, 20000, 0.25, 30.0, 75.0, 2, 30.0)
     assert (tables.memory_bytes, tables.workers, tables.admin) == (64 * 2**20, 2, ("127.0.0.1", 9000))
 
 
@@ -87,7 +90,7 @@ def test_a_more_specific_host_without_the_path_leaves_it_to_the_next() -> None:
 def test_the_smallest_policy() -> None:
     tables = compiled("{version: 1, site: {name: a}}")
     assert tables == Tables(
-        "a", (), (), (), (), (), Limits(65536, 20000, 10.0, 75.0, 1000, 30.0), 512 * 2**20, 0, tables.digest,
+        "a", (), (), (), (), (), Limits(65536, 20000, 10.0, 30.0, 75.0, 1000, 30.0), 512 * 2**20, 0, tables.digest,
         Logs(False, 0, 7 * 86400.0, 256 * 2**20, 183 * 86400.0, 64 * 2**20), None, True,
     )
 

@@ -89,8 +89,9 @@ def test_the_default_policy_has_every_key() -> None:
     assert {path.rpartition(".")[2] for path in KEYS} - written == set()
     tree = yaml.safe_load(DEFAULT.read_text())
     tree["origins"]["media"]["credential"] = yaml.safe_load(commented_out("credential", deep=True))["credential"]
-    for name in ("ca", "client_certificate", "via", "via_credential"):
+    for name in ("ca", "client_certificate", "via", "via_credential", "body_max"):
         tree["origins"]["media"][name] = "commented out, as it names what has no default"
+    tree["origins"]["media"]["timeouts"]["head"] = "commented out, as the profile decides"
     for path in KEYS:
         node: Any = tree
         for step in path.split("."):

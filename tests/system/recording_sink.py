@@ -24,6 +24,7 @@ class RecordingSink:
         self.size = size
         self.on = on or {}
         self.calls: list[Any] = []
+        self.interims: list[int] = []
         self.size_hints: list[int] = []
         self.n_heads = 0
         self.response: Response | None = None
@@ -42,6 +43,12 @@ class RecordingSink:
     @property
     def is_over(self) -> bool:
         return self._over.is_set()
+
+    def interim_received(self, response: Response) -> None:
+        if self.n_heads:
+            self.violations.append("an interim response after the final one")
+        self.interims.append(response.status)
+        self._hook("interim_received")
 
     def head_received(self, response: Response, upstream: Upstream) -> None:
         self._note(("head", response.status))

@@ -131,7 +131,7 @@ SYNTAX: dict[str, tuple[int, bytes]] = {
     "no name": (400, fields(b": a")),
     "slash in a name": (400, fields(b"X/Y: a")),
     "raw UTF-8 in a name": (400, fields("Xé: a".encode())),
-    "Expect of something": (400, fields(b"Expect: 200-ok")),
+    "Expect of something": (417, fields(b"Expect: 200-ok")),
     # framing
     "CL and TE": (400, fields(b"Content-Length: 5", b"Transfer-Encoding: chunked")),
     "TE and CL": (400, fields(b"Transfer-Encoding: chunked", b"Content-Length: 5")),

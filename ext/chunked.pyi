@@ -1,0 +1,3 @@
+"""Types of ext/chunked.pyx: its decoder, as tests see it."""
+
+def decode(coded: bytes, cuts: list[int]) -> tuple[bytes, int, str]: ...
