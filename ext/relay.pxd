@@ -1,0 +1,218 @@
+# What a relay is made of, and who may touch it: its worker owns everything here but Fanout and RelayList, which the
+# control plane publishes whole and frees once the worker has begun a pass since. docs/decisions/0120 says why.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from ext.relay_wire cimport TsState
+
+cdef enum:
+    MAX_RELAYS = 256            # of a plane; slots, reused
+    MAX_RELAY_WORKERS = 16
+    MAX_LEGS = 4                # media legs or backups, FEC columns, FEC rows
+    MAX_SOURCES = 8             # allowed source networks of a leg
+    MAX_OUTPUTS = 16
+    TRAIN_PACKETS = 16          # beyond it a train gains little (decision 0120) and bursts more
+    FEC_KEPT = 128              # repair packets waiting for their media: L + D of the largest matrix, three times
+    DROPOUT_MAX = 3000          # RFC 3550 A.1: a step forward below this is loss, not a restart
+    LATE_RUN = 32               # this many late ones with nothing good between them: the source began anew, lower
+
+cdef enum:
+    LEG_MEDIA = 0
+    LEG_FEC
+    MODE_MERGE = 0              # SMPTE 2022-7: every leg carries the same packets
+    MODE_BACKUP                 # the first leg that lives
+    OUT_KEEP = 0                # as it came
+    OUT_STRIP                   # without the RTP header
+    OUT_STAMP                   # with an RTP header of our own
+    SEGMENTS_UNKNOWN = 0
+    SEGMENTS_ON
+    SEGMENTS_OFF                # the kernel or the device refused: for good
+    SLOT_RANDOM_ACCESS = 1
+    SLOT_REPAIRED = 2
+
+cdef enum:                      # columns of a relay's counter row
+    R_DATAGRAMS = 0
+    R_BYTES
+    R_PACKETS
+    R_PACKET_BYTES
+    R_LOST
+    R_REPAIRED
+    R_MERGED
+    R_REORDERED
+    R_DUPLICATE
+    R_LATE
+    R_EMPTY
+    R_RESTARTS
+    R_SWITCHES
+    R_FEC_PACKETS
+    R_REPAIR_REFUSED
+    R_DROP_SOURCE
+    R_DROP_OWN
+    R_DROP_OVERSIZE
+    R_DROP_MALFORMED
+    R_DROP_RTCP
+    R_DROP_TYPE
+    R_DROP_SSRC
+    R_DROP_JUMP
+    R_DROP_FORMAT
+    R_DROP_STANDBY
+    R_DROP_FEC_MALFORMED
+    R_DROP_FEC_REFUSED
+    R_TS_PACKETS
+    R_TS_DAMAGED
+    R_TS_CONTINUITY
+    R_TS_PCR_JUMPS
+    R_TS_RANDOM_ACCESS
+    R_TS_RATE_BPS
+    R_JITTER_NS
+    R_LAST_NS
+    R_FORMAT
+    R_ACTIVE_LEG
+    N_RELAY_COUNTERS
+    RELAY_STRIDE = 64
+
+cdef enum:                      # columns of a leg's row
+    L_DATAGRAMS = 0
+    L_BYTES
+    L_FIRST
+    L_LOST
+    L_JITTER_NS
+    L_LAST_NS
+    L_DROP_KERNEL
+    N_LEG_COUNTERS
+    LEG_STRIDE = 8
+
+cdef enum:                      # columns of an output's row
+    O_PACKETS = 0
+    O_BYTES
+    O_CALLS
+    O_TRAINS
+    O_DROP_FULL
+    O_DROP_REFUSED
+    O_DROP_SIZE
+    O_DROP_BACKLOG
+    O_RECEIVERS
+    O_SEGMENTS
+    N_OUTPUT_COUNTERS
+    OUTPUT_STRIDE = 16
+
+cdef struct Network:
+    uint8_t address[16]         # IPv4 as ::ffff:a.b.c.d
+    uint32_t bits
+
+cdef struct Leg:
+    int fd
+    uint8_t kind
+    uint8_t is_started
+    uint8_t has_bad
+    uint8_t n_sources           # 0: any source
+    Network sources[MAX_SOURCES]
+    uint32_t ssrc
+    uint32_t bad_ssrc           # a packet out of line: the next one in line with it makes a restart (RFC 3550 A.1)
+    uint16_t bad_sequence
+    uint16_t newest             # A.1 max_seq, A.3 and A.8: this leg's own statistics
+    uint32_t cycles
+    uint32_t base
+    uint64_t n_received         # since base
+    uint64_t n_lost_before      # of bases before
+    uint32_t jitter_16          # in RTP units, times 16
+    int64_t transit
+    int64_t last_ns
+    int64_t alive_since_ns
+    uint64_t* counters
+
+cdef struct Slot:               # of the window; the datagram is at data + index * slot_bytes
+    uint64_t sequence           # in window numbers; 0: empty
+    int64_t arrival_ns
+    uint32_t timestamp
+    uint16_t length
+    uint16_t header_bytes
+    uint16_t payload_bytes
+    uint8_t flags
+    uint8_t leg
+
+cdef struct FecSlot:
+    uint64_t base               # in window numbers; 0: empty
+    uint32_t timestamp_xor
+    uint16_t length_xor
+    uint16_t payload_bytes
+    uint8_t type_xor
+    uint8_t offset
+    uint8_t count
+
+cdef struct Output:
+    int fd
+    uint8_t format
+    uint8_t segments
+    uint8_t is_new              # the worker puts the cursor at the newest packet when it first sees it
+    uint8_t marker              # of RTP headers of our own
+    uint32_t train_packets
+    uint32_t train_bytes        # 0: no bound
+    int64_t hold_ns
+    uint64_t pace_bytes_s           # 0: not paced
+    uint64_t cursor             # next of `ready` to be sent
+    int64_t next_send_ns
+    uint32_t ssrc
+    uint16_t sequence
+    uint64_t* counters
+
+cdef struct Destination:
+    uint8_t address[28]         # struct sockaddr_in or sockaddr_in6
+    uint32_t length
+
+cdef struct FanoutRow:
+    uint32_t output
+    uint32_t first
+    uint32_t n
+    uint32_t spare
+
+cdef struct Fanout:             # immutable once published
+    uint32_t n_rows
+    FanoutRow rows[MAX_OUTPUTS]
+    Destination* destinations
+
+cdef struct Relay:
+    Fanout* fanout              # read by acquire, after the receive
+    uint32_t id                 # slot and how often it was taken: what epoll events carry
+    uint32_t n_legs
+    uint32_t n_media            # those of them that carry media
+    uint32_t ssrc
+    uint8_t wanted_format       # FORMAT_DETECT or FORMAT_RTP
+    uint8_t format
+    uint8_t mode
+    uint8_t active              # leg, in MODE_BACKUP
+    uint8_t payload_type        # 255: any
+    uint8_t seen_type
+    uint8_t is_started
+    uint8_t newest_leg
+    uint32_t clock_hz
+    uint32_t slot_bytes
+    uint32_t late_run
+    uint16_t newest_rtp
+    int64_t wait_ns             # how long a hole may wait for a late packet, another leg, or repair
+    int64_t failover_ns
+    int64_t good_ns             # arrival of the last packet that was in line
+    int64_t hole_ns             # since when `next` is missed; INT64_MAX: no hole
+    int64_t due_ns              # when the worker must look again
+    uint64_t mask               # of the window, whose size is a power of two
+    uint64_t next               # window number of the packet to be released next
+    uint64_t newest             # highest one stored
+    uint64_t n_ready
+    uint64_t oldest_unsent      # at most what the slowest output still has to send
+    uint64_t* ready             # released window numbers, dense
+    Slot* slots
+    uint8_t* data
+    FecSlot* fec                # NULL: no leg of repair packets
+    uint8_t* fec_data
+    uint32_t fec_next
+    Fanout* seen                # of this pass
+    TsState* ts
+    uint64_t* counters
+    Leg legs[MAX_LEGS]
+    Output outputs[MAX_OUTPUTS]
+
+cdef struct RelayList:          # immutable once published
+    uint32_t n
+    Relay* relays[MAX_RELAYS]   # by slot; NULL: free
+
+cdef inline uint8_t* slot_data(Relay* r, uint64_t sequence) noexcept nogil:
+    return r.data + (sequence & r.mask) * r.slot_bytes

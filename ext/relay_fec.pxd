@@ -1,0 +1,9 @@
+# SMPTE 2022-1 repair over a relay's window: keeps repair packets and gives back what exactly one of them misses. What
+# doesn't fit the stream is refused, since repair packets come over the network like everything else.
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+
+from ext.relay cimport Relay
+
+cdef void fec_take(Relay* relay, const uint8_t* data, uint32_t length, int64_t now) noexcept nogil
+cdef void fec_try(Relay* relay, int64_t now) noexcept nogil
+cdef void fec_forget(Relay* relay) noexcept nogil

@@ -1,0 +1,382 @@
+# The window behind relay_input.pxd. Every datagram that is dropped here is counted under the name of its reason.
+from libc.stdint cimport INT64_MAX, int16_t, uint16_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from ext.atomics cimport count, store_u64_relaxed
+from ext.relay cimport *
+from ext.relay_fec cimport fec_forget, fec_take, fec_try
+from ext.relay_wire cimport *
+
+cdef enum:
+    SILENCE_NS = 2000000000     # after this the next packet begins a stream: nothing is known of it any more
+    # Window numbers begin here, so that none is 0 and none runs below it.
+    FIRST_NUMBER = 1048576
+
+
+cdef bint relay_open(Relay* r, uint64_t window_packets, bint has_fec) noexcept nogil:
+    r.mask = window_packets - 1
+    r.next = FIRST_NUMBER
+    r.newest = FIRST_NUMBER - 1
+    r.oldest_unsent = FIRST_NUMBER
+    r.hole_ns = r.due_ns = INT64_MAX
+    r.seen_type = 255
+    r.format = r.wanted_format
+    r.ready = <uint64_t*>calloc(window_packets, sizeof(uint64_t))
+    r.slots = <Slot*>calloc(window_packets, sizeof(Slot))
+    r.data = <uint8_t*>malloc(window_packets * r.slot_bytes)
+    r.ts = <TsState*>calloc(1, sizeof(TsState))
+    if has_fec:
+        r.fec = <FecSlot*>calloc(FEC_KEPT, sizeof(FecSlot))
+        r.fec_data = <uint8_t*>malloc(<uint64_t>FEC_KEPT * r.slot_bytes)
+    if r.ready == NULL or r.slots == NULL or r.data == NULL or r.ts == NULL or (has_fec and (r.fec == NULL or r.fec_data == NULL)):
+        relay_close(r)
+        return False
+    ts_reset(r.ts)
+    return True
+
+
+cdef void relay_close(Relay* r) noexcept nogil:
+    free(r.ready)
+    free(r.slots)
+    free(r.data)
+    free(r.ts)
+    free(r.fec)
+    free(r.fec_data)
+    r.ready = NULL
+    r.slots = NULL
+    r.data = r.fec_data = NULL
+    r.ts = NULL
+    r.fec = NULL
+
+
+cdef bint source_allowed(Leg* leg, const uint8_t* address) noexcept nogil:
+    cdef uint32_t i, whole, rest, b
+    cdef bint same
+    for i in range(leg.n_sources):
+        whole = leg.sources[i].bits >> 3
+        rest = leg.sources[i].bits & 7
+        same = True
+        for b in range(whole):
+            if leg.sources[i].address[b] != address[b]:
+                same = False
+                break
+        if same and (rest == 0 or (leg.sources[i].address[whole] ^ address[whole]) >> (8 - rest) == 0):
+            return True
+    return leg.n_sources == 0
+
+
+# --- release ----------------------------------------------------------------------------------------------------------
+
+cdef void release(Relay* r) noexcept nogil:
+    """Makes ready what follows without a hole."""
+    cdef Slot* slot = &r.slots[r.next & r.mask]
+    cdef const uint8_t* data
+    cdef uint64_t n = 0, size = 0
+    while r.next <= r.newest and slot.sequence == r.next:
+        if slot.payload_bytes:
+            data = slot_data(r, r.next) + slot.header_bytes
+            if data[0] == 0x47 and slot.payload_bytes % TS_BYTES == 0:
+                if ts_measure(r.ts, data, slot.payload_bytes):
+                    slot.flags |= SLOT_RANDOM_ACCESS
+            r.ready[r.n_ready & r.mask] = r.next
+            r.n_ready += 1
+            n += 1
+            size += slot.payload_bytes
+        else:
+            count(&r.counters[R_EMPTY], 1)
+        r.next += 1
+        slot = &r.slots[r.next & r.mask]
+    if n:
+        count(&r.counters[R_PACKETS], n)
+        count(&r.counters[R_PACKET_BYTES], size)
+
+
+cdef void look_for_hole(Relay* r) noexcept nogil:
+    """The hole's time runs from the first packet behind it."""
+    cdef uint64_t at = r.next
+    r.hole_ns = INT64_MAX
+    while at <= r.newest:
+        if r.slots[at & r.mask].sequence == at:
+            r.hole_ns = r.slots[at & r.mask].arrival_ns
+            return
+        at += 1
+
+
+cdef void give_up(Relay* r) noexcept nogil:
+    """Counts the hole as lost and releases what stands behind it."""
+    cdef uint64_t lost = 0
+    while r.next <= r.newest and r.slots[r.next & r.mask].sequence != r.next:
+        r.next += 1
+        lost += 1
+    count(&r.counters[R_LOST], lost)
+    release(r)
+    look_for_hole(r)
+
+
+cdef void relay_expire(Relay* r, int64_t now) noexcept nogil:
+    while r.hole_ns != INT64_MAX and now - r.hole_ns >= r.wait_ns:
+        give_up(r)
+
+
+cdef void drop_backlog(Relay* r, uint64_t sequence) noexcept nogil:
+    """Before a slot is taken again: outputs that still have its packet to send lose it, and it is counted."""
+    cdef uint64_t least = sequence - r.mask
+    cdef uint64_t oldest = r.next
+    cdef Output* o
+    cdef uint32_t i
+    if r.seen != NULL:
+        for i in range(r.seen.n_rows):
+            o = &r.outputs[r.seen.rows[i].output]
+            while o.cursor < r.n_ready and r.ready[o.cursor & r.mask] < least:
+                o.cursor += 1
+                count(&o.counters[O_DROP_BACKLOG], r.seen.rows[i].n)
+            if o.cursor < r.n_ready and r.ready[o.cursor & r.mask] < oldest:
+                oldest = r.ready[o.cursor & r.mask]
+    r.oldest_unsent = oldest
+
+
+cdef void relay_repaired(Relay* r, uint64_t sequence) noexcept nogil:
+    count(&r.counters[R_REPAIRED], 1)
+    if sequence == r.next:
+        release(r)
+        look_for_hole(r)
+
+
+# --- a stream begins --------------------------------------------------------------------------------------------------
+
+cdef void restart(Relay* r, uint16_t sequence, uint32_t ssrc) noexcept nogil:
+    """The next packet is `sequence` of `ssrc`, whatever came before: what is in the window leaves first."""
+    while r.next <= r.newest:
+        give_up(r)
+    r.hole_ns = INT64_MAX
+    if r.is_started:
+        count(&r.counters[R_RESTARTS], 1)
+    r.is_started = 1
+    r.ssrc = ssrc
+    r.late_run = 0
+    r.newest = r.next - 1
+    r.newest_rtp = <uint16_t>(sequence - 1)
+    fec_forget(r)
+
+
+cdef void leg_restart(Leg* leg, uint16_t sequence, uint32_t ssrc) noexcept nogil:
+    cdef uint64_t expected = <uint64_t>leg.cycles + leg.newest - leg.base + 1
+    if leg.is_started and expected > leg.n_received:
+        leg.n_lost_before += expected - leg.n_received
+    leg.is_started = 1
+    leg.has_bad = 0
+    leg.ssrc = ssrc
+    leg.base = sequence
+    leg.newest = sequence
+    leg.cycles = 0
+    leg.n_received = 0
+    leg.transit = 0
+    leg.jitter_16 = 0
+
+
+cdef void leg_measure(Relay* r, Leg* leg, Rtp* rtp, int64_t now) noexcept nogil:
+    """RFC 3550 A.1 (extended sequence), A.3 (loss) and A.8 (jitter)."""
+    cdef uint16_t step = <uint16_t>(rtp.sequence - leg.newest)
+    cdef int64_t transit, change
+    cdef uint64_t expected
+    leg.n_received += 1
+    if 0 < step < DROPOUT_MAX:
+        if rtp.sequence < leg.newest:
+            leg.cycles += 65536
+        leg.newest = rtp.sequence
+    expected = <uint64_t>leg.cycles + leg.newest - leg.base + 1
+    store_u64_relaxed(&leg.counters[L_LOST],
+                      leg.n_lost_before + (expected - leg.n_received if expected > leg.n_received else 0))
+    transit = <int64_t>(<uint32_t>(now // 1000 * r.clock_hz // 1000000) - rtp.timestamp)
+    if leg.n_received > 1:
+        change = <int64_t><int32_t>(<uint32_t>transit - <uint32_t>leg.transit)
+        if change < 0:
+            change = -change
+        if change < <int64_t>r.clock_hz * 10:
+            leg.jitter_16 += <uint32_t>change - ((leg.jitter_16 + 8) >> 4)
+    leg.transit = transit
+
+
+# --- a datagram -------------------------------------------------------------------------------------------------------
+
+cdef void accept(Relay* r, uint32_t leg, uint64_t sequence, const uint8_t* data, uint32_t length, Rtp* rtp, int64_t now) noexcept nogil:
+    """Puts a packet into its slot, `sequence` being within the window, and releases what can go."""
+    cdef Slot* slot = &r.slots[sequence & r.mask]
+    if sequence > r.oldest_unsent and sequence - r.oldest_unsent > r.mask:
+        drop_backlog(r, sequence)
+    slot.sequence = sequence
+    slot.arrival_ns = now
+    slot.timestamp = rtp.timestamp
+    slot.length = <uint16_t>length
+    slot.header_bytes = <uint16_t>rtp.header_bytes
+    slot.payload_bytes = <uint16_t>rtp.payload_bytes
+    slot.flags = 0
+    slot.leg = <uint8_t>leg
+    memcpy(slot_data(r, sequence), data, length)
+    count(&r.legs[leg].counters[L_FIRST], 1)
+    r.good_ns = now
+    r.late_run = 0
+    if sequence > r.newest:
+        r.newest = sequence
+        r.newest_rtp = rtp.sequence
+        r.newest_leg = <uint8_t>leg
+    elif leg != r.newest_leg:
+        count(&r.counters[R_MERGED], 1)
+    else:
+        count(&r.counters[R_REORDERED], 1)
+    if sequence == r.next:
+        release(r)
+        if r.hole_ns != INT64_MAX:
+            look_for_hole(r)
+    if r.next <= r.newest:
+        if r.hole_ns == INT64_MAX:
+            look_for_hole(r)
+        if r.fec != NULL:
+            fec_try(r, now)
+        relay_expire(r, now)
+
+
+cdef bint is_restart(Relay* r, Leg* leg, Rtp* rtp, int64_t now) noexcept nogil:
+    """Whether a packet out of line is the second of a new line. While another leg goes on in line, never."""
+    cdef bint second = leg.has_bad and leg.bad_sequence == rtp.sequence and leg.bad_ssrc == rtp.ssrc
+    leg.has_bad = 1
+    leg.bad_sequence = <uint16_t>(rtp.sequence + 1)
+    leg.bad_ssrc = rtp.ssrc
+    return second and (r.n_media == 1 or r.mode == MODE_BACKUP or now - r.good_ns > r.wait_ns)
+
+
+cdef void take_rtp(Relay* r, uint32_t index, const uint8_t* data, uint32_t length, int64_t now) noexcept nogil:
+    cdef Leg* leg = &r.legs[index]
+    cdef Rtp rtp
+    cdef int32_t step
+    cdef uint64_t sequence
+    cdef int said = read_rtp(data, length, &rtp)
+    if said != WIRE_OK:
+        count(&r.counters[R_DROP_RTCP if said == WIRE_RTCP else R_DROP_MALFORMED], 1)
+        return
+    if r.payload_type != 255 and rtp.payload_type != r.payload_type:
+        count(&r.counters[R_DROP_TYPE], 1)
+        return
+    if not r.is_started:
+        restart(r, rtp.sequence, rtp.ssrc)
+        leg_restart(leg, rtp.sequence, rtp.ssrc)
+    elif not leg.is_started:
+        leg_restart(leg, rtp.sequence, rtp.ssrc)
+    elif rtp.ssrc != leg.ssrc and rtp.ssrc == r.ssrc:       # another leg brought the new stream first
+        leg_restart(leg, rtp.sequence, rtp.ssrc)
+    elif rtp.ssrc != leg.ssrc:
+        if not is_restart(r, leg, &rtp, now):
+            count(&r.counters[R_DROP_SSRC], 1)
+            return
+        leg_restart(leg, rtp.sequence, rtp.ssrc)
+        restart(r, rtp.sequence, rtp.ssrc)
+    step = (rtp.sequence - r.newest_rtp) & 0xFFFF
+    if step >= 0x8000:
+        step -= 0x10000
+    if step >= DROPOUT_MAX or step < -<int64_t>(r.mask // 2):
+        if not is_restart(r, leg, &rtp, now):
+            count(&r.counters[R_DROP_JUMP], 1)
+            return
+        leg_restart(leg, rtp.sequence, rtp.ssrc)
+        restart(r, rtp.sequence, rtp.ssrc)
+        step = 1
+    leg_measure(r, leg, &rtp, now)
+    sequence = r.newest + step
+    if sequence < r.next or r.slots[sequence & r.mask].sequence == sequence:
+        r.late_run += 1
+        if r.late_run < LATE_RUN or now - r.good_ns <= r.wait_ns:
+            # A slot keeps its number until it is taken again.
+            count(&r.counters[R_DUPLICATE if r.slots[sequence & r.mask].sequence == sequence else R_LATE], 1)
+            return
+        leg_restart(leg, rtp.sequence, rtp.ssrc)
+        restart(r, rtp.sequence, rtp.ssrc)
+        sequence = r.next
+    leg.has_bad = 0
+    r.seen_type = rtp.payload_type
+    # Room for it: holes that would leave the window are given up now.
+    while r.next <= r.newest and sequence - r.next > r.mask // 2:
+        give_up(r)
+    if sequence - r.next > r.mask // 2:
+        # A gap larger than the window takes no numbers in it, so that what was just released keeps its slots. The other
+        # leg's packets of the gap meet numbers that are gone: late.
+        count(&r.counters[R_LOST], sequence - r.next)
+        r.newest = r.next - 1
+        r.newest_rtp = <uint16_t>(rtp.sequence - 1)
+        sequence = r.next
+        fec_forget(r)
+    accept(r, index, sequence, data, length, &rtp, now)
+
+
+cdef bint takes_over(Relay* r, uint32_t index, int64_t now) noexcept nogil:
+    """MODE_BACKUP: a leg takes over when the active one is silent; one before it comes back once it lives steadily."""
+    cdef bint is_silent = now - r.legs[r.active].last_ns >= r.failover_ns
+    if not is_silent and not (index < r.active and now - r.legs[index].alive_since_ns >= 4 * r.failover_ns):
+        return False
+    if r.legs[r.active].last_ns:                # the first packet of all is no switch
+        count(&r.counters[R_SWITCHES], 1)
+    r.active = <uint8_t>index
+    r.is_started = 0
+    r.format = r.wanted_format
+    return True
+
+
+cdef void relay_take(Relay* r, uint32_t index, const uint8_t* data, uint32_t length, int64_t now) noexcept nogil:
+    cdef Leg* leg = &r.legs[index]
+    cdef Rtp rtp
+    count(&r.counters[R_DATAGRAMS], 1)
+    count(&r.counters[R_BYTES], length)
+    count(&leg.counters[L_DATAGRAMS], 1)
+    count(&leg.counters[L_BYTES], length)
+    if leg.last_ns == 0 or now - leg.last_ns >= r.failover_ns:
+        leg.alive_since_ns = now
+    if length > r.slot_bytes or length == 0:
+        count(&r.counters[R_DROP_OVERSIZE if length else R_DROP_MALFORMED], 1)
+        return
+    if leg.kind == LEG_FEC:
+        leg.last_ns = now
+        fec_take(r, data, length, now)
+        return
+    if r.mode == MODE_BACKUP and index != r.active and not takes_over(r, index, now):
+        leg.last_ns = now
+        count(&r.counters[R_DROP_STANDBY], 1)
+        return
+    leg.last_ns = now
+    if now - r.good_ns > SILENCE_NS and r.is_started:
+        count(&r.counters[R_RESTARTS], 1)
+        r.is_started = 0
+        r.format = r.wanted_format
+    if r.format == FORMAT_DETECT:
+        r.format = <uint8_t>detect(data, length)
+    if r.format == FORMAT_RTP:
+        take_rtp(r, index, data, length, now)
+        return
+    # Without sequence numbers legs can't be merged.
+    if (r.format == FORMAT_TS and not is_ts(data, length)) or (r.mode == MODE_MERGE and index != 0):
+        count(&r.counters[R_DROP_FORMAT], 1)
+        return
+    r.is_started = 1
+    memset(&rtp, 0, sizeof(Rtp))
+    rtp.payload_bytes = length
+    rtp.timestamp = <uint32_t>(now // 1000 * r.clock_hz // 1000000)
+    accept(r, index, r.newest + 1, data, length, &rtp, now)
+
+
+cdef void relay_gauges(Relay* r) noexcept nogil:
+    cdef uint64_t* row = r.counters
+    cdef Leg* leg
+    cdef uint32_t i
+    store_u64_relaxed(&row[R_TS_PACKETS], r.ts.n_packets)
+    store_u64_relaxed(&row[R_TS_DAMAGED], r.ts.n_damaged)
+    store_u64_relaxed(&row[R_TS_CONTINUITY], r.ts.n_continuity)
+    store_u64_relaxed(&row[R_TS_PCR_JUMPS], r.ts.n_pcr_jumps)
+    store_u64_relaxed(&row[R_TS_RANDOM_ACCESS], r.ts.n_random_access)
+    store_u64_relaxed(&row[R_TS_RATE_BPS], r.ts.rate_bps)
+    store_u64_relaxed(&row[R_FORMAT], r.format)
+    store_u64_relaxed(&row[R_ACTIVE_LEG], r.active)
+    store_u64_relaxed(&row[R_LAST_NS], <uint64_t>r.good_ns)
+    for i in range(r.n_legs):
+        leg = &r.legs[i]
+        store_u64_relaxed(&leg.counters[L_LAST_NS], <uint64_t>leg.last_ns)
+        store_u64_relaxed(&leg.counters[L_JITTER_NS], <uint64_t>(leg.jitter_16 >> 4) * 1000000000 // r.clock_hz)
+    store_u64_relaxed(&row[R_JITTER_NS], r.legs[r.active].counters[L_JITTER_NS])

@@ -1,0 +1,74 @@
+"""Types of ext/relay_plane.pyx: the relay workers as Python sees them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+SLOTS: int
+LEGS: int
+OUTPUTS: int
+DESTINATION_BYTES: int
+FORMATS: tuple[str, ...]
+OUTPUT_FORMATS: dict[str, int]
+SEGMENTS: tuple[str, ...]
+MODES: dict[str, int]
+RELAY_COUNTERS: tuple[tuple[int, str, str], ...]
+RELAY_GAUGES: tuple[tuple[int, str], ...]
+LEG_COLUMNS: tuple[tuple[int, str], ...]
+OUTPUT_COLUMNS: tuple[tuple[int, str], ...]
+
+class Settings:
+    legs: Sequence[tuple[int, str, Sequence[tuple[bytes, int]]]]
+    def __init__(
+        self,
+        *,
+        legs: Sequence[tuple[int, str, Sequence[tuple[bytes, int]]]],
+        mode: str = "merge",
+        is_rtp: bool = False,
+        wait_ns: int = 0,
+        failover_ns: int = 500_000_000,
+        window_packets: int = 256,
+        slot_bytes: int = 1536,
+        payload_type: int = 255,
+        clock_hz: int = 90000,
+    ) -> None: ...
+
+class RelayPlane:
+    n_workers: int
+    relays: Any
+    legs: Any
+    outputs: Any
+    worker_rows: Any
+    def __init__(self, workers: int = 1) -> None: ...
+    def start(self) -> None: ...
+    def close(self) -> None: ...
+    def collect(self) -> int: ...
+    def add(self, slot: int, settings: Settings, sockets: Iterable[object] = ()) -> None: ...
+    def remove(self, slot: int) -> None: ...
+    def open_output(
+        self,
+        slot: int,
+        index: int,
+        fd: int,
+        *,
+        format: str = "keep",
+        hold_ns: int = 5_000_000,
+        pace_bytes_s: int = 0,
+        train_packets: int = 16,
+        train_bytes: int = 0,
+        ssrc: int = 0,
+        sequence: int = 0,
+        segments: bool = True,
+    ) -> None: ...
+    def set_receivers(self, slot: int, receivers: Sequence[tuple[int, bytes]]) -> None: ...
+    def set_own(self, own: Sequence[tuple[bytes, int]]) -> None: ...
+
+class RelayBench:
+    counters: Any
+    legs: Any
+    outputs: Any
+    def __init__(self, settings: Settings) -> None: ...
+    def take(self, leg: int, data: bytes, now: int) -> list[bytes]: ...
+    def expire(self, now: int) -> list[bytes]: ...
+    def known(self) -> dict[str, int]: ...
+
+def allows(settings: Settings, leg: int, address: bytes) -> bool: ...

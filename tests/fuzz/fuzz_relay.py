@@ -1,0 +1,103 @@
+"""Fuzz target: what relays read. Readers answer for any bytes; a relay gives out nothing that didn't come in or was
+repaired, and every datagram is counted under one name.
+
+    .venv/bin/python -m pytest tests/fuzz/fuzz_relay.py          a short run
+    PYTHONPATH=. .venv/bin/python tests/fuzz/fuzz_relay.py 600   so many seconds; prints the number of runs
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import sys
+from pathlib import Path
+
+from mutation import mutated, run
+
+from ext.relay_plane import RelayBench, Settings
+from ext.relay_wire import TsMeter, fec_of, format_of, rtp_of, ts_of
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "dataplane"))
+from relay_packets import matrix, pcr, rtp, stream, transport
+
+MEDIA = stream(12)
+COLUMNS, ROWS = matrix(MEDIA, 4, 3)
+SEEDS = [*MEDIA[:3], *COLUMNS[:2], *ROWS[:2], MEDIA[0][12:], rtp(9, b""), b"text"]
+SEEDS += [transport(5, 1, adaptation=pcr(2_700_000))]
+WORDS = [b"\x47", b"\x80\x21", b"\x80\xc8", b"\xff\xff", b"\x00\x01", b"\x47\x40\x00\x30\x01\x00"]
+DROPS = (
+    "duplicate", "late", "empty", "fec_packets", "drop_oversize", "drop_malformed", "drop_rtcp", "drop_type",
+    "drop_ssrc", "drop_jump", "drop_format", "drop_standby", "drop_fec_malformed", "drop_fec_refused",
+)  # fmt: skip
+
+
+def check_readers(source: random.Random) -> None:
+    data = mutated(source, SEEDS, WORDS)
+    found = rtp_of(data)
+    if isinstance(found, dict):
+        assert found["header_bytes"] + found["payload_bytes"] <= len(data)
+    repair = fec_of(data)
+    if isinstance(repair, dict):
+        assert repair["payload"] + repair["payload_bytes"] <= len(data)
+    packet = data[:188].ljust(188, b"\x47")
+    transported = ts_of(packet)
+    if isinstance(transported, dict):
+        assert 4 <= transported["payload"] <= 188
+    assert format_of(data) in ("rtp", "ts", "opaque")
+    meter = TsMeter()
+    meter.add(packet)
+    for _ in range(4):
+        data = mutated(source, SEEDS, WORDS)
+        meter.add(data[: len(data) // 188 * 188])
+
+
+def check_relay(source: random.Random) -> None:
+    """Media out of order, with mutations among it: each released packet is one that came, or was repaired."""
+    legs: list[tuple[int, str, tuple[tuple[bytes, int], ...]]] = [(-1, "media", ()), (-1, "media", ()), (-1, "fec", ())]
+    bench = RelayBench(
+        Settings(
+            legs=legs, is_rtp=source.random() < 0.5, mode=source.choice(["merge", "backup"]),
+            wait_ns=source.choice([0, 10**7]), window_packets=source.choice([64, 1024]),
+            payload_type=source.choice([255, 33]), slot_bytes=1400,
+        )
+    )  # fmt: skip
+    now, out, came, n = 10**9, [], set(), 0
+    at = source.randrange(65_536)
+    for _ in range(200):
+        now += source.choice([0, 0, 10**5, 10**7, 3 * 10**9 if source.random() < 0.01 else 0])
+        at = (at + source.choice([1, 1, 1, 1, 2, -1, 5, 100, 5000])) % 65_536
+        leg = source.choice([0, 0, 1, 2])
+        if leg == 2 or source.random() < 0.3:
+            data = mutated(source, [*SEEDS, *COLUMNS, *ROWS], WORDS, most=2)
+            if source.random() < 0.7 and len(data) > 30:
+                base = struct.pack("!H", (at - 12) % 65_536)
+                data = data[:2] + base + data[4:12] + (base if leg == 2 else data[12:14]) + data[14:]
+        else:
+            data = rtp(at, MEDIA[at % 12][12:], ssrc=source.choice([1] * 20 + [2]))
+        n += 1
+        came.add(data)
+        out += bench.take(leg, data, now)
+        if source.random() < 0.1:
+            out += bench.expire(now)
+    out += bench.expire(now + 10**10)
+    known = bench.known()
+    assert known["datagrams"] == n
+    assert len(out) == known["packets"]
+    assert known["packets"] - known["repaired"] + sum(known[name] for name in DROPS) == n
+    assert sum(packet not in came for packet in out) <= known["repaired"]
+
+
+def check(source: random.Random) -> None:
+    """The target's invariants, for one seed."""
+    check_readers(source)
+    if source.random() < 0.2:
+        check_relay(source)
+
+
+def test_fuzz_relay() -> None:
+    for seed in range(3000):
+        check(random.Random(seed))
+
+
+if __name__ == "__main__":
+    run(check)
