@@ -50,11 +50,8 @@ cdef enum:                      # why it went forward (RFC 9211 section 2.2)
     FWD_STALE = 3
     FWD_PARTIAL = 4
     FWD_BYPASS = 5
-<<<<<<< HEAD
     FWD_REQUEST = 6             # fresh, but the viewer asked for more
-=======
-    FWD_METHOD = 6
->>>>>>> 856158a (Pass path: any method that policy allows, bodies as they come, interim responses, invalidation)
+    FWD_METHOD = 7
 
 cdef struct Connection:
     uint32_t is_what

@@ -154,12 +154,7 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
     cdef Head* stored
     cdef uint32_t how = AS_HIT
     cdef uint32_t kind = EXCHANGE_MISS
-<<<<<<< HEAD
     cdef bint is_fresh, is_refused
-    cdef const uint8_t* path = data + head.path
-    cdef uint32_t path_length = head.path_length
-=======
->>>>>>> 856158a (Pass path: any method that policy allows, bodies as they come, interim responses, invalidation)
     c.log_origin = origin
     key_length = find_key(w, data, head, origin, &hash)
     entry = table_find(w.store, hash, origin, key, key_length)

@@ -111,18 +111,14 @@ class Fetcher:
             self.note_error(origin, OriginError("loop", "a request came back to this box: the origin leads here"))
             exchange.refuse(502)
             return
-<<<<<<< HEAD
-        wanted = request_directives(request.fields, origin.rules)
-        if exchange.kind != "refresh" and wanted.only_if_cached:
-=======
         if exchange.kind == "pass":
             passing = Passing(self, origin, exchange, request)
             if exchange.body is not None:
                 self._uploads[exchange.body.identity] = passing
             self._begin(passing, exchange)
             return
-        if exchange.kind != "refresh" and request_directives(request.fields, origin.rules).only_if_cached:
->>>>>>> 856158a (Pass path: any method that policy allows, bodies as they come, interim responses, invalidation)
+        wanted = request_directives(request.fields, origin.rules)
+        if exchange.kind != "refresh" and wanted.only_if_cached:
             exchange.refuse(504)  # RFC 9111 section 5.2.1.7
             return
         if exchange.kind != "alone" and self._is_answered(exchange, wanted):
