@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from ext.access_reader import AccessReader, digest_of_query
+from ext.listing import COMPLETE, FILLING, list_objects
 
 from accelerator.policy.compile import Tables
 from ext import layout
@@ -22,9 +23,9 @@ from ext.plane import FLAG_HAS_AGE, FLAG_MUST_VALIDATE, FLAG_NO_BODY, FOREVER_NS
 from ext.stored import StoredObject
 
 __all__ = [
-    "COUNTER_HELP", "FLAG_HAS_AGE", "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS", "HEALTH_PATH", "SLICE_BYTES",
-    "DataPlane", "Exchange", "HeadError", "RequestBody", "StoredObject", "digest_of_query", "parse_request",
-    "parse_response",
+    "COMPLETE", "COUNTER_HELP", "FILLING", "FLAG_HAS_AGE", "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS",
+    "HEALTH_PATH", "SLICE_BYTES", "DataPlane", "Exchange", "HeadError", "RequestBody", "StoredObject",
+    "digest_of_query", "list_objects", "parse_request", "parse_response",
 ]  # fmt: skip
 
 COUNTER_HELP: dict[str, str] = {name: text for _, name, text in layout.COUNTERS}

@@ -199,6 +199,8 @@ cdef class Plane(Workers):
         cdef uint64_t least = ~<uint64_t>0
         cdef uint64_t epoch
         cdef uint32_t i
+        if self.n_pins:
+            return
         for i in range(self.n_workers):
             epoch = add_u64(&self.shared.store.workers[i].epoch, 0)
             if epoch and epoch < least:

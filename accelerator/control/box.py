@@ -200,8 +200,9 @@ class Box(Protocol):
         ...
 
     def cache_list(
-        self, *, prefix: str | None, contains: str | None, origin: str | None, sort: str, offset: int, limit: int
-    ) -> Answer:
+        self, *, prefix: str | None, contains: str | None, origin: str | None, class_name: str | None, sort: str,
+        offset: int, limit: int,
+    ) -> Answer:  # fmt: skip
         """CacheList. `sort`: url ascending; size, age, ttl descending. `contains`: in host and path, of any case."""
         ...
 

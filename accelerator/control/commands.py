@@ -38,6 +38,7 @@ class Argument:
     is_sent: bool = False
     choices: tuple[str, ...] = ()
     default: Value | None = None
+    parameter: str = ""  # of the box's method, where it is called otherwise
     minimum: float = 0
     maximum: float = 2**53  # the largest whole number that every JSON reader keeps exact
 
@@ -93,6 +94,7 @@ COMMANDS: tuple[Command, ...] = (
         "list the stored objects, a page at a time",
         (
             Argument("origin", "text", "only objects of this origin (its name in the policy)"),
+            Argument("class", "text", "only objects of this class (its name in the policy)", parameter="class_name"),
             Argument("prefix", "text", "only objects whose URL begins so"),
             Argument("contains", "text", "only objects with this text in host or path, in capitals or not"),
             Argument(
@@ -180,6 +182,11 @@ COMMANDS: tuple[Command, ...] = (
 )
 
 BY_NAME: Mapping[str, Command] = {command.name: command for command in COMMANDS}
+
+
+def parameters_of(command: Command, checked: Mapping[str, Value | None]) -> dict[str, Value | None]:
+    """Arguments as the box's method calls them."""
+    return {each.parameter or each.name: checked[each.name] for each in command.arguments if each.name in checked}
 
 
 def check_arguments(command: Command, given: Mapping[str, object]) -> dict[str, Value | None]:

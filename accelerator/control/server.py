@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import cast
 
 from accelerator.control.box import Box, Figures, Stream
-from accelerator.control.commands import BY_NAME, Command, Files, Value, check_arguments
+from accelerator.control.commands import BY_NAME, Command, Files, Value, check_arguments, parameters_of
 from accelerator.control.message import (
     BEGINNING_BYTES,
     REQUEST_BYTES_MAX,
@@ -277,7 +277,7 @@ class ControlServer:
 
     async def _carry_out(self, command: Command, arguments: dict[str, Value | None]) -> bytes | Stream:
         try:
-            result = getattr(self.box, command.box_method)(**arguments)
+            result = getattr(self.box, command.box_method)(**parameters_of(command, arguments))
             if isawaitable(result):
                 result = await result
             if hasattr(result, "__anext__"):

@@ -323,10 +323,12 @@ class Appliance:
         return figures
 
     def cache_list(
-        self, *, prefix: str | None, contains: str | None, origin: str | None, sort: str, offset: int, limit: int
-    ) -> Awaitable[dict[str, Any]]:
+        self, *, prefix: str | None, contains: str | None, origin: str | None, class_name: str | None, sort: str,
+        offset: int, limit: int,
+    ) -> Awaitable[dict[str, Any]]:  # fmt: skip
         return self.inventory.listing(
-            prefix=prefix, contains=contains, origin=origin, sort=sort, offset=offset, limit=limit
+            prefix=prefix, contains=contains, origin=origin, class_name=class_name, sort=sort, offset=offset,
+            limit=limit,
         )
 
     def cache_purge(self, *, url: str | None, prefix: str | None, origin: str | None) -> dict[str, int]:

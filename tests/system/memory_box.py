@@ -82,12 +82,14 @@ class MemoryBox:
         }
 
     async def cache_list(
-        self, *, prefix: str | None, contains: str | None, origin: str | None, sort: str, offset: int, limit: int
-    ) -> dict[str, Any]:
+        self, *, prefix: str | None, contains: str | None, origin: str | None, class_name: str | None, sort: str,
+        offset: int, limit: int,
+    ) -> dict[str, Any]:  # fmt: skip
         await asyncio.sleep(0)  # a coroutine that really waits: the server has to cope with both sorts
         found = [each for each in self.objects if self._is_wanted(each, None, prefix, origin)]
         found = [each for each in found if (contains or "") in each["url"]]
         column = {"url": "url", "size": "size_bytes", "age": "age_s", "ttl": "ttl_s"}[sort]
+        found = [each for each in found if class_name in (None, each["class"])]
         found.sort(key=lambda each: each[column], reverse=sort != "url")
         return {"total": len(found), "objects": found[offset : offset + limit]}
 
