@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from accelerator.control.box import Box
-from accelerator.control.commands import BY_NAME, check_arguments
+from accelerator.control.commands import BY_NAME, check_arguments, parameters_of
 from accelerator.errors import AcceleratorError, ControlError
 from accelerator.web.guard import Guard
 from accelerator.web.summary import language_of, page_of
@@ -151,7 +151,8 @@ class Dashboard:
         wanted: Arguments = {name: given[name] for name in ("origin", "prefix", "contains", "sort") if given.get(name)}
         wanted["limit"] = min(_whole(given, "limit", 50), PAGE_ROWS_MAX)
         wanted["offset"] = _whole(given, "offset", 0)
-        result = self._box.cache_list(**cast(Any, check_arguments(BY_NAME["cache ls"], wanted)))
+        command = BY_NAME["cache ls"]
+        result = self._box.cache_list(**cast(Any, parameters_of(command, check_arguments(command, wanted))))
         return await result if isawaitable(result) else result
 
     # -- changes -------------------------------------------------------------------------------------------------------
