@@ -35,7 +35,7 @@ cdef enum:
 HOW = ("hit", "miss", "collapsed", "passed", "refused", "tunnel")
 cdef const char* NOTHING = b""
 cdef const char** HOW_NAMES = [b"hit", b"miss", b"collapsed", b"passed", b"refused", b"tunnel"]
-cdef const char** FWD_NAMES = [b"", b"uri-miss", b"vary-miss", b"stale", b"partial", b"bypass"]
+cdef const char** FWD_NAMES = [b"", b"uri-miss", b"vary-miss", b"stale", b"partial", b"bypass", b"request", b"method"]
 cdef const char** METHOD_NAMES = [b"", b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT", b"DELETE", b"PATCH", b"CONNECT", b"TRACE"]
 
 
@@ -146,7 +146,7 @@ cdef void put_line(Writing* to, const AccessRecord* record) noexcept nogil:
                         <unsigned long long>record.bytes, <long long>(duration_us // 1000), <int>(duration_us % 1000))
     if record.how < 6:
         put_name(to, b"how", HOW_NAMES[record.how])
-    if record.how != 0 and record.fwd_reason < 6:
+    if record.how != 0 and record.fwd_reason < 8:
         put_name(to, b"fwd", FWD_NAMES[record.fwd_reason])
     put_name(to, b"zone", zone_name(to, record))
     shown_viewer(record.address, record.flags, to.day_key, viewer)
