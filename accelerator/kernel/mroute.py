@@ -50,6 +50,16 @@ class Unrouted:
     group: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class KernelRoute:
+    """A multicast route as the kernel has it."""
+
+    source: bytes | None
+    group: bytes
+    parent: int
+    outputs: frozenset[int]
+
+
 class MulticastRoutingError(AcceleratorError):
     """The kernel refused: `kind` is `busy` where another program routes multicast in the same table."""
 
@@ -58,13 +68,16 @@ class MulticastSocket:
     """One family's raw socket that is the multicast router of a table. Closing the last duplicate of it removes its
     routes and interfaces. It also receives IGMP or MLD: `receive()` of membership packets is another file's."""
 
-    def __init__(self, family: socket.AddressFamily, table: int | None = None) -> None:
-        """MulticastRoutingError: no right to (CAP_NET_ADMIN, CAP_NET_RAW), no kernel support, or another program does
-        it."""
+    def __init__(self, family: socket.AddressFamily, table: int | None = None, kept: int | None = None) -> None:
+        """`kept`: the descriptor of such a socket that outlived its process, with its routes. MulticastRoutingError: no
+        right to (CAP_NET_ADMIN, CAP_NET_RAW), no kernel support, or another program does it."""
         self.family = family
         self.is_v6 = family == socket.AF_INET6
         self._level = socket.IPPROTO_IPV6 if self.is_v6 else socket.IPPROTO_IP
         protocol = socket.IPPROTO_ICMPV6 if self.is_v6 else socket.IPPROTO_IGMP
+        if kept is not None:
+            self.socket = socket.socket(family, socket.SOCK_RAW, protocol, kept)
+            return
         try:
             self.socket = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
         except OSError as error:
@@ -173,6 +186,46 @@ def read_upcall(data: bytes, *, is_v6: bool) -> Unrouted | None:
         return Unrouted(Upcall(kind), vif, source, group)
     except ValueError:
         return None
+
+
+def read_table(*, is_v6: bool) -> tuple[dict[str, int], list[KernelRoute]]:
+    """Interfaces by name, and routes, of the default table. A route for any source is without its parent among the
+    outputs, as add_route() takes it."""
+    family = "6" if is_v6 else ""
+    vifs: dict[str, int] = {}
+    for line in _lines(f"/proc/net/ip{family}_mr_vif"):
+        vif, name = line.split()[:2]
+        vifs[name] = int(vif)
+    routes = []
+    for line in _lines(f"/proc/net/ip{family}_mr_cache"):
+        group, source, parent, _, _, _, *outputs = line.split()
+        if not 0 <= int(parent) < VIFS_MAX:  # waits for its route
+            continue
+        origin = _address(source, is_v6=is_v6)
+        out = frozenset(int(each.partition(":")[0]) for each in outputs)
+        is_any = not any(origin)
+        routes.append(
+            KernelRoute(
+                None if is_any else origin,
+                _address(group, is_v6=is_v6),
+                int(parent),
+                out - {int(parent)} if is_any else out,
+            )
+        )
+    return vifs, routes
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().splitlines()[1:]
+    except FileNotFoundError:
+        return []
+
+
+def _address(text: str, *, is_v6: bool) -> bytes:
+    """IPv4's are printed as numbers in the machine's order."""
+    return socket.inet_pton(socket.AF_INET6, text) if is_v6 else struct.pack("=I", int(text, 16))
 
 
 def _refusal(error: OSError, table: int | None) -> MulticastRoutingError:

@@ -12,8 +12,10 @@ from accelerator.protocols.membership.host import HostSide, VersionChanged
 from accelerator.protocols.membership.messages import (
     Drop,
     Heard,
+    Kind,
     Message,
     Prefix,
+    Record,
     is_forwardable,
 )
 from accelerator.protocols.membership.router import GroupChanged, QuerierChanged, RouterSide
@@ -87,6 +89,12 @@ class Proxy:
         else:
             self._routers[interface].receive(heard, now_s)
             self._take_events(interface, now_s)
+
+    def assume(self, name: str, group: bytes, wanted: Filter, now_s: float) -> None:
+        """A downstream wanted this before we started: it counts until its hosts have had the time to say otherwise."""
+        kind = Kind.IS_EXCLUDE if wanted.is_exclude else Kind.IS_INCLUDE
+        self._routers[name].assume(Record(kind, group, wanted.sources), now_s)
+        self._take_events(name, now_s)
 
     def decide(self, source: bytes, group: bytes, interface: str) -> tuple[str, ...]:
         """The interfaces to which packets of the flow that arrive on `interface` go, sorted. From a downstream they

@@ -120,6 +120,10 @@ class RouterSide:
             case Leave(group=group):
                 self._receive_record(Record(Kind.TO_INCLUDE, group), 2, now_s)
 
+    def assume(self, record: Record, now_s: float) -> None:
+        """A record that nobody has sent us: what hosts wanted when we were last told."""
+        self._receive_record(record, 3, now_s)
+
     def next_event(self) -> Event | None:
         return self._events.popleft() if self._events else None
 

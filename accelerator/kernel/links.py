@@ -1,0 +1,88 @@
+"""The box's interfaces as they are, by netlink, and a socket that says when they have changed. Never changes one:
+addresses belong to the system's own network configuration."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface
+
+from pyroute2 import AsyncIPRoute
+
+from accelerator.protocols.membership.messages import Prefix, prefix
+
+_IFF_UP = 1
+_IFA_F_TENTATIVE = 0x40
+_GROUPS = 1 | 1 << 4 | 1 << 8  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One interface. Addresses are packed; `address6` is the link-local one, which MLD wants. None: it has none
+    (yet)."""
+
+    name: str
+    index: int
+    is_up: bool
+    mtu: int
+    address4: bytes | None = None
+    nets4: tuple[Prefix, ...] = ()
+    address6: bytes | None = None
+
+
+async def read_links() -> dict[str, Link]:
+    """All interfaces by name."""
+    async with AsyncIPRoute() as netlink:
+        links = [each async for each in await netlink.get_links()]
+        addresses = [each async for each in await netlink.get_addr()]
+    found: dict[str, Link] = {}
+    for link in links:
+        index, mine = link["index"], [each for each in addresses if each["index"] == link["index"]]
+        # The local end of a point-to-point link is IFA_LOCAL, of any other both are the same.
+        v4 = [
+            (ip_address(each.get("local") or each.get("address")).packed, each["prefixlen"])
+            for each in mine
+            if each["family"] == socket.AF_INET
+        ]
+        v6 = [
+            ip_address(each.get("address"))
+            for each in mine
+            if each["family"] == socket.AF_INET6 and not each["flags"] & _IFA_F_TENTATIVE
+        ]
+        found[link.get("ifname")] = Link(
+            link.get("ifname"),
+            index,
+            bool(link["flags"] & _IFF_UP),
+            link.get("mtu"),
+            v4[0][0] if v4 else None,
+            tuple(prefix(ip_interface((address, length)).network) for address, length in v4),
+            min((each.packed for each in v6 if each.is_link_local), default=None),
+        )
+    return found
+
+
+class LinkWatch:
+    """Readable when interfaces or addresses may have changed. What the events say is not read: whoever is woken reads
+    the links anew, so an event that was lost for want of memory costs nothing."""
+
+    def __init__(self) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        self._socket.bind((0, _GROUPS))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def drain(self) -> None:
+        """Takes what is there, so that the next change wakes again."""
+        while True:
+            try:
+                self._socket.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != 105:  # ENOBUFS: events were lost, which is one more reason to read
+                    raise

@@ -1,0 +1,348 @@
+"""One family's multicast proxies in the kernel: joins the proxies' machines to the multicast router's socket, and
+follows interfaces that come, go and change. Knows no event loop: who has one calls it when the socket is readable or
+a time has come."""
+
+from __future__ import annotations
+
+import fcntl
+import random
+import socket
+import struct
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerator.kernel.links import Link
+from accelerator.kernel.membership_port import MembershipPort
+from accelerator.kernel.mroute import VIFS_MAX, KernelRoute, MulticastSocket, Unrouted, Upcall, read_table
+from accelerator.protocols.membership.filters import Filter
+from accelerator.protocols.membership.forwarding import Entry, Forwarding, Install
+from accelerator.protocols.membership.messages import Drop, Heard, Prefix
+from accelerator.protocols.membership.proxy import (
+    DownstreamQuerierChanged,
+    FlowsChanged,
+    Proxy,
+    UpstreamVersionChanged,
+)
+from accelerator.protocols.membership.settings import HostSettings, RouterSettings
+
+# How many packets are read before their answers leave: bounds what a flood holds back.
+_BATCH = 256
+# A flow that nobody foretold is forgotten when no packet came between two looks.
+IDLE_LOOK_S = 60.0
+_SIOCGETSGCNT = 0x89E1
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyWish:
+    """One proxy, as policy wants it. Each interface stands in one proxy only."""
+
+    name: str
+    upstream: str
+    downstreams: Mapping[str, RouterSettings]
+    host: HostSettings = field(default_factory=HostSettings)
+
+
+@dataclass(slots=True)
+class _Running:
+    wish: ProxyWish
+    proxy: Proxy
+    forwarding: Forwarding
+    installed: dict[tuple[bytes | None, bytes], Entry] = field(default_factory=dict)
+
+
+class MulticastService:
+    """Takes over `router`: it is closed with close(). `events` are dicts with a `kind`, for netd to pass on. What an
+    earlier process, or the policy before, left in the kernel is taken as what hosts wanted then: routes stay, and who
+    wants nothing any more doesn't answer our first queries."""
+
+    def __init__(self, router: MulticastSocket, wishes: tuple[ProxyWish, ...], now_s: float) -> None:
+        self.router = router
+        self.events: deque[dict[str, Any]] = deque()
+        self.drops: Counter[Drop] = Counter()
+        self.n_unsent = 0
+        self._port = MembershipPort(router)
+        self._left: tuple[dict[str, int], list[KernelRoute]] | None = read_table(is_v6=router.is_v6)
+        self._links: dict[str, Link] = {}
+        self._names: dict[int, str] = {}
+        self._vifs: dict[str, int] = {}
+        self._idle_look_s = now_s + IDLE_LOOK_S
+        self._packets: dict[tuple[bytes, bytes], int] = {}
+        self._running: list[_Running] = []
+        self._by_interface: dict[str, _Running] = {}
+        for wish in wishes:
+            proxy = Proxy(wish.upstream, wish.host, random.Random().random)
+            running = _Running(wish, proxy, Forwarding(proxy))
+            self._running.append(running)
+            for name in (wish.upstream, *wish.downstreams):
+                if name in self._by_interface:
+                    raise ValueError(f"interface {name} stands in two places")
+                self._by_interface[name] = running
+
+    def close(self) -> None:
+        self._port.close()
+        self.router.close()
+
+    def fileno(self) -> int:
+        return self.router.fileno()
+
+    def links_changed(self, links: Mapping[str, Link], now_s: float) -> None:
+        """The interfaces as they are now. Those that aren't there yet are waited for, and an event says so."""
+        for name, running in self._by_interface.items():
+            old, new = self._links.get(name), links.get(name)
+            if new is not None and not new.is_up:
+                new = None
+            if old is not None and (new is None or new.index != old.index):
+                self._remove(name, running, old, now_s)
+                old = None
+            if new is None:
+                continue
+            if old is None:
+                self._add(name, running, new, now_s)
+            elif new != old:
+                self._links[name] = new
+                if name != running.wish.upstream:
+                    running.proxy.set_address(name, self._address(new), self._nets(new), now_s)
+        if self._left is not None:
+            vifs, routes = self._left
+            self._left = None
+            self._adopt(vifs, routes, now_s)
+        self._act(now_s)
+
+    def readable(self, now_s: float) -> None:
+        """Reads what has come, then answers all of it: so a report that came with a timer's end still counts."""
+        for _ in range(_BATCH):
+            received = self._port.receive()
+            if received is None:
+                break
+            if isinstance(received, Unrouted):
+                self._unrouted(received, now_s)
+            else:
+                self._heard(*received, now_s)
+        self._act(now_s)
+
+    def next_timer(self) -> float:
+        return min([self._idle_look_s, *(t for each in self._running if (t := each.proxy.next_timer()) is not None)])
+
+    def on_timer(self, now_s: float) -> None:
+        self.readable(now_s)
+        if now_s >= self._idle_look_s:
+            self._idle_look_s = now_s + IDLE_LOOK_S
+            self._forget_idle()
+            self._act(now_s)
+
+    def show(self) -> dict[str, Any]:
+        """What `accelctl routes` shows of it. Addresses of groups and sources, of no viewer."""
+        proxies = {}
+        for running in self._running:
+            upstream = {
+                _text(group): {"mode": "exclude" if each.is_exclude else "include", "sources": _texts(each.sources)}
+                for group, each in sorted(running.proxy.host.filters.items())
+            }
+            downstreams = {
+                name: {
+                    "is_querier": router.is_querier,
+                    "querier": None if router.other_querier is None else _text(router.other_querier),
+                    "groups": len(router.groups),
+                    "drops": {
+                        drop.value: n for drop, n in sorted(router.drops.items(), key=lambda each: each[0].value)
+                    },
+                }
+                for name, router in running.proxy.downstreams.items()
+            }
+            routes = [
+                {
+                    "source": "*" if entry.source is None else _text(entry.source),
+                    "group": _text(entry.group),
+                    "from": entry.parent,
+                    "to": list(entry.outputs),
+                    "is_installed": running.installed.get(key) == entry,
+                }
+                for key, entry in running.forwarding.entries.items()
+            ]
+            proxies[running.wish.name] = {
+                "upstream": running.wish.upstream,
+                "asked_upstream": upstream,
+                "downstreams": downstreams,
+                "routes": routes,
+                "missing": [n for n in (running.wish.upstream, *running.wish.downstreams) if n not in self._links],
+            }
+        return proxies
+
+    def _address(self, link: Link) -> bytes | None:
+        return link.address6 if self.router.is_v6 else link.address4
+
+    def _nets(self, link: Link) -> tuple[Prefix, ...]:
+        return () if self.router.is_v6 else link.nets4
+
+    def _add(self, name: str, running: _Running, link: Link, now_s: float) -> None:
+        left = self._left[0] if self._left is not None else {}
+        taken = {*self._vifs.values(), *left.values()}
+        vif = left.get(name, next((each for each in range(VIFS_MAX) if each not in taken), None))
+        if vif is None:
+            self._tell("interface-refused", name, f"the kernel routes multicast between {VIFS_MAX} interfaces at most")
+            return
+        try:
+            if name not in left:
+                self.router.add_vif(vif, link.index)
+            self._port.attach(link.index)
+        except OSError as error:
+            # Gone between reading and here, or going: the next change of links tries again.
+            self.router.delete_vif(vif)
+            self._tell("interface-refused", name, f"{name} can't take part in multicast routing: {error.strerror}")
+            return
+        self._vifs[name], self._links[name], self._names[link.index] = vif, link, name
+        if name != running.wish.upstream:
+            settings = running.wish.downstreams[name]
+            running.proxy.add_downstream(name, settings, self._address(link), self._nets(link), now_s)
+        # Routes that waited for the interface.
+        running.forwarding.refresh(None)
+        self._reinstall(running)
+        self._tell("interface-used", name, f"{name} takes part in multicast routing")
+
+    def _remove(self, name: str, running: _Running, link: Link, now_s: float) -> None:
+        vif = self._vifs.pop(name)
+        del self._links[name], self._names[link.index]
+        self._port.detach(link.index)
+        # The number may be another interface's soon: no route may lead there, or from there.
+        for key, entry in list(running.installed.items()):
+            if entry.parent == name:
+                self.router.delete_route(entry.source, entry.group, vif)
+                del running.installed[key]
+        self.router.delete_vif(vif)
+        if name != running.wish.upstream:
+            running.proxy.remove_downstream(name, now_s)
+        self._tell("interface-gone", name, f"{name} has gone: multicast is not routed there until it is back")
+
+    def _adopt(self, vifs: dict[str, int], routes: list[KernelRoute], now_s: float) -> None:
+        """Membership from the routes that are there; what no proxy wants any more goes."""
+        names = {vif: name for name, vif in self._vifs.items()}
+        for running in self._running:
+            mine = [each for each in routes if self._by_interface.get(names.get(each.parent, "")) is running]
+            any_source = {each.group: each for each in mine if each.source is None}
+            filters: dict[tuple[str, bytes], Filter] = {}
+            for each in mine:
+                for name in running.wish.downstreams:
+                    is_output = self._vifs.get(name) in each.outputs
+                    is_any = each.group in any_source and self._vifs.get(name) in any_source[each.group].outputs
+                    before = filters.get((name, each.group), Filter(is_any))
+                    if each.source is not None and names[each.parent] == running.wish.upstream and is_output != is_any:
+                        before = Filter(is_any, before.sources | {each.source})
+                    filters[name, each.group] = before
+                if each.source is not None and (names[each.parent] != running.wish.upstream or not each.outputs):
+                    running.forwarding.seen(each.source, each.group, names[each.parent], now_s)
+            for (name, group), each_filter in filters.items():
+                if name in self._vifs:
+                    running.proxy.assume(name, group, each_filter, now_s)
+        self._act(now_s)
+        kept = {(key, entry.parent) for each in self._running for key, entry in each.installed.items()}
+        for route in routes:
+            if ((route.source, route.group), names.get(route.parent)) not in kept:
+                self.router.delete_route(route.source, route.group, route.parent)
+        for name, vif in vifs.items():
+            if name not in self._vifs:
+                self.router.delete_vif(vif)
+
+    def _heard(self, index: int, heard: Heard | Drop, now_s: float) -> None:
+        name = self._names.get(index)
+        if name is None:
+            return
+        if isinstance(heard, Drop):
+            self.drops[heard] += 1
+        self._by_interface[name].proxy.receive(name, heard, now_s)
+
+    def _unrouted(self, upcall: Unrouted, now_s: float) -> None:
+        name = next((name for name, vif in self._vifs.items() if vif == upcall.vif), None)
+        if name is None or upcall.kind not in (Upcall.NO_ROUTE, Upcall.WRONG_INTERFACE):
+            return
+        running = self._by_interface[name]
+        running.forwarding.seen(upcall.source, upcall.group, name, now_s)
+        # The kernel may have lost what we think is there, or have asked before it was.
+        entry = running.installed.get((upcall.source, upcall.group))
+        if upcall.kind is Upcall.NO_ROUTE and entry is not None and entry.parent == name:
+            self._install(running, entry)
+
+    def _act(self, now_s: float) -> None:
+        """Carries out what the machines want: packets, routes, events."""
+        for running in self._running:
+            for name, message in running.proxy.to_send(now_s):
+                link = self._links.get(name)
+                if link is None:
+                    continue
+                try:
+                    self._port.send(link.index, message, self._address(link), link.mtu)
+                except OSError:
+                    # Lost like any packet may be: that is what robustness is for.
+                    self.n_unsent += 1
+            while (event := running.proxy.next_event()) is not None:
+                match event:
+                    case FlowsChanged(group=group):
+                        running.forwarding.refresh(group)
+                    case DownstreamQuerierChanged(interface=interface, querier=querier):
+                        who = "we are" if querier is None else f"{_text(querier)} is"
+                        self._tell("querier-changed", interface, f"{who} querier on {interface} now")
+                    case UpstreamVersionChanged(version=version):
+                        name = running.wish.upstream
+                        self._tell("upstream-version", name, f"version {version} of IGMP is spoken upstream on {name}")
+            while (change := running.forwarding.next_change()) is not None:
+                key = change.entry.source, change.entry.group
+                if isinstance(change, Install):
+                    self._install(running, change.entry)
+                elif (there := running.installed.pop(key, None)) is not None:
+                    self.router.delete_route(there.source, there.group, self._vifs[there.parent])
+
+    def _reinstall(self, running: _Running) -> None:
+        for entry in running.forwarding.entries.values():
+            self._install(running, entry)
+
+    def _install(self, running: _Running, entry: Entry) -> None:
+        key = entry.source, entry.group
+        there = running.installed.get(key)
+        parent = self._vifs.get(entry.parent)
+        # A route for any source is told from others by its parent: it isn't replaced.
+        if there is not None and (parent is None or (entry.source is None and there.parent != entry.parent)):
+            self.router.delete_route(there.source, there.group, self._vifs[there.parent])
+            del running.installed[key]
+        if parent is None:
+            return
+        outputs = [self._vifs[name] for name in entry.outputs if name in self._vifs]
+        self.router.add_route(entry.source, entry.group, parent, outputs)
+        running.installed[key] = entry
+
+    def _forget_idle(self) -> None:
+        packets: dict[tuple[bytes, bytes], int] = {}
+        for running in self._running:
+            for flow in running.forwarding.flows:
+                count = self._packet_count(*flow)
+                if count is None or self._packets.get(flow) == count:
+                    running.forwarding.forget(*flow)
+                else:
+                    packets[flow] = count
+        self._packets = packets
+
+    def _packet_count(self, source: bytes, group: bytes) -> int | None:
+        """Packets that the route of the flow has taken; None: it has none of its own."""
+        if self.router.is_v6:
+            head = b"".join(struct.pack("=HHI16sI", socket.AF_INET6, 0, 0, each, 0) for each in (source, group))
+            request, at = head + bytes(24), len(head)
+        else:
+            head = source + group
+            request, at = head + bytes(24), 8
+        try:
+            answer = fcntl.ioctl(self.router.fileno(), _SIOCGETSGCNT, request)
+        except OSError:
+            return None
+        return int(struct.unpack_from("@L", answer, at)[0])
+
+    def _tell(self, kind: str, interface: str, message: str) -> None:
+        family = "ipv6" if self.router.is_v6 else "ipv4"
+        self.events.append({"kind": kind, "interface": interface, "family": family, "message": message})
+
+
+def _text(address: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
+
+
+def _texts(addresses: frozenset[bytes]) -> list[str]:
+    return [_text(each) for each in sorted(addresses)]

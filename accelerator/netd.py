@@ -1,0 +1,393 @@
+"""accelerator-netd: does in the kernel what services desire, and holds the only capabilities of the box. This file is
+its composition root: the event loop, the socket DIR/netd.sock, the state on disk. Plain asyncio: pyroute2 does not
+run on uvloop.
+
+Messages are those of the control socket (control/message.py):
+
+    desire  {"service", "generation", "state"}   a service's whole desired state; older than its last: refused
+    show    {}                                   what is desired, what is, and what has been dropped
+    follow  {}                                   the reply, then a line {"event": {...}} for each event from then on
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+from accelerator import clock
+from accelerator.control.message import encode_error, encode_result, parse_request
+from accelerator.errors import AcceleratorError, ControlError
+from accelerator.kernel.keeper import Kept
+from accelerator.kernel.links import LinkWatch, read_links
+from accelerator.kernel.mroute import MulticastRoutingError, MulticastSocket
+from accelerator.kernel.multicast import MulticastService, ProxyWish
+from accelerator.kernel.state import DesiredState, MulticastProxy, StateError, check_interfaces, decode, encode
+from accelerator.protocols.membership.messages import Prefix, prefix
+from accelerator.protocols.membership.settings import Admission, HostSettings, QuerierMode, RouterSettings, Timing
+
+MESSAGE_BYTES_MAX = 1 << 20
+CLIENTS_MAX = 16
+EVENTS_KEPT = 1000
+RETRY_S = 5.0
+# Several changes of links come at once: one reading is enough for them.
+SETTLE_S = 0.02
+_SLOTS = {socket.AF_INET: ord("4"), socket.AF_INET6: ord("6")}
+_SERVICE_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+
+class Netd:
+    """The daemon. Made and used in its event loop."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "netd.sock"
+        self._kept_path = state_dir / "netd-desired.json"
+        self._keeper_path = state_dir / "netd-keeper.sock"
+        self._services: dict[str, tuple[int, DesiredState]] = {}
+        self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
+        self._n_events = 0
+        self._followers: set[asyncio.Queue[dict[str, Any]]] = set()
+        self._clients: set[asyncio.Task[None]] = set()
+        self._keeper: Kept | None = None
+        self._multicast: dict[socket.AddressFamily, MulticastService] = {}
+        self._wishes: tuple[ProxyWish, ...] = ()
+        self._timers: dict[socket.AddressFamily, asyncio.TimerHandle] = {}
+        self._watch = LinkWatch()
+        self._links_wanted = asyncio.Event()
+        self._retry: asyncio.TimerHandle | None = None
+
+    async def run(self, until: asyncio.Event) -> None:
+        """Serves until the event is set. Routes stay when it ends: the keeper has them, for the next netd."""
+        loop = asyncio.get_running_loop()
+        self._load()
+        self._apply()
+        loop.add_reader(self._watch.fileno(), self._links_event)
+        server = await asyncio.start_unix_server(self._serve, str(self._path), limit=MESSAGE_BYTES_MAX)
+        os.chmod(self._path, 0o600)
+        self._links_wanted.set()
+        follower = loop.create_task(self._follow_links())
+        try:
+            await until.wait()
+        finally:
+            follower.cancel()
+            loop.remove_reader(self._watch.fileno())
+            server.close()
+            for client in list(self._clients):
+                client.cancel()
+            with contextlib.suppress(FileNotFoundError):
+                self._path.unlink()
+            for family in list(self._multicast):
+                self._stop(family)
+            self._watch.close()
+
+    # Desired state.
+
+    def desire(self, service: str, generation: int, state: DesiredState) -> None:
+        """ControlError: older than what the service said last, or at odds with another service."""
+        known = self._services.get(service)
+        if known is not None and generation < known[0]:
+            raise ControlError("stale", f"{service} has said generation {known[0]} already")
+        others = [each for name, (_, each) in self._services.items() if name != service]
+        try:
+            check_interfaces(tuple(proxy for each in (*others, state) for proxy in each.multicast))
+        except StateError as error:
+            raise ControlError(error.kind, error.message) from None
+        self._services[service] = (generation, state)
+        self._save()
+        self._apply()
+
+    def _load(self) -> None:
+        """What was desired last is desired until services say otherwise."""
+        try:
+            document = json.loads(self._kept_path.read_bytes())
+            for name, (generation, state) in document.items():
+                self._services[name] = (int(generation), decode(state))
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, AttributeError, AcceleratorError) as error:
+            self._services.clear()
+            self._tell({"kind": "state-unreadable", "message": f"the desired state on disk can't be read: {error}"})
+
+    def _save(self) -> None:
+        document = {name: [generation, encode(state)] for name, (generation, state) in self._services.items()}
+        fresh = self._kept_path.with_suffix(".new")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "w") as file:
+            json.dump(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._kept_path)
+
+    def _apply(self) -> None:
+        """Starts, changes or ends the multicast proxies."""
+        if not self._services:
+            return  # nobody has spoken: what is there may be wanted
+        wishes = tuple(_wish(proxy) for _, state in self._services.values() for proxy in state.multicast)
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        for family in (socket.AF_INET, socket.AF_INET6):
+            if wishes == self._wishes and family in self._multicast:
+                continue
+            self._stop(family)
+            if wishes:
+                self._start(family, wishes)
+            elif self._keeper is not None:
+                self._keeper.drop(_SLOTS[family])
+        self._wishes = wishes
+        self._links_wanted.set()
+
+    def _start(self, family: socket.AddressFamily, wishes: tuple[ProxyWish, ...]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            if self._keeper is None:
+                self._keeper = Kept(self._keeper_path)
+                loop.add_reader(self._keeper.fileno(), self._keeper_gone)
+            kept = self._keeper.descriptors.get(_SLOTS[family])
+            router = MulticastSocket(family, kept=None if kept is None else os.dup(kept))
+        except (MulticastRoutingError, RuntimeError) as error:
+            self._tell({"kind": "multicast-refused", "family": _name(family), "message": str(error)})
+            if self._retry is None:
+                self._retry = loop.call_later(RETRY_S, self._apply)
+            return
+        if kept is None:
+            self._keeper.keep(_SLOTS[family], router.fileno())
+        service = MulticastService(router, wishes, _now_s())
+        self._multicast[family] = service
+        loop.add_reader(service.fileno(), self._readable, family)
+
+    def _keeper_gone(self) -> None:
+        """Someone ended it: another one takes over what it had."""
+        assert self._keeper is not None
+        asyncio.get_running_loop().remove_reader(self._keeper.fileno())
+        kept = self._keeper.descriptors
+        self._keeper.close()
+        self._keeper = Kept(self._keeper_path)
+        asyncio.get_running_loop().add_reader(self._keeper.fileno(), self._keeper_gone)
+        for slot, descriptor in kept.items():
+            self._keeper.keep(slot, descriptor)
+            os.close(descriptor)
+        self._tell(
+            {"kind": "keeper-restarted", "message": "the keeper of multicast routes was ended; there is a new one"}
+        )
+
+    def _stop(self, family: socket.AddressFamily) -> None:
+        service = self._multicast.pop(family, None)
+        if service is None:
+            return
+        asyncio.get_running_loop().remove_reader(service.fileno())
+        timer = self._timers.pop(family, None)
+        if timer is not None:
+            timer.cancel()
+        service.close()
+
+    # Events of the kernel.
+
+    def _readable(self, family: socket.AddressFamily) -> None:
+        self._multicast[family].readable(_now_s())
+        self._after(family)
+
+    def _timer(self, family: socket.AddressFamily) -> None:
+        self._multicast[family].on_timer(_now_s())
+        self._after(family)
+
+    def _after(self, family: socket.AddressFamily) -> None:
+        service = self._multicast[family]
+        while service.events:
+            self._tell(service.events.popleft())
+        loop = asyncio.get_running_loop()
+        at_s = loop.time() + max(0.0, service.next_timer() - _now_s())
+        timer = self._timers.get(family)
+        if timer is None or timer.cancelled() or timer.when() != at_s:
+            if timer is not None:
+                timer.cancel()
+            self._timers[family] = loop.call_at(at_s, self._timer, family)
+
+    def _links_event(self) -> None:
+        self._watch.drain()
+        self._links_wanted.set()
+
+    async def _follow_links(self) -> None:
+        while True:
+            await self._links_wanted.wait()
+            self._links_wanted.clear()
+            try:
+                links = await read_links()
+            except OSError as error:
+                self._tell({"kind": "links-unreadable", "message": f"the interfaces can't be read: {error}"})
+                await asyncio.sleep(RETRY_S)
+                self._links_wanted.set()
+                continue
+            for family, service in list(self._multicast.items()):
+                service.links_changed(links, _now_s())
+                self._after(family)
+            await asyncio.sleep(SETTLE_S)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        self._n_events += 1
+        event = {"n": self._n_events, "at": round(clock.wall_s(), 3), **event}
+        self._events.append(event)
+        print(event["message"], file=sys.stderr, flush=True)
+        for queue in self._followers:
+            # Who doesn't read loses events, and sees it by their numbers.
+            with contextlib.suppress(asyncio.QueueFull):
+                queue.put_nowait(event)
+
+    # The socket.
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            refusal = self._refusal(writer)
+            if refusal is not None:
+                writer.write(encode_error(refusal))
+                return
+            while line := await reader.readline():
+                if not await self._answer(line, writer):
+                    return
+                await writer.drain()
+        except (ValueError, ConnectionError):
+            return  # longer than any message may be, or gone
+        finally:
+            self._clients.discard(task)
+            writer.close()
+
+    def _refusal(self, writer: asyncio.StreamWriter) -> ControlError | None:
+        connection = writer.get_extra_info("socket")
+        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        # The directory's owner is who runs acceleratord.
+        if uid not in (0, os.geteuid(), self._path.parent.stat().st_uid):
+            return ControlError("not-permitted", "only the appliance's own user may ask netd")
+        return ControlError("busy", "too many connections") if len(self._clients) > CLIENTS_MAX else None
+
+    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> bool:
+        """Whether the connection goes on."""
+        try:
+            request = parse_request(line.rstrip(b"\n"), MESSAGE_BYTES_MAX)
+            match request.command:
+                case "desire":
+                    writer.write(encode_result(self._desire(request.arguments)))
+                case "show":
+                    writer.write(encode_result(self.show()))
+                case "follow":
+                    await self._follow(writer)
+                    return False
+                case _:
+                    raise ControlError("unknown-command", f"netd knows no command {request.command!r:.40}")
+        except ControlError as error:
+            writer.write(encode_error(error))
+        return True
+
+    def _desire(self, arguments: Any) -> dict[str, Any]:
+        service, generation = arguments.get("service"), arguments.get("generation")
+        if not isinstance(service, str) or not _SERVICE_NAME.fullmatch(service):
+            raise ControlError("value", "service is a short name in small letters")
+        if isinstance(generation, bool) or not isinstance(generation, int) or generation < 0:
+            raise ControlError("value", "generation is a number")
+        try:
+            state = decode(arguments.get("state"))
+        except StateError as error:
+            raise ControlError(error.kind, error.message) from None
+        self.desire(service, generation, state)
+        return {"generation": generation}
+
+    def show(self) -> dict[str, Any]:
+        return {
+            "services": {
+                name: {"generation": generation, "state": encode(state)}
+                for name, (generation, state) in self._services.items()
+            },
+            "multicast": {_name(family): service.show() for family, service in self._multicast.items()},
+            "events": list(self._events)[-100:],
+        }
+
+    async def _follow(self, writer: asyncio.StreamWriter) -> None:
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(EVENTS_KEPT)
+        self._followers.add(queue)
+        try:
+            writer.write(encode_result({"events": list(self._events)}))
+            while True:
+                await writer.drain()
+                event = await queue.get()
+                writer.write(json.dumps({"event": event}).encode() + b"\n")
+        finally:
+            self._followers.discard(queue)
+
+
+def _wish(proxy: MulticastProxy) -> ProxyWish:
+    settings = RouterSettings(
+        replace(
+            Timing(),
+            robustness=proxy.robustness,
+            interval_s=proxy.interval_s,
+            response_s=min(10.0, proxy.interval_s / 2),
+            last_member_interval_s=proxy.last_member_interval_s,
+        ),
+        QuerierMode(proxy.querier),
+        Admission(_prefixes(proxy.groups), _prefixes(proxy.sources), n_groups_max=proxy.n_groups_max),
+        proxy.fast_leave,
+    )
+    host = HostSettings(robustness=proxy.robustness, version_min=proxy.version_min)
+    return ProxyWish(proxy.name, proxy.upstream, dict.fromkeys(proxy.downstream, settings), host)
+
+
+def _prefixes(networks: tuple[str, ...] | None) -> tuple[Prefix, ...] | None:
+    return None if networks is None else tuple(prefix(ip_network(each)) for each in networks)
+
+
+def _name(family: socket.AddressFamily) -> str:
+    return "ipv4" if family == socket.AF_INET else "ipv6"
+
+
+def _now_s() -> float:
+    return clock.monotonic_ns() / 1e9
+
+
+async def _main(state_dir: Path) -> int:
+    try:
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with probe:
+            probe.connect(str(state_dir / "netd.sock"))
+        print(f"accelerator-netd: another one runs in {state_dir}", file=sys.stderr)
+        return 1
+    except OSError:
+        pass
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await Netd(state_dir).run(stop)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="accelerator-netd", description=__doc__.split("\n\n", 1)[0])
+    parser.add_argument("--state-dir", type=Path, required=True, metavar="DIR", help="where netd.sock stands")
+    options = parser.parse_args(arguments)
+    if not options.state_dir.is_dir():
+        print(f"accelerator-netd: {options.state_dir} is no directory", file=sys.stderr)
+        return 1
+    try:
+        return asyncio.run(_main(options.state_dir))
+    except OSError as error:
+        print(f"accelerator-netd: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
