@@ -33,7 +33,8 @@ from accelerator.services.admin_token import TokenError, load_admin_token
 from accelerator.services.appliance import Appliance, open_listener
 from accelerator.services.events import Event, Events
 from accelerator.services.history import History
-from accelerator.services.log_lines import Causes, LogWriter
+from accelerator.services.journal import JournalWriter, is_journal
+from accelerator.services.log_lines import Causes, LogWriter, about
 from accelerator.services.queries import without_queries
 from accelerator.services.rollout import Candidate, Rollout, StartChoice, choose_start
 from accelerator.services.security_log import KEPT_EVENTS, SecurityLog
@@ -54,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     if options.check:
         return _check(options.policy)
-    writer = LogWriter(sys.stderr.fileno())
+    fd = sys.stderr.fileno()
+    writer = JournalWriter(fd) if is_journal(os.environ, fd) else LogWriter(fd)
     writer.setFormatter(_OneLine("acceleratord: %(message)s"))
     logging.basicConfig(handlers=[writer], level=logging.INFO)
     try:
@@ -218,6 +220,7 @@ async def _serve_with(
     loop.add_signal_handler(signal.SIGHUP, reload)
     loop.add_signal_handler(signal.SIGUSR2, upgrade)
     control = ControlServer(box, options.control_socket or options.state_dir / "control.sock", audit=_audit(security))
+    control.refused = lambda text, uid: security.refused("control", text, viewer=f"uid {uid}")
     runner: ServerRunner | None = None
     watch: Watch | None = None
     try:
@@ -250,14 +253,17 @@ async def _serve_with(
         rollout.on_reload = succession.on_reload
         box.rollout = rollout
         for row in box.status()["listeners"]:
-            log.info("serving viewers on %s (%s)", row["address"], row["name"])
+            log.info(
+                "serving viewers on %s (%s)", row["address"], row["name"],
+                extra=about(event="listening", listener=row["name"]),
+            )  # fmt: skip
         security.note(
             "take-over" if options.take_over else "start", f"acceleratord {__version__} serves",
             pid=os.getpid(), uid=os.geteuid(), policy=box.tables.digest[:12],
         )  # fmt: skip
         succession.serve(box, f"{__version__}, {len(box.tables.listeners)} listeners")
         await ending.wait()
-        log.info("draining")
+        log.info("draining", extra=about(event="drain"))
         succession.ending(box.tables.limits.drain_s, is_left=bool(heir))
         if heir and runner is not None:
             await stop_admin(runner)
@@ -347,7 +353,10 @@ def _audit(security: SecurityLog) -> Callable[[AuditEntry], None]:
 
     def audit(entry: AuditEntry) -> None:
         what = _what(entry.command, entry.arguments)
-        log.info("audit: uid %d, pid %d: %s: %s %s", entry.uid, entry.pid, what, entry.outcome, entry.detail)
+        log.info(
+            "audit: uid %d, pid %d: %s: %s %s", entry.uid, entry.pid, what, entry.outcome, entry.detail,
+            extra=about(event="command", command=entry.command, outcome=entry.outcome, uid=str(entry.uid)),
+        )  # fmt: skip
         security.note(
             "command", what, outcome=entry.outcome, uid=entry.uid, pid=entry.pid, user=_user_name(entry.uid),
             detail=entry.detail,

@@ -145,6 +145,8 @@ class ControlServer:
         self.box = box
         self.path = path
         self.audit = audit
+        # Told of each refusal: (its text in COUNTERS, the peer's uid). For a log that sums them up.
+        self.refused: Callable[[str, int], None] = lambda _, __: None
         self.limits = limits or ControlLimits()
         self.counts: Counter[str] = Counter()
         self.connections: set[_Connection] = set()
@@ -234,15 +236,21 @@ class ControlServer:
         """Why a new connection is refused, if it is; counted."""
         self.counts["connections"] += 1
         if not peer.may_read:
-            self.counts["refused_peer"] += 1
+            self.refuse("refused_peer", peer)
             return ControlError(
                 "not-permitted", f"user {peer.uid} may not read here: join the group of the control socket"
             )
         n_free = self.limits.connections - len(self.connections)
         if n_free <= (0 if peer.may_change else self.limits.reserved):
-            self.counts["refused_busy"] += 1
+            self.refuse("refused_busy", peer)
             return ControlError("busy", "too many control connections are open; try again")
         return None
+
+    def refuse(self, name: str, peer: Peer) -> None:
+        """Counts, and tells the log. A reader that is done and idle has done nothing wrong."""
+        self.counts[name] += 1
+        if name != "timed_out_idle":
+            self.refused(COUNTERS[name], peer.uid)
 
     async def answer(self, request: Request, peer: Peer) -> bytes | Stream:
         """Carry out one well-formed request; the reply's line, or lines to come. Counts, and audits what would change
@@ -250,12 +258,12 @@ class ControlServer:
         """
         command = BY_NAME.get(request.command)
         if command is None or command.is_offline:
-            self.counts["refused_unknown"] += 1
+            self.refuse("refused_unknown", peer)
             return encode_error(ControlError("unknown-command", f"no command {request.command[:80]!r}"))
         try:
             arguments = check_arguments(command, request.arguments)
         except ControlError as error:
-            self.counts["refused_arguments"] += 1
+            self.refuse("refused_arguments", peer)
             return encode_error(error)
         if command.may_change and not peer.may_change:
             self.counts["refused_right"] += 1
@@ -406,7 +414,7 @@ class _Connection(asyncio.Protocol):
             request = parse_request(line, bytes_max)
         except ControlError as error:
             # After this nobody knows where the next request begins.
-            self._server.counts[f"refused_{error.kind}"] += 1
+            self._server.refuse(f"refused_{error.kind}", self._peer)
             self._end_with(error)
             return True
         self._answering = self._loop.create_task(self._answer(request))
@@ -487,7 +495,7 @@ class _Connection(asyncio.Protocol):
 
     def _expired(self, reason: str) -> None:
         self._deadline = None
-        self._server.counts[reason] += 1
+        self._server.refuse(reason, self._peer)
         if reason == "timed_out_reader":
             self._is_ending = True
             self._transport.abort()

@@ -23,7 +23,7 @@ from accelerator.services.events import Events, Feed
 from accelerator.services.fetch import Fetcher
 from accelerator.services.heads import NS
 from accelerator.services.inventory import Inventory
-from accelerator.services.log_lines import Causes
+from accelerator.services.log_lines import Causes, about
 from accelerator.services.origins import Origin, Origins, Secrets
 from accelerator.services.pulse import Pulse, upstream_row
 from accelerator.services.request_log import RequestLog
@@ -244,7 +244,10 @@ class Appliance:
     def _note_error(self, origin: Origin, error: OriginError) -> None:
         end = self._causes.due(f"{origin.name}:{error.kind}", clock.monotonic_ns())
         if end is not None:
-            log.warning("origin %s: %s: %s%s", origin.name, error.kind, error.message, end)
+            log.warning(
+                "origin %s: %s: %s%s", origin.name, error.kind, error.message, end,
+                extra=about(event="origin-error", origin=origin.name, error=error.kind),
+            )  # fmt: skip
         self.events.note(
             "origin-error", f"origin {origin.name}: {error.kind}", why=error.message,
             cause=f"{origin.name}:{error.kind}",
@@ -256,7 +259,10 @@ class Appliance:
         level = logging.INFO if event.kind in ("dns-returned", "breaker-closed") else logging.WARNING
         end = self._causes.due(f"{origin}:{event.kind}:{event.subject}", clock.monotonic_ns())
         if end is not None:
-            log.log(level, "origin %s: %s: %s %s%s", origin, event.kind, event.subject, event.message, end)
+            log.log(
+                level, "origin %s: %s: %s %s%s", origin, event.kind, event.subject, event.message, end,
+                extra=about(event=_EVENT_KINDS.get(event.kind, event.kind), origin=origin),
+            )  # fmt: skip
         self.events.note(
             _EVENT_KINDS.get(event.kind, event.kind), f"origin {origin}: {event.subject}", why=event.message,
             advice=_EVENT_ADVICE.get(event.kind, ""), cause=f"{origin}:{event.kind}:{event.subject}",

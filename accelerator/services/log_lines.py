@@ -17,6 +17,11 @@ LINE_BYTES_MAX = 16384
 EVERY_NS = 10_000_000_000
 
 
+def about(**fields: str) -> dict[str, dict[str, str]]:
+    """For `extra` of a log call: what the line is about (event, origin, listener, ...), as fields of the journal."""
+    return {"about": fields}
+
+
 class LogWriter(logging.Handler):
     """Hands formatted lines to a thread that writes them to descriptor `fd`. `n_dropped` counts those it couldn't."""
 
@@ -31,12 +36,19 @@ class LogWriter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = self.format(record).encode("utf-8", "backslashreplace")[:LINE_BYTES_MAX]
-            self._lines.put_nowait(line + b"\n")
+            self._lines.put_nowait(self.encoded(record))
         except queue.Full:
             self.n_dropped += 1
         except Exception:
             self.handleError(record)
+
+    def encoded(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode("utf-8", "backslashreplace")[:LINE_BYTES_MAX] + b"\n"
+
+    def write(self, data: bytes) -> None:
+        """In the thread. Raises OSError."""
+        while data:
+            data = data[os.write(self._fd, data) :]
 
     def finish(self, seconds: float) -> None:
         """Waits until all is written, but no longer than `seconds`."""
@@ -47,8 +59,7 @@ class LogWriter(logging.Handler):
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:
             try:
-                while line:
-                    line = line[os.write(self._fd, line) :]
+                self.write(line)
             except OSError:
                 self.n_dropped += 1
 

@@ -24,6 +24,7 @@ from accelerator.policy.load import Files, read_files
 from accelerator.policy.model import Policy
 from accelerator.protocols.probation import Changed, Judgement, Outcome, Probation
 from accelerator.services.history import Entry, History, source_digest
+from accelerator.services.log_lines import about
 from accelerator.services.tally import counts_of
 
 if TYPE_CHECKING:
@@ -292,7 +293,10 @@ class Rollout:
             "policy-withdrawn", f"policy {entry.number} was withdrawn, policy {target.number} runs again", why=reason,
             advice=f"the same policy is refused from now on: correct it, or {_FORCE}",
         )  # fmt: skip
-        log.error("policy %d withdrawn, policy %d runs again: %s", entry.number, target.number, reason)
+        log.error(
+            "policy %d withdrawn, policy %d runs again: %s", entry.number, target.number, reason,
+            extra=about(event="policy-withdrawn", policy=str(target.number)),
+        )  # fmt: skip
 
     def _targets(self, entry: Entry) -> list[Entry]:
         """Where to go back to: what the comparison was with, if that had done well; else the last good one."""
@@ -349,7 +353,10 @@ class Rollout:
             f"policy {number} runs, generation {generation}", why=f"{_BY_WORDS[by]}: {changes}",
             advice="accelctl policy rollback returns to the one before" if diff else "", cause=f"policy {by}",
         )  # fmt: skip
-        log.info("policy taken over, generation %d", generation)
+        log.info(
+            "policy taken over, generation %d", generation,
+            extra=about(event="policy-applied", policy=str(number), generation=str(generation)),
+        )  # fmt: skip
         return {"generation": generation, "digest": digest, "number": number, **diff.as_dict()}
 
     def _publish(self, policy: Policy) -> Diff:
