@@ -109,6 +109,7 @@ class DataPlane:
             origin["body_max"] = NO_LIMIT if row.body_max_bytes is None else row.body_max_bytes
             origin["forwards_trailers"] = row.forwards_trailers
             origin["wait_ns"] = int(row.wait_s * 1e9)
+            origin["may_tunnel"] = row.may_tunnel
         hosts: list[tuple[int, ...]] = []
         paths: list[tuple[int, ...]] = []
         for host in tables.hosts:

@@ -1,5 +1,5 @@
 # Exchange, as the control plane sees a worker's question.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from ext.exchange cimport Exchange as Slot
 from ext.stored cimport StoredObject

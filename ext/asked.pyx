@@ -13,6 +13,7 @@ from ext.exchange cimport (
     ANSWER_MATCH,
     ANSWER_REFUSE,
     ANSWER_STALE,
+    ANSWER_TUNNEL,
     MATCH_JOINED,
     MESSAGE_ANSWER,
     MESSAGE_INTERIM,
@@ -22,9 +23,13 @@ from ext.exchange cimport (
 )
 from ext.store cimport Object
 from ext.stored cimport wrap
+from ext.tunnel cimport Tunnel, tunnel_new
 from ext.upload cimport UPLOAD_ABORTED, UPLOAD_WHOLE, upload_release, upload_take, upload_there
 
-KINDS = ("miss", "stale", "refresh", "want", "alone", "pass")
+cdef extern from "<unistd.h>" nogil:
+    int close(int)
+
+KINDS = ("miss", "stale", "refresh", "want", "alone", "pass", "tunnel")
 
 
 cdef class Exchange:
@@ -86,6 +91,32 @@ cdef class Exchange:
     def done(self) -> None:
         """Nobody waits (refresh, want): only frees the slot."""
         post_answer(self, ANSWER_DONE, NULL, 0, 0, False, 0)
+
+    def tunnel(self, int fd, bytes head, bytes first, bint is_websocket, int64_t idle_ns=0) -> bool:
+        """Joins the first asker with the socket `fd`, which is taken over in any case: `head` (a 101 of ours), then
+        `first` go to the viewer before what is read from it. `idle_ns`: closed after so long without a byte; 0: never.
+        False: no memory, and the answer is 503."""
+        cdef bytes opening = head + first
+        cdef Message message
+        cdef Tunnel* tunnel = NULL
+        if not self.is_answered:
+            tunnel = tunnel_new(fd, self.origin, is_websocket, idle_ns, <const uint8_t*><const char*>opening,
+                                <uint32_t>len(opening), <uint32_t>len(head))
+        if tunnel == NULL:
+            close(fd)
+            self.error(503)
+            return False
+        self.is_answered = True
+        memset(&message, 0, sizeof(Message))
+        message.kind = MESSAGE_ANSWER
+        message.index = self.index
+        message.generation = self.generation
+        message.disposition = ANSWER_TUNNEL
+        message.status = 101
+        message.detail = 101
+        message.tunnel = tunnel
+        self.plane.post(self.worker, &message)
+        return True
 
 
 cdef class RequestBody:

@@ -7,6 +7,7 @@ from ext.exchange cimport Bell, Exchange, List, Mailbox, Ring
 from ext.http_head cimport RequestHead
 from ext.layout cimport MAX_ORIGINS, ORIGIN_COLUMNS, OriginRow, Tables
 from ext.store cimport Object, Store
+from ext.tunnel cimport Tunnel
 from ext.upload cimport Upload
 
 cdef enum:
@@ -25,6 +26,7 @@ cdef enum:                      # what an epoll event points at: the first field
     IS_CONNECTION = 0
     IS_LISTENER = 1
     IS_MAILBOX = 2
+    IS_TUNNEL = 3
 
 cdef enum:                      # Connection.state
     STATE_READ = 0              # between requests, or in a head
@@ -33,6 +35,7 @@ cdef enum:                      # Connection.state
     STATE_SEND = 3              # a response is under way
     STATE_CLOSED = 4
     STATE_LINGER = 5            # answered and shut down; input is thrown away until the viewer closes
+    STATE_TUNNEL = 6            # another protocol's bytes go both ways
 
 cdef enum:                      # Worker.is_draining
     DRAIN_ENDING = 1
@@ -95,6 +98,7 @@ cdef struct Connection:
     int64_t arrival_ns
     uint64_t window_bytes       # sent since the window began
     Exchange* exchange
+    Tunnel* tunnel              # freed with the connection
     Object* object              # referenced, counted as a reader
     int64_t offset
     int64_t end                 # INT64_MAX: to the body's end, wherever that will be
@@ -170,6 +174,8 @@ cdef struct Worker:
 cdef inline uint64_t* origin_row(Worker* w, uint32_t origin) noexcept nogil:
     return w.by_origin + (origin if origin < MAX_ORIGINS else 0) * ORIGIN_COLUMNS
 
+cdef bint charge(Worker* w, uint64_t bytes) noexcept nogil
+cdef void discharge(Worker* w, uint64_t bytes) noexcept nogil
 cdef void list_append(List* list, Connection* c) noexcept nogil
 cdef void list_remove(Connection* c) noexcept nogil
 cdef void set_deadline(Worker* w, Connection* c, int64_t deadline_ns) noexcept nogil

@@ -12,6 +12,7 @@ from ext.exchange cimport EXCHANGE_WANT, RING_BODY, RING_CANCEL, RING_NUDGE, RIN
 from ext.layout cimport *
 from ext.body cimport body_at, body_passed, body_wait
 from ext.store cimport OBJECT_FAILED, OBJECT_FILLING, Directory, Store
+from ext.tunnel cimport tunnel_free, tunnel_shut
 from ext.upload cimport UPLOAD_ABORTED, upload_release
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -136,7 +137,7 @@ cdef bint charge(Worker* w, uint64_t bytes) noexcept nogil:
     return True
 
 
-cdef inline void discharge(Worker* w, uint64_t bytes) noexcept nogil:
+cdef void discharge(Worker* w, uint64_t bytes) noexcept nogil:
     add_u64_relaxed(&w.store.outside, -bytes)
 
 
@@ -188,6 +189,11 @@ cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nog
     if c.upload != NULL:
         count(&w.counters[C_UPLOADS_ABORTED], 1)
         upload_leave(w, c)
+    if c.tunnel != NULL:
+        discharge(w, c.tunnel.charged)
+        tunnel_shut(c.tunnel, w.epoll, abruptly)
+        count(&origin_row(w, c.tunnel.origin)[ORIGIN_TUNNELS_ENDED], 1)
+        count(&w.counters[C_TUNNELS_CLOSED], 1)
     detach(w, c)
     release_input(w, c)
     release_output(w, c)
@@ -212,6 +218,8 @@ cdef void bury(Worker* w) noexcept nogil:
     while w.graveyard != NULL:
         c = w.graveyard
         w.graveyard = c.next_all
+        if c.tunnel != NULL:
+            tunnel_free(c.tunnel)
         free(c)
         discharge(w, sizeof(Connection))
 

@@ -9,6 +9,7 @@ from libc.string cimport memcmp, memcpy, memset
 from ext.access_ring cimport NO_ORIGIN, access_ring_free, access_ring_new
 from ext.addresses cimport address_enter, address_leave
 from ext.atomics cimport *
+from ext.carry cimport on_tunnel_deadline, on_tunnel_event, spread_closing
 from ext.connection cimport *
 from ext.exchange cimport *
 from ext.http_head cimport *
@@ -18,6 +19,7 @@ from ext.respond cimport refresh_date, respond_error
 from ext.serve cimport MAX_TRIES, leave_bucket, now_ns
 from ext.session cimport flush_interim, give_up_waiting, linger, on_body, on_interim, on_readable, resume, settle
 from ext.store cimport *
+from ext.tunnel cimport Tunnel, tunnel_free
 from ext.upload cimport Upload, upload_release
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -104,7 +106,9 @@ cdef void on_answer(Worker* w, Message* m) noexcept nogil:
     cdef Exchange* e = &w.exchanges[m.index]
     cdef Connection* c
     cdef uint32_t disposition
+    cdef Tunnel* tunnel = m.tunnel if m.disposition == ANSWER_TUNNEL else NULL
     if e.is_free or e.generation != m.generation:
+        lose_tunnel(w, tunnel)
         return
     leave_bucket(w, e)
     if e.kind == EXCHANGE_REFRESH and e.object != NULL:
@@ -135,9 +139,20 @@ cdef void on_answer(Worker* w, Message* m) noexcept nogil:
         c.answer = <uint8_t>disposition
         if m.object != NULL and disposition != ANSWER_MATCH and disposition != ANSWER_ERROR:
             attach(c, m.object)
+        if c.is_leader and tunnel != NULL:
+            c.tunnel = tunnel
+            tunnel = NULL
         c.state = STATE_ANSWERED
         list_append(&w.ready, c)
+    lose_tunnel(w, tunnel)
     exchange_give(w, e)
+
+
+cdef void lose_tunnel(Worker* w, Tunnel* tunnel) noexcept nogil:
+    """The viewer has left while it was made."""
+    if tunnel != NULL:
+        count(&origin_row(w, tunnel.origin)[ORIGIN_TUNNELS_ENDED], 1)
+        tunnel_free(tunnel)
 
 
 cdef void on_wake(Worker* w, Object* object) noexcept nogil:
@@ -177,7 +192,7 @@ cdef void stop_listening(Worker* w, int32_t index) noexcept nogil:
             w.listeners[i].fd = -1
 
 
-cdef void on_drain(Worker* w, uint32_t idle_ms) noexcept nogil:
+cdef void on_drain(Worker* w, uint32_t idle_ms, int64_t period_ms) noexcept nogil:
     """`idle_ms` 0: who is idle is closed at once. Else another process serves at our addresses already, and who is idle
     has that long to ask once more: a request that is on its way while we close would be lost."""
     cdef Connection* c = w.all
@@ -198,6 +213,7 @@ cdef void on_drain(Worker* w, uint32_t idle_ms) noexcept nogil:
         elif c.state != STATE_READ:
             c.close_after = 1
         c = following
+    spread_closing(w, period_ms * 1000000)
 
 
 cdef void on_room(Worker* w, Upload* u) noexcept nogil:
@@ -220,7 +236,7 @@ cdef void read_mail(Worker* w) noexcept nogil:
         elif m.kind == MESSAGE_UNLISTEN:
             stop_listening(w, <int32_t>m.index)
         elif m.kind == MESSAGE_DRAIN:
-            on_drain(w, m.detail)
+            on_drain(w, m.detail, m.value)
         elif m.kind == MESSAGE_ROOM:
             on_room(w, m.upload)
         elif m.kind == MESSAGE_INTERIM:
@@ -351,10 +367,13 @@ cdef void on_event(Worker* w, Connection* c, uint32_t events) noexcept nogil:
         return
     if events & EPOLLRDHUP:
         c.has_ended = 1
-        if is_gone(w, c):
+        if c.state != STATE_TUNNEL and is_gone(w, c):
             count(&w.counters[C_CLOSED_BY_VIEWER], 1)
             connection_close(w, c, False)
             return
+    if c.state == STATE_TUNNEL:
+        on_tunnel_event(w, c, False, events)
+        return
     if events & (EPOLLERR | EPOLLHUP):
         if c.state == STATE_WAIT or c.state == STATE_ANSWERED or c.state == STATE_SEND:
             count(&w.counters[C_CLOSED_BY_VIEWER], 1)
@@ -412,6 +431,8 @@ cdef void on_deadline(Worker* w, Connection* c) noexcept nogil:
             give_up_waiting(w, c, 408)
     elif c.state == STATE_LINGER:
         connection_close(w, c, False)
+    elif c.state == STATE_TUNNEL:
+        on_tunnel_deadline(w, c)
     elif c.state == STATE_SEND:
         # Only a full socket is the viewer's fault; a body that isn't there yet has the control plane's time-outs.
         if c.is_blocked and c.list == NULL and c.window_bytes < w.tables.limits.send_window_bytes:
@@ -451,6 +472,7 @@ cdef void edge_run(Worker* w) noexcept nogil:
     cdef uint64_t ignored
     cdef bint is_asleep
     cdef Connection* c
+    cdef Tunnel* tunnel
     while True:
         wait_ms = 0
         is_asleep = w.ready.n == 0 and mailbox_may_sleep(&w.mailbox)
@@ -476,6 +498,10 @@ cdef void edge_run(Worker* w) noexcept nogil:
                 on_event(w, <Connection*>events[i].data.ptr, events[i].events)
             elif (<uint32_t*>events[i].data.ptr)[0] == IS_LISTENER:
                 on_accept(w, <Listener*>events[i].data.ptr)
+            elif (<uint32_t*>events[i].data.ptr)[0] == IS_TUNNEL:
+                tunnel = <Tunnel*>events[i].data.ptr
+                if tunnel.fd >= 0:
+                    on_tunnel_event(w, <Connection*>tunnel.connection, True, events[i].events)
             else:
                 read(w.mailbox.fd, &ignored, 8)
         read_mail(w)

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from ext.store cimport Object
+from ext.tunnel cimport Tunnel
 from ext.upload cimport Upload
 
 cdef enum:                      # Exchange.kind
@@ -12,6 +13,7 @@ cdef enum:                      # Exchange.kind
     EXCHANGE_WANT = 3           # a reader is at an absent slice
     EXCHANGE_ALONE = 4          # the key isn't shareable: nobody may join
     EXCHANGE_PASS = 5           # a method that isn't cached, or a body: for the asker alone, never stored
+    EXCHANGE_TUNNEL = 6         # asks for another protocol; nobody may join
 
 cdef enum:                      # RingItem.what
     RING_REQUEST = 0
@@ -37,6 +39,7 @@ cdef enum:                      # Message.disposition of an answer
     ANSWER_ERROR = 4            # our own `status` to everybody who waits
     ANSWER_DONE = 5             # only frees the slot (refreshes, wants)
     ANSWER_REFUSE = 6           # our own `status` to the leader alone: his request, not the resource, is at fault
+    ANSWER_TUNNEL = 7           # `tunnel` is the leader's, and the worker's to free
 
 cdef enum:                      # Message.value of an answer: what those who don't get it do; from 400 on, a status for them
     OTHERS_ALONE = 0            # requests of their own at once, not one after the other
@@ -103,7 +106,8 @@ cdef struct Message:
     uint32_t status
     uint32_t detail             # fwd-status for Cache-Status, or a file descriptor
     uint32_t is_stored
-    int64_t value
+    int64_t value               # of an answer: see above; of a drain: milliseconds that it may take
+    Tunnel* tunnel              # of ANSWER_TUNNEL only
     Upload* upload
     uint8_t* bytes              # freed by who reads the message
     uint32_t n_bytes

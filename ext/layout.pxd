@@ -74,9 +74,21 @@ cdef enum:                      # one column each of the counter rows; the table
     C_INTERIM_SENT
     C_INVALIDATED
     C_STREAMS
+    C_TUNNELS_OPENED
+    C_TUNNELS_CLOSED
+    C_TUNNELS_REFUSED
+    C_TUNNEL_HANDSHAKES_REFUSED
+    C_TUNNEL_HANDSHAKES_FAILED
+    C_TUNNEL_BYTES_TO_VIEWERS
+    C_TUNNEL_BYTES_TO_ORIGINS
+    C_TUNNELS_ENDED_IDLE
+    C_UPGRADES_IGNORED
     N_COUNTERS
     MAX_ORIGINS = 8192          # rows with figures of their own; those beyond count with row 0
-    ORIGIN_COLUMNS = 4          # requests, hits, body bytes to viewers, (spare)
+    ORIGIN_COLUMNS = 8          # requests, hits, body bytes to viewers, then:
+    ORIGIN_TUNNELS_ENDED = 3    # of those that the control plane has given
+    ORIGIN_TUNNEL_BYTES_TO_VIEWERS = 4
+    ORIGIN_TUNNEL_BYTES_TO_ORIGIN = 5
     COUNTER_STRIDE = 96         # columns of a row: a multiple of 8, so that rows stand on their own cache lines
 
 cdef packed struct OriginRow:
@@ -93,6 +105,7 @@ cdef packed struct OriginRow:
     uint32_t allow_length
     uint64_t body_max           # bytes of a request's body
     int64_t wait_ns             # how long a viewer waits for a head: longer than the control plane does
+    uint32_t may_tunnel         # Upgrade goes to the control plane; else it is ignored (RFC 9110 section 7.8)
 
 cdef packed struct HostRow:
     uint32_t pattern            # offset in strings

@@ -72,6 +72,15 @@ COUNTERS = (
     (C_INTERIM_SENT, "interim_sent", "interim responses (1xx) passed to viewers"),
     (C_INVALIDATED, "invalidated", "objects dropped because a request has changed their resource"),
     (C_STREAMS, "streams", "responses taken out of the origin's connections: event streams, long polls"),
+    (C_TUNNELS_OPENED, "tunnels_opened", "Upgrade tunnels opened"),
+    (C_TUNNELS_CLOSED, "tunnels_closed", "Upgrade tunnels closed, for any reason"),
+    (C_TUNNELS_REFUSED, "tunnels_refused", "Upgrade requests refused: the origin's cap on tunnels, or no descriptors"),
+    (C_TUNNEL_HANDSHAKES_REFUSED, "tunnel_handshakes_refused", "Upgrade requests refused: a viewer's bad handshake"),
+    (C_TUNNEL_HANDSHAKES_FAILED, "tunnel_handshakes_failed", "Upgrade requests failed: an origin's wrong 101"),
+    (C_TUNNEL_BYTES_TO_VIEWERS, "tunnel_bytes_to_viewers", "bytes that tunnels carried to viewers"),
+    (C_TUNNEL_BYTES_TO_ORIGINS, "tunnel_bytes_to_origins", "bytes that tunnels carried to origins"),
+    (C_TUNNELS_ENDED_IDLE, "tunnels_ended_idle", "Upgrade tunnels closed: idle for longer than the policy allows"),
+    (C_UPGRADES_IGNORED, "upgrades_ignored", "requests to change to HTTP/2 or TLS, answered without that"),
 )
 
 N_COLUMNS = COUNTER_STRIDE
@@ -79,7 +88,7 @@ N_COLUMNS = COUNTER_STRIDE
 ORIGIN_DTYPE = np.dtype(
     [("credential", "u4"), ("n_credentials", "u4"), ("profile", "u1"), ("is_used", "u1"), ("class_index", "u2"),
      ("methods", "u2"), ("forwards_trailers", "u2"), ("method", "u4"), ("n_methods", "u4"), ("allow", "u4"), ("allow_length", "u4"),
-     ("body_max", "u8"), ("wait_ns", "i8")]
+     ("body_max", "u8"), ("wait_ns", "i8"), ("may_tunnel", "u4")]
 )
 HOST_DTYPE = np.dtype([("pattern", "u4"), ("pattern_length", "u4"), ("path", "u4"), ("n_paths", "u4"), ("kind", "u4")])
 PATH_DTYPE = np.dtype([("prefix", "u4"), ("prefix_length", "u4"), ("origin", "u4")])

@@ -232,10 +232,11 @@ cdef class Plane(Workers):
     def unlisten(self, uint32_t index) -> None:
         self._tell(MESSAGE_UNLISTEN, index, 0)
 
-    def drain(self, int idle_ms=0) -> None:
+    def drain(self, int idle_ms=0, int64_t period_ms=0) -> None:
         """No new connections; idle ones close, others after their response. `idle_ms`: another process serves at our
-        addresses, so that idle ones may ask once more within this, and the health probe goes on."""
-        self._tell(MESSAGE_DRAIN, 0, idle_ms)
+        addresses, so that idle ones may ask once more within this, and the health probe goes on. Tunnels are closed
+        one after the other within `period_ms`."""
+        self._tell(MESSAGE_DRAIN, 0, idle_ms, period_ms)
 
     def poke(self) -> None:
         """Makes each worker begin a pass, also one that sleeps: who asks next whether it moved has a proof."""
@@ -253,7 +254,7 @@ cdef class Plane(Workers):
             thread.join()
         self._threads = []
 
-    def _tell(self, uint32_t kind, uint32_t index, int fd):
+    def _tell(self, uint32_t kind, uint32_t index, int fd, int64_t value=0):
         cdef Message message
         cdef uint32_t i
         for i in range(self.n_workers):
@@ -261,6 +262,7 @@ cdef class Plane(Workers):
             message.kind = kind
             message.index = index
             message.detail = <uint32_t>fd
+            message.value = value
             self.post(i, &message)
 
     # --- exchanges ----------------------------------------------------------------------------------------------------
@@ -516,6 +518,21 @@ cdef class Plane(Workers):
             for i in range(self.n_workers):
                 for column in range(3):
                     sums[column] += load_u64_relaxed(&self.workers[i].by_origin[row * ORIGIN_COLUMNS + <int>column])
+            result[origin] = tuple(sums)
+        return result
+
+    def origin_tunnels(self, origins) -> dict:
+        """{origin row: (tunnels that have ended, bytes to viewers, bytes to the origin)} of the rows asked for."""
+        cdef uint32_t i, row
+        cdef int column
+        result = {}
+        for origin in origins:
+            row = origin if origin < MAX_ORIGINS else 0
+            sums = [0, 0, 0]
+            for i in range(self.n_workers):
+                for column in range(3):
+                    sums[column] += load_u64_relaxed(
+                        &self.workers[i].by_origin[row * ORIGIN_COLUMNS + ORIGIN_TUNNELS_ENDED + column])
             result[origin] = tuple(sums)
         return result
 

@@ -186,6 +186,7 @@ cdef const char* reason_of(uint32_t status) noexcept nogil:
     if status == 414: return b"URI Too Long"
     if status == 416: return b"Range Not Satisfiable"
     if status == 417: return b"Expectation Failed"
+    if status == 426: return b"Upgrade Required"
     if status == 421: return b"Misdirected Request"
     if status == 431: return b"Request Header Fields Too Large"
     if status == 501: return b"Not Implemented"
@@ -235,7 +236,12 @@ cdef int respond_error(Worker* w, Connection* c, uint32_t status, bint must_clos
         used = put(text, used, b"Retry-After: 2\r\n", 16)
     used = put_site(w, text, used)
     used = put(text, used, b"\r\n", 2)
-    used = put_connection(c, text, used)
+    if status == 426:               # RFC 6455 section 4.4, RFC 9110 section 15.5.22; frames may follow the request
+        c.must_linger = 1
+        c.close_after = 1
+        used = put(text, used, b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nConnection: close, Upgrade\r\n", 75)
+    else:
+        used = put_connection(c, text, used)
     used = put(text, used, b"\r\n", 2)
     if not c.is_head:
         used = put(text, used, line, <uint32_t>body)

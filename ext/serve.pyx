@@ -7,6 +7,7 @@ from ext.atomics cimport *
 from ext.connection cimport *
 from ext.directives cimport refuses_stored
 from ext.exchange cimport *
+from ext.http_grammar cimport same
 from ext.http_head cimport *
 from ext.layout cimport *
 from ext.receive cimport begin_body
@@ -86,7 +87,7 @@ cdef int ask(Worker* w, Connection* c, uint32_t kind, const uint8_t* data, uint3
     cdef Exchange* e = NULL
     c.is_leader = 0
     c.is_joined = 0
-    if kind != EXCHANGE_ALONE:
+    if kind < EXCHANGE_ALONE:
         e = bucket_of(w, hash)[0]
         while e != NULL:
             if (e.is_joinable and e.hash == hash and e.origin == origin and e.key_length == key_length
@@ -98,7 +99,7 @@ cdef int ask(Worker* w, Connection* c, uint32_t kind, const uint8_t* data, uint3
         if e == NULL:
             return respond_error(w, c, 503, False)
         c.is_leader = 1
-        if kind != EXCHANGE_ALONE:
+        if kind < EXCHANGE_ALONE:
             e.is_joinable = 1
             e.next_in_bucket = bucket_of(w, hash)[0]
             bucket_of(w, hash)[0] = e
@@ -250,6 +251,53 @@ cdef int pass_on(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
     return PENDING
 
 
+cdef bint has_name(const uint8_t* data, const RequestHead* head, uint32_t id, const char* name, uint32_t length) noexcept nogil:
+    """Whether a list field names this (lower case) token, with or without a version behind a slash."""
+    cdef const uint8_t* p
+    cdef const uint8_t* end
+    cdef const uint8_t* start
+    cdef uint32_t i
+    for i in range(head.n_fields):
+        if head.fields[i].id != id:
+            continue
+        p = data + head.fields[i].value
+        end = p + head.fields[i].value_length
+        while p < end:
+            while p < end and (p[0] == c"," or p[0] == c" " or p[0] == c"\t"):
+                p += 1
+            start = p
+            while p < end and p[0] != c"," and p[0] != c" " and p[0] != c"\t" and p[0] != c"/":
+                p += 1
+            if <uint32_t>(p - start) == length and same(start, name, length):
+                return True
+            while p < end and p[0] != c",":
+                p += 1
+    return False
+
+
+cdef bint wants_tunnel(Worker* w, Connection* c, const uint8_t* data, const RequestHead* head, uint32_t origin) noexcept nogil:
+    """Whether the request asks for another protocol that its origin may change to. HTTP/2 and TLS by Upgrade never
+    travel: behind us they would carry requests that nobody checks (RFC 9113 section 3.1 has withdrawn h2c). Who asks
+    for them is answered without (RFC 9110 section 7.8), as `curl --http2` expects."""
+    if (not head.known[FIELD_UPGRADE] or head.method != METHOD_GET or head.minor == 0
+            or not w.tables.origins[origin].may_tunnel or not has_name(data, head, FIELD_CONNECTION, b"upgrade", 7)):
+        return False
+    if (has_name(data, head, FIELD_UPGRADE, b"h2c", 3) or has_name(data, head, FIELD_UPGRADE, b"h2", 2)
+            or has_name(data, head, FIELD_UPGRADE, b"http", 4) or has_name(data, head, FIELD_UPGRADE, b"tls", 3)):
+        if not c.n_tries:
+            count(&w.counters[C_UPGRADES_IGNORED], 1)
+        return False
+    return True
+
+
+cdef int ask_tunnel(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head, uint32_t origin) noexcept nogil:
+    """Nothing is looked up: the control plane checks the handshake and asks the origin."""
+    cdef uint32_t key_length = head.path_length
+    c.fwd_reason = FWD_BYPASS
+    c.arrival_ns = now_ns()
+    return ask(w, c, EXCHANGE_TUNNEL, data, n, head, origin, 0, data + head.path, key_length, NULL)
+
+
 cdef int answer_health(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head) noexcept nogil:
     """The routers' probe: a stored object of origin 0, so that an answer proves worker, table and store."""
     cdef uint32_t length = <uint32_t>31
@@ -311,6 +359,8 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
     if origin == ROUTE_NO_PATH:
         return respond_error(w, c, 404, has_body)
     w.origin = &w.tables.origins[origin]
+    if not has_body and wants_tunnel(w, c, data, head, <uint32_t>origin):
+        return ask_tunnel(w, c, data, n, head, <uint32_t>origin)
     if not is_allowed_method(w, data, head, w.origin):
         return respond_error(w, c, 501 if head.method == METHOD_OTHER else 405, has_body)
     if w.origin.profile == 0 and head.method <= METHOD_OPTIONS and head.method != METHOD_OTHER:

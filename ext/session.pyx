@@ -6,6 +6,7 @@ from libc.string cimport memcpy
 from ext.access cimport access_end, access_serving, is_framing_fault
 from ext.access_ring cimport NO_ORIGIN
 from ext.atomics cimport *
+from ext.carry cimport carry, tunnel_begin
 from ext.connection cimport *
 from ext.exchange cimport *
 from ext.http_head cimport *
@@ -277,6 +278,12 @@ cdef void resume(Worker* w, Connection* c) noexcept nogil:
             finish_request(w, c)
         elif result == PENDING:
             settle(w, c, result)
+        return
+    if c.state == STATE_TUNNEL:
+        carry(w, c)
+        return
+    if c.state == STATE_ANSWERED and c.tunnel != NULL:
+        tunnel_begin(w, c)
         return
     if c.state == STATE_ANSWERED:
         c.state = STATE_READ

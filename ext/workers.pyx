@@ -4,7 +4,8 @@ from libc.string cimport memset
 
 from ext.atomics cimport *
 from ext.body cimport object_release
-from ext.exchange cimport MESSAGE_WAKE, mailbox_post
+from ext.exchange cimport ANSWER_TUNNEL, MESSAGE_ANSWER, MESSAGE_WAKE, mailbox_post
+from ext.tunnel cimport tunnel_free
 from ext.upload cimport upload_release
 
 
@@ -23,6 +24,8 @@ cdef class Workers:
         if message.upload != NULL:
             upload_release(message.upload)
         free(message.bytes)
+        if message.kind == MESSAGE_ANSWER and message.disposition == ANSWER_TUNNEL:
+            tunnel_free(message.tunnel)
 
     cdef void wake(self, Object* object, uint32_t mask):
         cdef Message message

@@ -54,6 +54,7 @@ class Status(TypedDict):
     admin: str | None
     policy: PolicyState
     workers: Sequence[Worker]
+    tunnels: NotRequired[int]  # open now
     health: Health
     upstreams: Sequence[UpstreamState]
 
@@ -110,10 +111,11 @@ class OriginCounters(TypedDict):
     hits: int
     bytes_to_viewers: int
     bytes_from_origin: int
-    connections: int  # to the origin, now
+    connections: int  # to the origin, now, without tunnels
     errors: int
     upstreams: int
     upstreams_out: int  # of them: not asked for now but for trials
+    tunnels: NotRequired[int]  # open now
 
 
 class Top(TypedDict):

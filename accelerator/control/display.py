@@ -82,6 +82,7 @@ def status_page(status: Mapping[str, Any]) -> RenderableType:
             ("up", duration_text(status["uptime_s"])),
             ("policy", f"generation {policy['generation']}, {policy['path']} ({policy['digest'][:12]})"),
             ("admin", status["admin"] or "-"),
+            ("tunnels", count_text(status.get("tunnels", 0))),
         ]
     )
     verdict = Text("healthy", style="green") if health["ok"] else Text("not healthy", style="bold red")
@@ -238,7 +239,10 @@ def top_page(sample: Sample, *, notice: str = "") -> RenderableType:
             ("memory", size_text(sample["memory_bytes"]) + share),
         ]
     )
-    columns = ("origin", "requests/s", "hit ratio", "to viewers", "from origin", "connections", "errors/s", "upstreams")
+    columns = (
+        "origin", "requests/s", "hit ratio", "to viewers", "from origin", "connections", "tunnels", "errors/s",
+        "upstreams",
+    )  # fmt: skip
     table = _table(*columns, right=columns[1:-1])
     for origin in sorted(sample["origins"], key=lambda origin: -origin["to_viewers_bps"]):
         table.add_row(
@@ -248,6 +252,7 @@ def top_page(sample: Sample, *, notice: str = "") -> RenderableType:
             rate_text(origin["to_viewers_bps"]),
             rate_text(origin["from_origin_bps"]),
             count_text(origin["connections"]),
+            count_text(origin["tunnels"]),
             count_text(origin["errors_per_s"]),
             _upstreams_text(origin["upstreams"], origin["upstreams_out"]),
         )

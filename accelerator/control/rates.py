@@ -16,6 +16,7 @@ class OriginRates(TypedDict):
     errors_per_s: float
     upstreams: int
     upstreams_out: int  # of them: not asked for now but for trials
+    tunnels: int
 
 
 class Sample(TypedDict):
@@ -77,6 +78,7 @@ def _origin(old: Mapping[str, Any], new: Mapping[str, Any], seconds: float) -> O
         "errors_per_s": _grown(old, new, "errors") / seconds,
         "upstreams": new.get("upstreams", 0),
         "upstreams_out": new.get("upstreams_out", 0),
+        "tunnels": new.get("tunnels", 0),
     }
 
 

@@ -18,7 +18,7 @@ class Call:
     __slots__ = (
         "_attempt", "_become_stream", "_built_for", "_cancel", "_connection", "_idempotent", "_is_over", "_is_retry",
         "_is_stream", "_long_timer", "_paused", "_queue_timer", "_request", "_sink", "_task", "avoid", "body",
-        "fields", "method", "target",
+        "fields", "is_upgrade", "method", "target",
     )  # fmt: skip
 
     def __init__(
@@ -32,7 +32,9 @@ class Call:
         avoid: Upstream | None,
         body: Body | None,
         become_stream: Callable[[Call], bool],
+        is_upgrade: bool = False,
     ) -> None:
+        self.is_upgrade = is_upgrade
         self.method = method
         self.target = target
         self.fields = fields

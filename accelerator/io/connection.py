@@ -17,7 +17,7 @@ from accelerator.io.body_writer import Body, BodyWriter
 from accelerator.io.deadline import Deadline
 from accelerator.io.head_reader import HEAD_BYTES_MAX, HeadReader
 from accelerator.io.origin import OriginCounters, ParentProxy, Upstream
-from accelerator.io.response import ParseResponse, Response, Sink
+from accelerator.io.response import ParseResponse, Response, Sink, SwitchSink
 from accelerator.protocols.chunked import ChunkedDecoder
 from accelerator.protocols.fields import get_list
 
@@ -131,8 +131,11 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         paused: bool,
         head_timeout_s: float,
         body_timeout_s: float,
+        allows_switch: bool = False,
     ) -> None:
-        """Sends `request`, then `body` as it comes; an idle connection only."""
+        """Sends `request`, then `body` as it comes; an idle connection only.
+
+        `allows_switch`: the request asks for another protocol, and the sink is a SwitchSink."""
         assert self._phase is Phase.IDLE
         assert self._transport is not None
         self.exchanges += 1
@@ -143,7 +146,9 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._received_any = self._is_cut = False
         self._excess_n = 0
         self._scratch = _shared
-        self._reader = HeadReader(_shared, self._parse_response, self._head_error, self._interim_received)
+        self._reader = HeadReader(
+            _shared, self._parse_response, self._head_error, self._interim_received, allows_switch=allows_switch
+        )
         self._body_timeout_s, self._head_timeout_s = body_timeout_s, head_timeout_s
         self._deadline.set(head_timeout_s)
         self._transport.write(request)
@@ -333,6 +338,9 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         assert sink is not None
         assert call is not None
         assert self._scratch is not None
+        if response.status == 101:
+            self._switch(response, bytes(memoryview(self._scratch)[start:end]))
+            return
         self._keep_alive = response.keep_alive and (self.proxy is None or _is_kept(response))
         # RFC 9112 section 6.3: these end with their head whatever follows, so excess does not make them suspect.
         self._has_no_body = self._is_head_request or response.status in (204, 304)
@@ -357,6 +365,40 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             return
         scratch, self._scratch = self._scratch, _shared
         self._take(memoryview(scratch)[start:end])
+
+    def _switch(self, response: Response, first: bytes) -> None:
+        """101: from its end on, `first`, what comes is another protocol's, and the sink's."""
+        sink, call = self._sink, self._call
+        assert call is not None
+        self._owner.head_arrived(call, self.upstream, response)
+        if self._call is not call:
+            return
+        cast(SwitchSink, sink).switched(response, self.upstream, first, self)
+        if self._call is call:
+            self._detach()
+            self._owner.exchange_ended(self, call, False)
+        if self._transport is not None:
+            self._abort()
+
+    def take_socket(self) -> socket.socket | None:
+        """For a SwitchSink: the connected socket, the caller's from now on; None: TLS lies over it."""
+        if self._ssl_object is not None or self._transport is None:
+            return None
+        taken = self._sock.dup()
+        taken.setblocking(False)
+        # Closing ours leaves the connection open as long as the other descriptor is.
+        self._transport.abort()
+        return taken
+
+    def take_transport(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        """For a SwitchSink: the transport, whose next bytes `protocol` gets. Nothing of it is ours any more."""
+        transport = self._transport
+        assert transport is not None
+        self._deadline.cancel()
+        transport.set_protocol(protocol)
+        self._transport = self._ssl_object = self._scratch = None
+        self._owner.connection_gone(self)
+        return transport
 
     def _body_arrived_in_place(self, n: int) -> None:
         sink, call = self._sink, self._call

@@ -48,9 +48,12 @@ class Dialler:
         self._tls_context: ssl.SSLContext | None = None
 
     async def connect(
-        self, upstream: Upstream, make: Callable[[socket.socket], Connection[CallT]]
+        self, upstream: Upstream, make: Callable[[socket.socket], Connection[CallT]], *, by_tunnel: bool = False
     ) -> Connection[CallT]:
-        """A connection to one of its addresses (with `via`: of the proxy's). Raises OriginError, the last address's."""
+        """A connection to one of its addresses (with `via`: of the proxy's). Raises OriginError, the last address's.
+
+        `by_tunnel`: a proxy is asked for a tunnel also where the upstream is plain HTTP.
+        """
         settings = self._settings
         first_hop = settings.via or upstream
         try:
@@ -73,7 +76,7 @@ class Dialler:
                 while left:
                     try:
                         sock, address = await self._race(upstream, left)
-                        return await self._establish(upstream, sock, address, make)
+                        return await self._establish(upstream, sock, address, make, by_tunnel)
                     except OriginError as error:
                         failure = error
         except TimeoutError as exc:
@@ -141,12 +144,13 @@ class Dialler:
         sock: socket.socket,
         address: Address,
         make: Callable[[socket.socket], Connection[CallT]],
+        by_tunnel: bool,
     ) -> Connection[CallT]:
         where = self._where(upstream, address)
         connection = make(sock)
         try:
             tls = self._context() if upstream.is_tls else None
-            if tls is not None and self._settings.via is not None:
+            if self._settings.via is not None and (tls is not None or by_tunnel):
                 await self._open_tunnel(upstream, self._settings.via, sock)
             await self._loop.create_connection(
                 lambda: connection,

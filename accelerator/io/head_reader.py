@@ -16,9 +16,12 @@ _HEAD_END = re.compile(rb"\n\r?\n")  # bare LF too: the parser must see and refu
 
 class HeadReader:
     """Reads one exchange's head in `scratch` (HEAD_BYTES_MAX bytes), into which the caller receives at `filled`.
-    `interim` hears of each 1xx head."""
+    `interim` hears of each 1xx head. `allows_switch`: another protocol was asked for, so a 101 is final."""
 
-    __slots__ = ("_head_error", "_interim", "_parse", "_parse_again_at", "_scratch", "_searched", "filled", "n_interim")
+    __slots__ = (
+        "_allows_switch", "_head_error", "_interim", "_parse", "_parse_again_at", "_scratch", "_searched", "filled",
+        "n_interim",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -26,7 +29,10 @@ class HeadReader:
         parse: ParseResponse,
         head_error: type[Exception],
         interim: Callable[[Response], None],
+        *,
+        allows_switch: bool = False,
     ) -> None:
+        self._allows_switch = allows_switch
         self.filled = 0
         self._interim = interim
         self.n_interim = 0
@@ -53,7 +59,7 @@ class HeadReader:
             if response is None:
                 break
             start += response.length
-            if response.status >= 200:
+            if response.status >= 200 or (response.status == 101 and self._allows_switch):
                 return response, start
             if response.status == 101:
                 raise OriginError("bad-head", "101 without Upgrade asked")

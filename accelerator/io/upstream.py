@@ -20,7 +20,7 @@ from accelerator.io.health import Attempt, Health, NoteEvent, UpstreamHealth
 from accelerator.io.origin import OriginCounters, OriginSettings, ParentProxy, Upstream, UpstreamEvent
 from accelerator.io.request import build_request
 from accelerator.io.resolve import GetAddrInfo, IPAddress, Resolver, is_own_address
-from accelerator.io.response import ParseResponse, Response, Sink
+from accelerator.io.response import ParseResponse, Response, Sink, SwitchSink
 from accelerator.io.tunnel import proxy_refusal
 
 __all__ = ["Body", "Call", "OriginCounters", "OriginSettings", "Response", "Sink", "Upstream", "UpstreamClient"]
@@ -103,25 +103,46 @@ class UpstreamClient:
 
         Never calls the sink before it returns; every error goes to the sink, 'breaker-open' at once.
         """
-        self.counters.requests += 1
         can_repeat = idempotent and body is None
         call = Call(self._cancel, method, target, fields, sink, can_repeat, avoid, body, self._become_stream)
+        if self._accept(call):
+            self._enter(call)
+        return call
+
+    def upgrade(self, target: bytes, fields: Sequence[tuple[bytes, bytes]], sink: SwitchSink) -> Call:
+        """A GET that asks for another protocol, on a connection of its own, which counts in no limit here.
+
+        A parent proxy gets a CONNECT for it in any case (RFC 6455 section 4.1). Else like `request`.
+        """
+        call = Call(
+            self._cancel, b"GET", target, fields, sink, False, None, None, self._become_stream, is_upgrade=True
+        )
+        if self._accept(call):
+            self._connect_for(call, self._upstreams.order(self._loop.time()), fresh=True)
+        return call
+
+    def _accept(self, call: Call) -> bool:
+        """False: it fails."""
+        self.counters.requests += 1
         self._calls.add(call)
         if self._is_closed:
             self._loop.call_soon(self._fail, call, OriginError("closed", f"{self.settings.name}: shutting down"))
-            return call
+            return False
         try:
             first = self.settings.upstreams[0]
-            _build(call, first, self.settings.proxy_for(first))
-            if body is not None and body.length < 0 and first in self._old_upstreams:
+            _build(call, first, None if call.is_upgrade else self.settings.proxy_for(first))
+            if call.body is not None and call.body.length < 0 and first in self._old_upstreams:
                 # RFC 9112 section 6.1: its last response was HTTP/1.0, which knows no chunks.
                 raise OriginError("length-required", f"{first}: HTTP/1.0 takes no chunked body", status=411)
         except OriginError as error:
             self._loop.call_soon(self._fail, call, error)
-            return call
+            return False
         if not self._health.may_ask_any():
             self._loop.call_soon(self._fail, call, self._health.refusal())
-            return call
+            return False
+        return True
+
+    def _enter(self, call: Call) -> None:
         if self._n_active < self.settings.connections and not self._queue:
             self._begin(call)
         elif len(self._queue) >= self.settings.queue_limit:
@@ -132,7 +153,6 @@ class UpstreamClient:
             self.counters.queued += 1
             self._queue[call] = None
             call._queue_timer = self._loop.call_later(self.settings.head_timeout_s, self._queued_too_long, call)
-        return call
 
     def set_settings(self, settings: OriginSettings) -> None:
         """For requests that start from now on; connections that these settings would not have opened are not reused."""
@@ -222,8 +242,9 @@ class UpstreamClient:
             if call._is_stream:
                 self._n_streams -= 1
                 return
-            self._n_active -= 1
-            self._pump()
+            if not call.is_upgrade:
+                self._n_active -= 1
+                self._pump()
 
     def _become_stream(self, call: Call) -> bool:
         if call._is_over or call._connection is None:
@@ -320,8 +341,10 @@ class UpstreamClient:
             paused=call._paused,
             head_timeout_s=self.settings.head_timeout_s,
             body_timeout_s=self.settings.body_timeout_s,
+            allows_switch=call.is_upgrade,
         )
-        if self.settings.long_poll_s is not None and call._long_timer is None and not call._is_stream:
+        is_counted = not call.is_upgrade and not call._is_stream
+        if self.settings.long_poll_s is not None and call._long_timer is None and is_counted:
             call._long_timer = self._loop.call_later(self.settings.long_poll_s, self._waits_for_long, call)
 
     def _take_idle(self, upstream: Upstream, call: Call) -> Connection[Call] | None:
@@ -361,7 +384,7 @@ class UpstreamClient:
                 try:
                     connection = self._take_idle(upstream, call) if i and not fresh else None
                     if connection is None:
-                        connection = await self._connect(upstream, health)
+                        connection = await self._connect(upstream, health, is_upgrade=call.is_upgrade)
                 except OriginError as error:
                     errors.append(error)
                     if error.kind != "breaker-open":
@@ -381,15 +404,17 @@ class UpstreamClient:
         message = "; ".join(error.message for error in tried) or last.message
         self._fail(call, OriginError(last.kind, message, status=last.status, can_retry=last.can_retry))
 
-    async def _connect(self, upstream: Upstream, health: Health) -> Connection[Call]:
-        generation, proxy = self._generation, self.settings.proxy_for(upstream)
-        self._make_room()
+    async def _connect(self, upstream: Upstream, health: Health, *, is_upgrade: bool) -> Connection[Call]:
+        generation, proxy = self._generation, None if is_upgrade else self.settings.proxy_for(upstream)
+        if not is_upgrade:
+            self._make_room()
         async with health.connecting(upstream):
             connection = await self._dialler.connect(
                 upstream,
                 lambda sock: Connection(
                     self._loop, self, upstream, sock, self.counters, self._parse_response, self._head_error, generation
                 ),
+                by_tunnel=is_upgrade,
             )
         connection.proxy = proxy
         self._open.add(connection)
@@ -429,7 +454,8 @@ class UpstreamClient:
             self._upstreams.answered(upstream, self._loop.time())
 
     def exchange_ended(self, connection: Connection[Call], call: Call, can_reuse: bool) -> None:
-        if can_reuse and connection.generation == self._generation and not self._is_closed:
+        is_wanted = connection.generation == self._generation and not call.is_upgrade and not self._is_closed
+        if can_reuse and is_wanted:
             connection.keep_idle(self.settings.idle_s)
             self._idle.setdefault(connection.upstream, OrderedDict())[connection] = None
         elif can_reuse:
@@ -453,7 +479,8 @@ class UpstreamClient:
                 order.insert(0, connection.upstream)
             self._connect_for(call, order, fresh=True)
             return
-        if call._attempt is not None and error.kind != "internal":
+        # A wrong 101 says that its chat is broken, not that the upstream is: video from there goes on.
+        if call._attempt is not None and error.kind not in ("internal", "bad-switch"):
             call._attempt.failed(error.message)
         self._fail(call, error, received_any)
 

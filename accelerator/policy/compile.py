@@ -32,7 +32,7 @@ class OriginRow:
     """`profile` is an index of PROFILES. `methods`: what Allow says. `any_method`: others are passed too.
     `wait_s`: longer than the upstream client can take to give a head or an error. `credential_rule`: 0: nobody's
     credential is judged; else a number of 63 bits that differs for each rule, so that what was allowed under one is not
-    under another."""
+    under another. `may_tunnel`: Upgrade goes up."""
 
     name: str
     profile: int
@@ -46,6 +46,7 @@ class OriginRow:
     credential_headers: tuple[str, ...] = ()
     credential_cookies: tuple[str, ...] = ()
     credential_rule: int = 0
+    may_tunnel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +197,7 @@ def _origin_row(name: str, row: Origin) -> OriginRow:
         credential_headers=places.headers,
         credential_cookies=places.cookies,
         credential_rule=_rule_number(row),
+        may_tunnel=row.tunnels > 0 and (row.upgrade or not is_media),
     )
 
 

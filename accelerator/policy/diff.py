@@ -210,6 +210,8 @@ def _origin_effects(name: str, old: Origin, new: Origin) -> Iterator[Effect]:
         )  # fmt: skip
     elif any(before[key] != after[key] for key in ("connections", "timeouts")):
         yield Effect("origin", name, f"origin '{name}': connections are reused")
+    if any(before[key] != after[key] for key in ("upgrade", "tunnels")):
+        yield Effect("origin", name, f"origin '{name}': open tunnels stay, new ones go by the new policy")
     routes = {(host, path) for host in old.hosts for path in old.paths}
     gone = routes - {(host, path) for host in new.hosts for path in new.paths}
     if gone:

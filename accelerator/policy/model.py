@@ -251,6 +251,9 @@ class Timeouts(_Section):
     stream: Annotated[float, *_time("1s", "1d")] = Field(
         default=3600.0, description="Longest silence of an event stream (text/event-stream)."
     )
+    tunnel: Annotated[float, *_time("0s", "30d")] = Field(
+        default=0.0, description="Longest time without any byte in a tunnel (WebSocket); 0s: no limit."
+    )
 
 
 class Verify(_Section):
@@ -393,6 +396,13 @@ class Origin(_Section):
     trailers: Literal["drop", "forward"] = Field(
         default="drop",
         description="forward: trailers of responses that are not stored go to viewers that ask for them.",
+    )
+    upgrade: Switch = Field(
+        default=False,
+        description="Profile media: pass Upgrade (WebSocket) to this origin too. Profile generic always does.",
+    )
+    tunnels: Annotated[int, *_whole(0, 1_000_000)] = Field(
+        default=10_000, description="Tunnels (WebSocket) to this origin at once; more are refused. 0: none."
     )
     timeouts: Timeouts = Field(default=Timeouts(), description="How long to wait for this origin.")
     forward: Annotated[tuple[FieldName, ...], _empty_means(tuple)] = Field(

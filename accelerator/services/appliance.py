@@ -152,7 +152,7 @@ class Appliance:
         idle connections may be used once more within this time."""
         self._is_draining = True
         self.events.note("drain", "draining: no new connections, running answers are finished", why=why)
-        self._plane.drain(int(idle_s * 1000))
+        self._plane.drain(int(idle_s * 1000), int(self.tables.limits.drain_s * 1000))
         deadline_ns = clock.monotonic_ns() + int(self.tables.limits.drain_s * NS)
         # The workers take what waits in the queues first; after that, who connects is refused and goes elsewhere.
         await asyncio.sleep(DRAIN_POLL_S)
@@ -289,6 +289,7 @@ class Appliance:
                 {"index": i, "connections": connections, "passes": passes, "alive": alive}
                 for i, (connections, passes, alive) in enumerate(self._plane.workers_state())
             ],
+            "tunnels": self.fetcher.tunnels.n_open_all,
             "health": {"ok": not reasons, "reasons": reasons},
             "upstreams": [
                 upstream_row(name, health) for name, found in self.origins.health().items() for health in found
@@ -405,6 +406,7 @@ class Appliance:
                     "errors": origin.errors,
                     "upstreams": len(upstreams[origin.name]),
                     "upstreams_out": sum(each.is_out for each in upstreams[origin.name]),
+                    "tunnels": self.fetcher.tunnels.n_open(origin.id),
                 }
                 for origin in self.origins.by_id.values()
             ],
@@ -438,6 +440,7 @@ class Appliance:
             "memory_bytes": (memory["mapped"] + memory["outside"], "memory that objects and connections take"),
             "memory_limit_bytes": (memory["limit"], "hard limit of that memory"),
             "flights": (self.fetcher.n_flights, "upstream requests under way"),
+            "tls_relays": (self.fetcher.tunnels.n_relays, "tunnels whose origin is reached over TLS"),
             "policy_is_fallback": (
                 int(self.rollout is not None and self.rollout.warning != ""),
                 "1 while another policy runs than was asked for: accelctl status says why",

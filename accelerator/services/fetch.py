@@ -17,6 +17,7 @@ from accelerator.services.heads import NS
 from accelerator.services.origins import Origin, Origins
 from accelerator.services.passing import Passing
 from accelerator.services.remembered import Remembered
+from accelerator.services.tunnels import Tunnels
 from accelerator.services.upstream_request import UpstreamRequest, has_range
 
 TICK_S = 0.05
@@ -46,6 +47,7 @@ class Fetcher:
         self._by_exchange: dict[tuple[int, int, int], tuple[Flight | Passing, Exchange]] = {}
         self._uploads: dict[int, Passing] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self.tunnels = Tunnels(self)
 
     def start(self) -> None:
         self.loop.add_reader(self._plane.bell_fd, self.on_bell)
@@ -59,6 +61,7 @@ class Fetcher:
         for flight in list(self._all):
             flight.abandon()
         self.fills.stop()
+        self.tunnels.close()
 
     @property
     def n_flights(self) -> int:
@@ -110,6 +113,11 @@ class Fetcher:
         if is_loop(request.fields, self.site):
             self.note_error(origin, OriginError("loop", "a request came back to this box: the origin leads here"))
             exchange.refuse(502)
+            return
+        if exchange.kind == "tunnel":
+            upgrade = self.tunnels.ask(origin, exchange, request)
+            if upgrade is not None:
+                self._begin(upgrade, exchange)
             return
         if exchange.kind == "pass":
             passing = Passing(self, origin, exchange, request)

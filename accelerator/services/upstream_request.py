@@ -48,12 +48,9 @@ class UpstreamRequest:
         idempotent: bool = True,
     ) -> Call:
         """`extra`: fields besides those that travel. `body`, `idempotent`: as UpstreamClient.request takes them."""
-        host = b""
-        if self.origin.policy.upstream_host == "viewer":
-            host = plain_host(get_first(self.fields, b"host") or b"")
         fields = upstream_fields(
-            self.fields, self.origin.rules, host=host, site=self._site, method=self.method, validators=validators,
-            byte_range=byte_range, if_range=if_range,
+            self.fields, self.origin.rules, host=self.host(), site=self._site, method=self.method,
+            validators=validators, byte_range=byte_range, if_range=if_range,
         )  # fmt: skip
         self._plane.count("upstream_requests")
         if validators is not None:
@@ -61,6 +58,12 @@ class UpstreamRequest:
         return self.origin.client.request(
             self.method, self.target, [*fields, *extra], sink, idempotent=idempotent, avoid=avoid, body=body
         )
+
+    def host(self) -> bytes:
+        """The Host that is sent; empty: the upstream's own name."""
+        if self.origin.policy.upstream_host != "viewer":
+            return b""
+        return plain_host(get_first(self.fields, b"host") or b"")
 
     def received(self, n: int) -> None:
         """`n` body bytes have come."""

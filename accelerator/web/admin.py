@@ -142,6 +142,10 @@ class BoxCollector(Collector):
             for origin in top["origins"]:
                 family.add_metric([printable(origin["name"])], origin.get(counter, 0))
             yield family
+        tunnels = GaugeMetricFamily("accelerator_tunnels", "By origin: Upgrade tunnels open now", labels=["origin"])
+        for origin in top["origins"]:
+            tunnels.add_metric([printable(origin["name"])], origin.get("tunnels", 0))
+        yield tunnels
 
 
 def _metric_name(name: str) -> str:

@@ -206,6 +206,7 @@ class Rig:
         origins["body_max"] = self.body_max
         origins["methods"] = METHODS_MEDIA
         origins[GENERIC]["methods"], origins[GENERIC]["profile"] = METHODS_ANY, 1
+        origins[GENERIC]["may_tunnel"] = 1
         origins[CREDENTIAL]["n_credentials"] = 1
         host_rows = [(*text(host), 0, len(paths), 0) for host in hosts]
         row = np.zeros(1, dtype=layout.LIMITS_DTYPE)
