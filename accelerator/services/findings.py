@@ -42,7 +42,7 @@ def findings_of(
         share = min(1.0, minute.own_errors / minute.requests)
         found.append(_finding("viewers-errors", "bad" if share >= ERRORS_BAD else "warn", "", share=round(share, 4)))
     if minute.memory_refused:
-        found.append(_finding("memory-refused", "bad", "", n=minute.memory_refused))
+        found.append(_finding("memory-refused", "warn", "", n=minute.memory_refused))
     if minute.refused_connections:
         found.append(_finding("connections-refused", "bad", "", n=minute.refused_connections))
     found += [_finding("policy-fallback", "warn", warning) for warning in status.get("warnings", ())]

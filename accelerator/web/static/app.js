@@ -1,7 +1,7 @@
 // Starts the page: asks the box each second, hands the answer to the views, says so when there is none. No view is drawn here.
 import { hasToken, read, setToken } from "./api.js";
 import { askToken, say } from "./dialogs.js";
-import { setText } from "./dom.js";
+import { printable, setText } from "./dom.js";
 import { Events } from "./events.js";
 import { clock, duration } from "./format.js";
 import { loadLanguage, many, otherLanguage, t } from "./i18n.js";
@@ -28,12 +28,17 @@ let isLocked = false;
 function showHeader() {
   setText(byId("site"), live.site);
   const { policy } = live;
-  setText(byId("facts"), t("facts", {
-    version: live.version, uptime: duration(live.uptime_s), number: policy.number ?? "–", generation: policy.generation, digest: policy.digest.slice(0, 8),
-  }));
-  const n = live.findings.filter((each) => each.level === "bad" || each.level === "warn").length;
-  showVerdict(live.level, live.level === "ok" ? t("verdict.ok") : many(`verdict.${live.level}`, n));
+  setText(byId("facts"), t("facts", { uptime: duration(live.uptime_s), number: policy.number ?? "–" }));
+  setText(byId("facts-more"), ` · ${t("facts.more", { version: live.version, generation: policy.generation, digest: policy.digest.slice(0, 8) })}`);
+  showVerdict(live.level, verdictOf(live));
   document.title = `${live.level === "ok" ? "" : "⚠ "}${live.site} – ${t("title")}`;
+}
+
+/** One thing that is wrong is named, several are counted. */
+function verdictOf({ level, findings }) {
+  const worst = findings.filter((each) => each.level === level);
+  if (worst.length === 1 && worst[0].code === "origin-down") return t("verdict.origin-down", { origin: printable(worst[0].subject) });
+  return level === "ok" ? t("verdict.ok") : many(`verdict.${level}`, worst.length);
 }
 
 function showVerdict(level, text) {

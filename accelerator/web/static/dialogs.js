@@ -26,7 +26,9 @@ function show(title, buttons, ...content) {
   });
 }
 
-const cancelButton = () => make("button", { type: "submit", value: "", formnovalidate: true }, t("cancel"));
+// No submit button: Enter in a field presses the first of those, and must not cancel.
+const leaveButton = (text) => make("button", { type: "button", onclick: (event) => event.target.closest("dialog").close("") }, text);
+const cancelButton = () => leaveButton(t("cancel"));
 
 /** Whether the operator wants it. `subject`: what it is about, an element. */
 export async function confirm(title, text, subject, action) {
@@ -37,7 +39,7 @@ export async function confirm(title, text, subject, action) {
 
 /** Something to read, with what could be done to it. The value of the button that was pressed. */
 export const tell = (title, content, ...buttons) =>
-  show(title, [make("button", { type: "submit", value: "" }, t("close")), ...buttons], content);
+  show(title, [leaveButton(t("close")), ...buttons], content);
 
 /** Asks for the token until the right one is there. False: the operator would rather not. */
 export async function askToken() {

@@ -2,7 +2,7 @@
 import { read } from "./api.js";
 import { Table, make, nameOf, printable, setText } from "./dom.js";
 import { count, moment } from "./format.js";
-import { many, said, t } from "./i18n.js";
+import { many, said, t, word } from "./i18n.js";
 import { badge, latestEvents } from "./overview.js";
 
 const KEPT_MAX = 1000;
@@ -10,7 +10,7 @@ const SHOWN_MAX = 200;
 const LEVELS = {
   "policy-applied": "info", "policy-rolled-back": "info", "policy-good": "ok", "policy-refused": "warn", "policy-withdrawn": "warn",
   "policy-hurts": "bad", "policy-fallback": "warn", "origin-failing": "bad", "origin-recovered": "ok", "origin-error": "warn",
-  "worker-ended": "bad", "memory-refused": "bad", "drain": "warn", "history-fault": "warn", "refused": "warn",
+  "worker-ended": "bad", "memory-refused": "bad", "drain": "warn", "history-fault": "warn", "refused": "warn", "log-fault": "warn",
 };
 export const levelOf = (kind) => LEVELS[kind] ?? "info";
 
@@ -35,9 +35,9 @@ export class Events {
     this.total = make("p", { class: "hint", role: "status" });
     this.table = new Table(t("nav.events"), [
       { label: t("events.when"), cell: (row) => moment(row.at_s), class: "when" },
-      { label: t("events.kind"), cell: (row) => badge(levelOf(row.kind), t(`kind.${row.kind}`)), key: (row) => row.kind, class: "state" },
+      { label: t("events.kind"), cell: (row) => badge(levelOf(row.kind), word("kind", row.kind)), key: (row) => row.kind, class: "state" },
       { label: t("events.what"), cell: (row) => this.what(row), key: (row) => [row.number, row.what, row.why], class: "what" },
-      { label: t("events.advice"), cell: (row) => said(row.advice) || "–", class: "advice" },
+      { label: t("events.advice"), cell: (row) => (row.advice ? said(row.advice) : []), class: "advice" },
     ]);
     document.getElementById("events").replaceChildren(
       make("div", { class: "tools" }, make("label", { for: "event-text" }, t("events.filter")), text,
@@ -74,7 +74,7 @@ export class Events {
     const { text, level } = this.filter;
     const levels = { all: ["ok", "info", "warn", "bad"], warn: ["warn", "bad"], bad: ["bad"] }[level];
     const wanted = this.events.filter((event) => levels.includes(levelOf(event.kind))
-      && (!text || printable(`${event.kind} ${t(`kind.${event.kind}`)} ${event.what} ${event.why} ${event.advice}`).toLowerCase().includes(text.toLowerCase())));
+      && (!text || printable(`${event.kind} ${word("kind", event.kind)} ${event.what} ${event.why} ${event.advice}`).toLowerCase().includes(text.toLowerCase())));
     this.table.fill(wanted.slice(-SHOWN_MAX).reverse());
     setText(this.total, wanted.length ? many("events.total", wanted.length, { n: count(wanted.length) }) : t("events.none"));
     document.getElementById("latest").replaceChildren(...latestEvents(this.events, levelOf));

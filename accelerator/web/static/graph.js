@@ -5,8 +5,8 @@ import { t } from "./i18n.js";
 
 const SPAN_S = 600;
 const WIDTH = 1200;
-const BIG = { height: 220, top: 10, bottom: 24 };
-const SMALL = { height: 110, top: 10, bottom: 24 };
+const BIG = { height: 180, top: 10, bottom: 24 };
+const SMALL = { height: 80, top: 10, bottom: 24 };
 
 /** 1, 2 or 5 times a power of ten, at least `value`: what an axis ends with. */
 function niceAbove(value) {

@@ -28,6 +28,9 @@ export function t(key, holes = {}) {
   return (texts[key] ?? key).replace(/\{(\w+)\}/g, (whole, name) => (name in holes ? String(holes[name]) : whole));
 }
 
+/** The text of a word of the box's own, such as an event's kind; the word itself where there is none yet. */
+export const word = (group, name) => texts[`${group}.${name}`] ?? name;
+
 /** What the box said in English, in the chosen language where there is a translation. */
 export const said = (english) => texts[`said.${english}`] ?? english;
 

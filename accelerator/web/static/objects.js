@@ -6,7 +6,8 @@ import { count, duration, size } from "./format.js";
 import { many, t } from "./i18n.js";
 import { badge } from "./overview.js";
 
-const ROWS = 50;
+// Of a page: on a small screen a row is a card.
+const ROWS = matchMedia("(max-width: 560px)").matches ? 20 : 50;
 const STATES = { fresh: "ok", stale: "warn", filling: "info", partial: "info" };
 const TYPED_MS = 250;
 

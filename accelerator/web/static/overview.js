@@ -2,7 +2,7 @@
 import { Table, make, nameOf, printable, setText } from "./dom.js";
 import { count, duration, moment, rate, ratio, size } from "./format.js";
 import { Graph } from "./graph.js";
-import { many, said, t } from "./i18n.js";
+import { many, said, t, word } from "./i18n.js";
 
 const MARKS = { ok: "✓", info: "i", warn: "!", bad: "✕" };
 const SPAN_S = 600;
@@ -131,7 +131,7 @@ export class Overview {
 export function latestEvents(events, levelOf) {
   if (!events.length) return [make("p", { class: "hint" }, t("events.none"))];
   return [make("ol", { class: "latest" }, ...events.slice(-6).reverse().map((event) => make("li", {},
-    badge(levelOf(event.kind), t(`kind.${event.kind}`)), make("time", { datetime: new Date(event.at_s * 1000).toISOString() }, moment(event.at_s)),
+    badge(levelOf(event.kind), word("kind", event.kind)), make("time", { datetime: new Date(event.at_s * 1000).toISOString() }, moment(event.at_s)),
     make("span", { class: "what", lang: "en" }, nameOf(event.what, 200), event.count > 1 ? ` ×${count(event.count)}` : ""),
     event.advice ? make("span", { class: "advice" }, said(event.advice)) : null)))];
 }
