@@ -101,21 +101,26 @@ def _top(options: argparse.Namespace) -> int:
         from accelerator.control.top import watch
 
         with contextlib.suppress(KeyboardInterrupt):
-            watch(options.socket, interval_s=options.interval)
+            watch(
+                options.socket, interval_s=options.interval, sort=options.sort, contains=options.contains,
+                limit=options.limit,
+            )  # fmt: skip
         return 0
-    from accelerator.control.rates import rates
+    from accelerator.control.rates import paged, rates
 
     with ControlClient(options.socket) as client:
         before = client.call("top")
     time.sleep(options.interval)
     with ControlClient(options.socket) as client:
         sample = rates(before, client.call("top"))
+    sample = paged(sample, sort=options.sort, contains=options.contains, limit=options.limit)
     if options.json:
         _print_json(sample)
     else:
         from accelerator.control.display import make_console, top_page
 
-        make_console().print(top_page(sample))
+        console = make_console()
+        console.print(top_page(sample, width=console.width))
     return 0
 
 

@@ -14,6 +14,8 @@ from accelerator.errors import ControlError
 
 # A page of `cache ls` of this many rows is about 3 MB of JSON, built on the control loop in about 20 ms.
 LIST_LIMIT_MAX = 10_000
+TOP_SORTS = ("traffic", "requests", "errors", "name")
+TOP_LIMIT_MAX = 10_000
 SORTS = ("url", "size", "age", "ttl")
 
 # What a command may send besides text and numbers: (name, content) pairs of files.
@@ -84,6 +86,24 @@ COMMANDS: tuple[Command, ...] = (
                 default=1.0,
                 minimum=0.1,
                 maximum=3600,
+            ),
+            Argument(
+                "sort",
+                "text",
+                "order of the origins: most traffic, requests or errors first, or by name (default traffic)",
+                is_local=True,
+                choices=TOP_SORTS,
+                default="traffic",
+            ),
+            Argument("contains", "text", "only origins with this text in their names", is_local=True),
+            Argument(
+                "limit",
+                "whole",
+                f"origins at most, 1 to {TOP_LIMIT_MAX} (default 100; on a terminal no more than fit)",
+                is_local=True,
+                default=100,
+                minimum=1,
+                maximum=TOP_LIMIT_MAX,
             ),
         ),
         box_method="top",

@@ -28,6 +28,10 @@ from accelerator.control.text import (
 
 # Wide enough that a pipe's reader gets every URL whole, on one line: tables never take more than they need.
 _PIPE_WIDTH = 16_384
+# From so many columns on, `top` shows all of its own.
+_WIDE = 110
+# Of `top`: ten facts, the table's head and rules, the last line.
+TOP_FIXED_LINES = 15
 # Of a reason in a table; events and --json have it whole.
 _REASON_WIDTH = 100
 # Of a breaker, in an operator's words.
@@ -222,7 +226,8 @@ def cache_list_page(listing: Mapping[str, Any], *, offset: int) -> RenderableTyp
     return Group(table, Text(footer))
 
 
-def top_page(sample: Sample, *, notice: str = "") -> RenderableType:
+def top_page(sample: Sample, *, width: int = _PIPE_WIDTH) -> RenderableType:
+    """In the order of the sample. A terminal of less than 100 columns gets those that tell most."""
     limit = sample["memory_limit_bytes"]
     share = f" ({ratio_text(sample['memory_bytes'] / limit)} of {size_text(limit)})" if limit else ""
     facts = _pairs(
@@ -239,25 +244,31 @@ def top_page(sample: Sample, *, notice: str = "") -> RenderableType:
             ("memory", size_text(sample["memory_bytes"]) + share),
         ]
     )
-    columns = (
-        "origin", "requests/s", "hit ratio", "to viewers", "from origin", "connections", "tunnels", "errors/s",
+    columns: tuple[str, ...] = (
+        "origin", "requests/s", "hit ratio", "to viewers", "from origin", "errors/s", "connections", "tunnels",
         "upstreams",
     )  # fmt: skip
-    table = _table(*columns, right=columns[1:-1])
-    for origin in sorted(sample["origins"], key=lambda origin: -origin["to_viewers_bps"]):
-        table.add_row(
+    if width < _WIDE:
+        columns = columns[:6]
+    table = _table(*columns, right=tuple(name for name in columns if name not in ("origin", "upstreams")))
+    for origin in sample["origins"]:
+        cells: list[str | Text] = [
             printable(origin["name"]),
             count_text(origin["requests_per_s"]),
             ratio_text(origin["hit_ratio"]),
             rate_text(origin["to_viewers_bps"]),
             rate_text(origin["from_origin_bps"]),
+            count_text(origin["errors_per_s"]),
             count_text(origin["connections"]),
             count_text(origin["tunnels"]),
-            count_text(origin["errors_per_s"]),
             _upstreams_text(origin["upstreams"], origin["upstreams_out"]),
-        )
-    parts: list[RenderableType] = [Text(printable(notice), style="bold red")] if notice else []
-    return Group(*parts, facts, table)
+        ]
+        table.add_row(*cells[: len(columns)])
+    n_left_out = sample["n_origins"] - len(sample["origins"])
+    parts: list[RenderableType] = [facts, table]
+    if n_left_out:
+        parts.append(Text(f"and {count_text(n_left_out)} more origins: --sort, --contains, --limit choose"))
+    return Group(*parts)
 
 
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:

@@ -36,6 +36,7 @@ class Sample(TypedDict):
     objects: int
     memory_bytes: int
     memory_limit_bytes: int
+    n_origins: int  # that match, of which `origins` may be a page
     origins: list[OriginRates]
     listeners: list[dict[str, Any]]
 
@@ -62,9 +63,22 @@ def rates(before: Mapping[str, Any], after: Mapping[str, Any]) -> Sample:
         "objects": new.get("objects", 0),
         "memory_bytes": new.get("memory_bytes", 0),
         "memory_limit_bytes": new.get("memory_limit_bytes", 0),
+        "n_origins": len(after["origins"]),
         "origins": [_origin(old_origins.get(origin["name"], {}), origin, seconds) for origin in after["origins"]],
         "listeners": list(after["listeners"]),
     }
+
+
+def paged(sample: Sample, *, sort: str, contains: str | None, limit: int) -> Sample:
+    """The sample with a page of its origins: those with `contains` in their names, the first `limit` by `sort` (one of
+    commands.TOP_SORTS; `name` ascending, figures descending)."""
+    found = [each for each in sample["origins"] if contains is None or contains.lower() in each["name"].lower()]
+    if sort == "name":
+        found.sort(key=lambda each: each["name"])
+    else:
+        column = {"traffic": "to_viewers_bps", "requests": "requests_per_s", "errors": "errors_per_s"}[sort]
+        found.sort(key=lambda each: -each[column])  # type: ignore[literal-required]  # ties as in the policy
+    return {**sample, "n_origins": len(found), "origins": found[:limit]}
 
 
 def _origin(old: Mapping[str, Any], new: Mapping[str, Any], seconds: float) -> OriginRates:

@@ -19,14 +19,14 @@ from rich.live import Live
 from rich.text import Text
 
 from accelerator.control.client import NO_DAEMON, ControlClient
-from accelerator.control.display import make_console, top_page
-from accelerator.control.rates import rates
+from accelerator.control.display import TOP_FIXED_LINES, make_console, top_page
+from accelerator.control.rates import paged, rates
 from accelerator.errors import ControlError
 
 _LEAVE = b"qQ\x03\x04\x1b"
 
 
-def watch(path: str, *, interval_s: float) -> None:
+def watch(path: str, *, interval_s: float, sort: str, contains: str | None, limit: int) -> None:
     """Refresh until q or Ctrl-C. A daemon that goes away is waited for; one that was never there raises
     ControlError.
     """
@@ -34,13 +34,16 @@ def watch(path: str, *, interval_s: float) -> None:
     before = source.take()
     assert before is not None
     page: Any = Text("first sample ...")
-    with _keyboard() as is_left_within, Live(page, console=make_console(), screen=True, auto_refresh=False) as live:
+    console = make_console()
+    with _keyboard() as is_left_within, Live(page, console=console, screen=True, auto_refresh=False) as live:
         while not is_left_within(interval_s):
             after = source.take()
             if after is None:
                 page = Text(f"{source.trouble}; trying again. q leaves.", style="bold red")
             elif before is not None:
-                page = top_page(rates(before, after))
+                fitting = max(1, min(limit, console.height - TOP_FIXED_LINES))
+                sample = paged(rates(before, after), sort=sort, contains=contains, limit=fitting)
+                page = top_page(sample, width=console.width)
             before = after
             live.update(page, refresh=True)
 

@@ -1,4 +1,4 @@
-"""A canary in queries, driven through everything that takes one, then looked for in all that the box writes and says."""
+"""A canary in queries, driven through all that takes one, then looked for in all that the box writes and says."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def test_no_query_is_written_or_shown(origin: RecordingOrigin, tmp_path: Path, p
 
 @pytest.mark.parametrize(
     "text",
-    [f"GET /x?{CANARY} failed", f"'/x?{CANARY}'", f"(http://h/p?{CANARY})", f"?'{CANARY}", f"a??{CANARY}", f"x?{CANARY}…"],
+    [f"GET /x?{CANARY} failed", f"'/x?{CANARY}'", f"(http://h/p?{CANARY})", f"?'{CANARY}", f"a??{CANARY}",
+     f"x?{CANARY}…"],
 )
 def test_texts_lose_their_queries_once(text: str) -> None:
     shown = without_queries(text)
