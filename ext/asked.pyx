@@ -18,6 +18,7 @@ from ext.exchange cimport (
     MESSAGE_ANSWER,
     MESSAGE_INTERIM,
     MESSAGE_ROOM,
+    MESSAGE_SPLIT,
     OTHERS_AGAIN,
     Message,
 )
@@ -57,6 +58,17 @@ cdef class Exchange:
         if message.bytes == NULL:
             return
         memcpy(message.bytes, <const char*>head, len(head))
+        self.plane.post(self.worker, &message)
+
+    def split(self) -> None:
+        """The first asker waits on, the others ask for themselves at once."""
+        cdef Message message
+        if self.is_answered:
+            return
+        memset(&message, 0, sizeof(Message))
+        message.kind = MESSAGE_SPLIT
+        message.index = self.index
+        message.generation = self.generation
         self.plane.post(self.worker, &message)
 
     def match(self, int fwd_status=0, bint stored=True, bint joined=False) -> None:

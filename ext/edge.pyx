@@ -17,7 +17,7 @@ from ext.layout cimport *
 from ext.reclaim cimport epoch_enter, epoch_leave
 from ext.respond cimport refresh_date, respond_error
 from ext.serve cimport MAX_TRIES, leave_bucket, now_ns
-from ext.session cimport flush_interim, give_up_waiting, linger, on_body, on_interim, on_readable, resume, settle
+from ext.session cimport flush_interim, give_up_waiting, linger, on_body, on_interim, on_split, on_readable, resume, settle
 from ext.store cimport *
 from ext.tunnel cimport Tunnel, tunnel_free
 from ext.upload cimport Upload, upload_release
@@ -239,6 +239,8 @@ cdef void read_mail(Worker* w) noexcept nogil:
             on_drain(w, m.detail, m.value)
         elif m.kind == MESSAGE_ROOM:
             on_room(w, m.upload)
+        elif m.kind == MESSAGE_SPLIT:
+            on_split(w, m)
         elif m.kind == MESSAGE_INTERIM:
             on_interim(w, m)
         elif m.kind == MESSAGE_CLOSE:

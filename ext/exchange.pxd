@@ -28,6 +28,7 @@ cdef enum:                      # Message.kind
     MESSAGE_UNLISTEN = 3
     MESSAGE_DRAIN = 4
     MESSAGE_ROOM = 6            # a full upload has room again; carries a reference
+    MESSAGE_SPLIT = 8           # those who have joined an exchange ask for themselves
     MESSAGE_INTERIM = 7         # a 1xx head for the leader; carries `bytes`
     MESSAGE_CLOSE = 5           # drop connections and listeners, end the loop
 

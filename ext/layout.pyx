@@ -71,7 +71,7 @@ COUNTERS = (
     (C_CLOSED_SLOW_BODY, "closed_slow_body", "requests refused: the body stalled"),
     (C_INTERIM_SENT, "interim_sent", "interim responses (1xx) passed to viewers"),
     (C_INVALIDATED, "invalidated", "objects dropped because a request has changed their resource"),
-    (C_STREAMS, "streams", "responses taken out of the origin's connections: event streams, long polls"),
+    (C_STREAMS, "streams", "event streams passed, which don't count as the origin's connections"),
     (C_TUNNELS_OPENED, "tunnels_opened", "Upgrade tunnels opened"),
     (C_TUNNELS_CLOSED, "tunnels_closed", "Upgrade tunnels closed, for any reason"),
     (C_TUNNELS_REFUSED, "tunnels_refused", "Upgrade requests refused: the origin's cap on tunnels, or no descriptors"),

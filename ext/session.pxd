@@ -9,6 +9,7 @@ cdef void resume(Worker* w, Connection* c) noexcept nogil
 cdef void settle(Worker* w, Connection* c, int result) noexcept nogil
 cdef void on_body(Worker* w, Connection* c) noexcept nogil
 cdef void on_interim(Worker* w, Message* m) noexcept nogil
+cdef void on_split(Worker* w, Message* m) noexcept nogil
 cdef void flush_interim(Worker* w, Connection* c) noexcept nogil
 cdef void give_up_waiting(Worker* w, Connection* c, uint32_t status) noexcept nogil
 cdef void linger(Worker* w, Connection* c) noexcept nogil

@@ -13,7 +13,7 @@ from ext.http_head cimport *
 from ext.layout cimport *
 from ext.receive cimport RECEIVE_ENDED, RECEIVE_MORE, RECEIVE_WHOLE, receive_body, stays_behind
 from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, respond_error, respond_object
-from ext.serve cimport MAX_TRIES, handle, now_ns
+from ext.serve cimport MAX_TRIES, handle, leave_bucket, now_ns
 from ext.store cimport *
 from ext.table cimport entry_match, hash_key, table_find
 
@@ -119,6 +119,31 @@ cdef void on_interim(Worker* w, Message* m) noexcept nogil:
         return
     count(&w.counters[C_INTERIM_SENT], 1)
     flush_interim(w, c)
+
+
+cdef void on_split(Worker* w, Message* m) noexcept nogil:
+    """Those who have joined an exchange ask for themselves; its leader waits on."""
+    cdef Exchange* e = &w.exchanges[m.index]
+    cdef Connection* c
+    cdef Connection* following
+    if e.is_free or e.generation != m.generation:
+        return
+    leave_bucket(w, e)
+    e.is_joinable = 0
+    c = <Connection*>e.waiters.first
+    while c != NULL:
+        following = c.next
+        if not c.is_leader:
+            list_remove(c)
+            c.exchange = NULL
+            c.n_tries = MAX_TRIES
+            c.answer = ANSWER_MATCH
+            c.state = STATE_ANSWERED
+            list_append(&w.ready, c)
+        c = following
+    if e.waiters.n == 0:        # the leader had left
+        ring_push(&w.ring, RING_CANCEL, e.index, e.generation, NULL)
+        w.must_ring = 1
 
 
 cdef void flush_interim(Worker* w, Connection* c) noexcept nogil:

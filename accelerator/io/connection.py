@@ -9,51 +9,22 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from enum import Enum
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from accelerator.errors import OriginError
 from accelerator.io.body_writer import Body, BodyWriter
 from accelerator.io.deadline import Deadline
 from accelerator.io.head_reader import HEAD_BYTES_MAX, HeadReader
 from accelerator.io.origin import OriginCounters, ParentProxy, Upstream
+from accelerator.io.phase import BODY, Owner, Phase, is_kept
 from accelerator.io.response import ParseResponse, Response, Sink, SwitchSink
 from accelerator.protocols.chunked import ChunkedDecoder
-from accelerator.protocols.fields import get_list
 
 SCRATCH_BYTES = HEAD_BYTES_MAX
 # One for all: what is read into it is used up before anything else is read. Only a head in parts needs its own.
 _shared = bytearray(SCRATCH_BYTES)
 
 CallT = TypeVar("CallT")
-CallContra = TypeVar("CallContra", contravariant=True)
-
-
-class Phase(Enum):
-    """What the next byte from the origin is."""
-
-    IDLE = "idle"  # excess
-    HEAD = "head"
-    LENGTH = "length"  # body, Content-Length says where it ends
-    CHUNKED = "chunked"
-    UNTIL_CLOSE = "until-close"  # body, ends with the connection
-    DONE = "done"  # excess; the response is complete but its end not yet told
-    CLOSED = "closed"  # nobody's
-
-
-_BODY = (Phase.LENGTH, Phase.CHUNKED, Phase.UNTIL_CLOSE)
-
-
-class Owner(Protocol[CallContra]):
-    """What a connection tells its client, which calls the sink's ended() and failed() when its books are right.
-
-    head_arrived may refuse the response by OriginError: the sink hears of no head then.
-    """
-
-    def head_arrived(self, call: CallContra, upstream: Upstream, response: Response) -> None: ...
-    def exchange_ended(self, connection: Any, call: CallContra, can_reuse: bool) -> None: ...
-    def exchange_failed(self, connection: Any, call: CallContra, error: OriginError, received_any: bool) -> None: ...
-    def connection_gone(self, connection: Any) -> None: ...
 
 
 class Connection(asyncio.BufferedProtocol, Generic[CallT]):
@@ -156,7 +127,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             self._deadline.clear()  # the head's time begins when the body has ended
             self._writer = BodyWriter(body, self._transport.write)
             self._writer.is_paused = self._is_writing_paused
-            self._loop.call_soon(self._send_body_of, call)
+            self._loop.call_soon(self.send_body)
 
     def send_body(self) -> None:
         """More of the body is there. A fault of its source ends the exchange."""
@@ -178,7 +149,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
 
     def set_body_timeout(self, seconds: float) -> None:
         self._body_timeout_s = seconds
-        if self._phase in _BODY and self._deadline.at_s is not None:
+        if self._phase in BODY and self._deadline.at_s is not None:
             self._deadline.set(seconds)
 
     def is_reusable(self) -> bool:
@@ -202,14 +173,14 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         if self._paused:
             return
         self._paused = True
-        if self._phase in _BODY:
+        if self._phase in BODY:
             self._pause_transport()
 
     def resume(self) -> None:
         if not self._paused:
             return
         self._paused = False
-        if self._phase in _BODY or self._phase is Phase.DONE:
+        if self._phase in BODY or self._phase is Phase.DONE:
             self._loop.call_soon(self._resume_soon, self._call)
 
     def abandon(self) -> None:
@@ -217,12 +188,8 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._detach()
         self._abort()
 
-    def _send_body_of(self, call: CallT) -> None:
-        if self._call is call:
-            self.send_body()
-
     def close(self) -> None:
-        """Closes an idle connection in good order."""
+        """An idle connection, in good order."""
         self._phase = Phase.CLOSED
         if self._transport is not None:
             self._transport.close()
@@ -341,7 +308,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         if response.status == 101:
             self._switch(response, bytes(memoryview(self._scratch)[start:end]))
             return
-        self._keep_alive = response.keep_alive and (self.proxy is None or _is_kept(response))
+        self._keep_alive = response.keep_alive and (self.proxy is None or is_kept(response))
         # RFC 9112 section 6.3: these end with their head whatever follows, so excess does not make them suspect.
         self._has_no_body = self._is_head_request or response.status in (204, 304)
         if self._has_no_body:
@@ -415,7 +382,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
     def _take(self, data: memoryview) -> None:
         """Bytes after the head that stand in the scratch buffer. None at all may complete an empty body."""
         call = self._call
-        if data and self._phase in _BODY and not self._paused:
+        if data and self._phase in BODY and not self._paused:
             self._deadline.move(self._body_timeout_s)
         if self._phase is Phase.LENGTH:
             body = data[: self._remaining]
@@ -604,7 +571,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             self._pause_transport_if_needed()
 
     def _pause_transport_if_needed(self) -> None:
-        if self._transport is None or self._is_transport_paused or not self._paused or self._phase not in _BODY:
+        if self._transport is None or self._is_transport_paused or not self._paused or self._phase not in BODY:
             return
         self._is_transport_paused = True
         self._transport.pause_reading()
@@ -625,15 +592,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             self._counters.timeouts += 1
             message = f"{self.upstream}: no response head in time"
             self._fail(OriginError("head-timeout", message, status=504, can_retry=True))
-        elif self._phase in _BODY:
+        elif self._phase in BODY:
             self._counters.timeouts += 1
             message = f"{self.upstream}: no byte for {self._body_timeout_s:g} s"
             self._fail(OriginError("body-timeout", message, status=504, can_retry=True))
-
-
-def _is_kept(response: Response) -> bool:
-    """Whether a proxy says that it reads another request from this connection.
-
-    Silence is not enough: tinyproxy 1.11 sends what comes next to the same origin as it stands, our log-in included.
-    """
-    return any(option.lower() == b"keep-alive" for option in get_list(response.fields, b"connection"))

@@ -68,7 +68,8 @@ class Fills:
         """A reader of `stored` waits at `offset`, and its response ends with byte `last` (negative: with the body)."""
         start = offset - offset % SLICE_BYTES
         start += stored.has_bytes(start)
-        if start > offset:  # it came while the want was on its way
+        # It came while the want was on its way. A stream has dropped what stands before it, so its own place counts.
+        if start > offset or stored.has_bytes(offset):
             stored.forget_want()
             return
         for fill in self._by_object.get(stored, ()):

@@ -17,6 +17,7 @@ from accelerator.protocols.representation import selected_etag, stored_fields
 from accelerator.services.fill import Fill
 from accelerator.services.freshen import freshen_by_head
 from accelerator.services.heads import compose, split_lines, with_exposed
+from accelerator.services.origins import LONG_POLL_S
 from accelerator.services.private import interim_head, is_event_stream, private_object
 from accelerator.services.sharing import (
     OTHERS_AGAIN,
@@ -30,6 +31,8 @@ from accelerator.services.stale import Failure, kept_verdict, permits_stale
 from accelerator.services.upstream_request import UpstreamRequest, aligned_range, asked_range, has_range
 
 if TYPE_CHECKING:
+    from asyncio import TimerHandle
+
     from accelerator.dataplane import Exchange, StoredObject
     from accelerator.io.origin import Upstream
     from accelerator.io.response import Response
@@ -42,6 +45,8 @@ KINDS = list(live.Kind)
 DISCARD_BYTES = 65536
 # A body that can't be fetched again in parts stays in memory while it is read: not more than this share of it.
 PINNED_SHARE = 4
+# After a long poll nobody waits for its URL's next answer for so long; then one viewer's first seconds find it again.
+LONG_POLL_REMEMBERED_S = 60.0
 # Failures that lie in this box, not in the way to the origin.
 _OURS = frozenset({"queue-full", "no-memory", "internal"})
 
@@ -73,6 +78,7 @@ class Flight:
         self._response_ns = 0
         self._has_age = False
         self._call: Call | None = None
+        self._long_timer: TimerHandle | None = None
         self._fill: Fill | None = None
         self._verdict: Verdict | None = None
         self._fields: Fields = []
@@ -98,6 +104,23 @@ class Flight:
         self._requested_ns = clock.monotonic_ns()
         self._requested_wall_s = clock.wall_s()
         self._call = self._source.send(self, validators=validators, byte_range=self._requested_range)
+        if self.origin.rules.profile == "generic" and not self.is_alone and self._long_timer is None:
+            self._long_timer = self.fetcher.loop.call_later(LONG_POLL_S, self._waits_for_long)
+
+    def _waits_for_long(self) -> None:
+        """A long poll, by all signs: whoever waits behind its viewer would be answered when he is, if at all."""
+        self._long_timer = None
+        if self.is_answered or self.is_alone:
+            return
+        self.is_alone = True
+        self._others = OTHERS_AGAIN
+        self.fetcher.unlist(self)
+        self.fetcher.remembered.not_shareable(self.key, LONG_POLL_REMEMBERED_S)
+        others, self.exchanges = self.exchanges[1:], self.exchanges[:1]
+        self.fetcher.answered(others)
+        for exchange in others:
+            exchange.alone()
+        self.exchanges[0].split()
 
     def _ask_again(self, *, as_asked: bool = False) -> None:
         """Without conditions; `as_asked`: exactly the leader's part, for him alone."""
@@ -422,6 +445,9 @@ class Flight:
         """Over: holds nothing any more. Left to the garbage collector, cycles through calls and fills kept objects
         from being evicted for minutes, which is all memory where there is little of it."""
         self._call = self._fill = self._stored = None
+        if self._long_timer is not None:
+            self._long_timer.cancel()
+            self._long_timer = None
 
     def _cancel(self) -> None:
         if self._call is not None:

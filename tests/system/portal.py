@@ -253,7 +253,7 @@ class Exchange:
 
     async def do_logout(self) -> None:
         await self._body()
-        self.send(302, b"", "Set-Cookie: session=; Max-Age=0; Path=/", "Location: /login")
+        self.send(302, b"", "Set-Cookie: session=gone; HttpOnly; Path=/", "Location: /login")
 
     # -- what stays open -----------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ class Asked:
     target: bytes
     fields: list[tuple[bytes, bytes]]
     body: bytes = b""
+    is_whole: bool = False
 
     @property
     def head(self) -> bytes:
@@ -132,6 +133,8 @@ class RecordingOrigin:
                 assert asked is not None
                 asked.body += event.data
             elif isinstance(event, h11.EndOfMessage):
+                assert asked is not None
+                asked.is_whole = True
                 return asked
             else:
                 return None

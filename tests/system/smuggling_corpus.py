@@ -247,6 +247,78 @@ def _corpus() -> dict[str, bytes]:
     add("TRACE", _post(b"Content-Length: 90", body=HIDDEN, method=b"TRACE"))
     add("close, then more", _post(b"Connection: close", body=HIDDEN, method=b"GET"))
     add("HTTP/1.0, then more", b"GET {outer} HTTP/1.0\r\n" + HOST + b"\r\n" + HIDDEN)
+    for name, payload in _bodies().items():
+        add(name, payload)
+    return found
+
+
+def _bodies() -> dict[str, bytes]:
+    """Bodies that a passing box has to cut where its origin does."""
+    found: dict[str, bytes] = {}
+    te = b"Transfer-Encoding: chunked"
+    whole = b"3\r\nabc\r\n"
+    # Chunk sizes that overflow, stop short, or are written as one reader of two understands them.
+    sizes = {
+        "overflows 32 bits": b"100000003", "overflows 64 bits": b"10000000000000003", "sixteen digits": b"f" * 16,
+        "fifteen digits": b"f" * 15, "many zeros": b"0" * 40 + b"3", "sign and zero": b"+3", "negative": b"-3",
+        "0x": b"0x3", "0X": b"0X3", "h": b"3h", "space within": b"0 3", "tab before": b"\t3", "tab after": b"3\t",
+        "NUL after": b"3\0", "comma": b"3,0", "point": b"3.0", "exponent": b"3e0", "full width": "\uff13".encode(),
+        "underscore": b"0_3", "quotes": b'"3"', "CR after": b"3\r", "vertical tab": b"3\x0b", "empty": b"",
+        "colon": b"3:", "percent": b"%33", "equals": b"3=3",
+    }  # fmt: skip
+    for name, size in sizes.items():
+        found[f"size {name}"] = _post(te, body=size + b"\r\nabc\r\n" + CHUNKED_END + HIDDEN)
+    # Line ends: what one reader takes for the end of a size line or of data, and another for a part of it.
+    ends = {
+        "LF after size": b"3\nabc\r\n", "CR after size": b"3\rabc\r\n", "CR CR LF after size": b"3\r\r\nabc\r\n",
+        "LF LF after size": b"3\n\nabc\r\n", "LF after data": b"3\r\nabc\n", "CR after data": b"3\r\nabc\r",
+        "nothing after data": b"3\r\nabc", "CRLF twice after data": b"3\r\nabc\r\n\r\n",
+        "space after data": b"3\r\nabc \r\n",
+        "data one longer": b"3\r\nabcd\r\n", "data one shorter": b"3\r\nab\r\n", "LF for the last": whole + b"0\n\n",
+        "last with CR CR": whole + b"0\r\n\r\r\n", "last with LF behind": whole + b"0\r\n\n",
+    }  # fmt: skip
+    for name, body in ends.items():
+        found[f"end {name}"] = _post(te, body=body + CHUNKED_END + HIDDEN)
+    # Extensions (TERM.EXT, EXT.TERM, TERM.SPILL, SPILL.TERM): a line end in one, or one that hides a chunk.
+    extensions = {
+        "bare semicolon": b"3;\r\nabc\r\n", "name": b"3;a\r\nabc\r\n", "LF ends it": b"3;a\nabc\r\n",
+        "LF in it": b"3;\n0\r\nabc\r\n", "CR in it": b"3;\rx\r\nabc\r\n", "NUL in it": b"3;\0\r\nabc\r\n",
+        "quoted CRLF": b'3;a="\r\n"\r\nabc\r\n', "open quote": b'3;a="\r\nabc\r\n',
+        "size behind it": b"3;5\r\nabc\r\n",
+        "long": b"3;" + b"a" * 2000 + b"\r\nabc\r\n", "on the last chunk": whole + b"0;a=b\r\n\r\n",
+        "LF on the last chunk": whole + b"0;\n\r\n\r\n", "space before": b"3 ;a\r\nabc\r\n",
+    }  # fmt: skip
+    for name, body in extensions.items():
+        found[f"extension {name}"] = _post(te, body=body + CHUNKED_END + HIDDEN)
+    # Trailers that a careless reader merges into the head.
+    for field in (b"Content-Length: 90", b"Transfer-Encoding: chunked", b"Host: other.example", b"Connection: close",
+                  b"Authorization: Basic YTpi", b"Expect: 100-continue", b"X-Forwarded-For: 10.0.0.1", b"Upgrade: h2c",
+                  b"Cookie: session=1", b" folded", b"no colon", b"Space : before", b"NUL: \0", b"LF: a\nb",
+                  b"Trailer: Content-Length", b": empty"):  # fmt: skip
+        found[f"trailer {field!r}"] = _post(te, body=whole + b"0\r\n" + field + b"\r\n\r\n" + HIDDEN)
+    found["trailers without end"] = _post(te, body=whole + b"0\r\n" + b"X: y\r\n" * 2000 + b"\r\n" + HIDDEN)
+    # Expect: who waits and who doesn't see the body elsewhere (0.CL and CL.0).
+    length = b"Content-Length: %d" % len(HIDDEN.replace(b"{hidden}", b"/smuggled/000"))
+    for name, lines in {
+        "with a length": (length,), "with chunks": (te,), "twice": (b"Expect: 100-continue", length),
+        "with both": (length, te), "and close": (b"Connection: close", length),
+    }.items():  # fmt: skip
+        found[f"Expect {name}"] = _post(b"Expect: 100-continue", *lines, body=whole + CHUNKED_END + HIDDEN)
+    for name, value in {"list": b"100-continue, 100-continue", "parameter": b"100-continue;q=1",
+                        "tab": b"100-continue\tx", "other": b"200-ok", "empty": b""}.items():  # fmt: skip
+        found[f"Expect {name} value"] = _post(b"Expect: " + value, length, body=HIDDEN)
+    # Bodies of methods that have none, and what comes right behind a whole one.
+    for method in (b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"PUT", b"PATCH", b"M-SEARCH"):
+        name = method.decode()
+        found[f"{name} body, then more"] = _post(b"Content-Length: 3", body=b"abc" + HIDDEN, method=method)
+        found[f"{name} chunks, then more"] = _post(te, body=whole + CHUNKED_END + HIDDEN, method=method)
+        found[f"{name} cut short"] = _post(b"Content-Length: 5000", body=HIDDEN, method=method)
+    found["HTTP/1.0 body, then more"] = (
+        b"POST {outer} HTTP/1.0\r\n" + HOST + b"Connection: keep-alive\r\nContent-Length: 3\r\n\r\nabc" + HIDDEN
+    )
+    found["body, then CRLFs, then more"] = _post(b"Content-Length: 3", body=b"abc\r\n\r\n" + HIDDEN)
+    found["body, then LF, then more"] = _post(b"Content-Length: 3", body=b"abc\n" + HIDDEN)
+    found["chunks, then half a head"] = _post(te, body=whole + CHUNKED_END + HIDDEN[:30])
     return found
 
 
