@@ -135,7 +135,7 @@ class Pulse:
             "findings": findings,
             **{key: status[key] for key in ("site", "version", "uptime_s", "policy", "health", "listeners", "workers")},
             "last_event": box.events.n_told,
-            "counters": top["counters"],
+            "counters": {**top["counters"], "tunnels": box.fetcher.tunnels.n_open_all},
             "now": {
                 "requests_per_s": _rate(now.requests - old.requests, old, now),
                 "refused_per_s": _rate(now.refused - old.refused, old, now),
@@ -188,6 +188,7 @@ class Pulse:
                     "requests_minute": new.requests - first.requests,
                     "errors_minute": new.errors - first.errors,
                     "connections": origin.client.n_connections,
+                    "tunnels": self._box.fetcher.tunnels.n_open(origin_id),
                     "objects": n_objects,
                     "stored_bytes": stored_bytes,
                     "upstreams": of_origin,

@@ -63,9 +63,9 @@ export class Overview {
     const { counters, now } = live;
     const saved = Math.max(0, counters.bytes_to_viewers - counters.bytes_from_origin);
     const share = now.to_viewers_bps > 0 ? now.from_origin_bps / now.to_viewers_bps : null;
-    const tunnels = counters.tunnels ?? null;
+    const tunnels = counters.tunnels ?? 0;
     this.tile("viewers", rate(now.to_viewers_bps), many("tile.viewers.note", counters.connections, { n: count(counters.connections) })
-      + (tunnels === null ? "" : `, ${many("tile.tunnels", tunnels, { n: count(tunnels) })}`));
+      + (tunnels === 0 ? "" : `, ${many("tile.tunnels", tunnels, { n: count(tunnels) })}`));
     this.tile("wan", rate(now.from_origin_bps), share === null ? t("tile.wan.idle") : t("tile.wan.note", { share: ratio(share) }));
     this.tile("saved", size(saved), t("tile.saved.note", { share: ratio(counters.bytes_to_viewers ? saved / counters.bytes_to_viewers : null) }));
     this.tile("hits", ratio(now.hit_ratio), t("tile.hits.note", {
@@ -123,7 +123,7 @@ export class Overview {
   }
 
   connections(row) {
-    return row.tunnels === undefined ? count(row.connections) : `${count(row.connections)} + ${count(row.tunnels)}`;
+    return row.tunnels ? `${count(row.connections)} · ${many("tile.tunnels", row.tunnels, { n: count(row.tunnels) })}` : count(row.connections);
   }
 }
 
