@@ -11,6 +11,7 @@ import re
 from accelerator.dataplane import digest_of_query
 
 _QUERY = re.compile(r"\?(\S+)")
+_DIGEST = re.compile(r"…[0-9a-f]{12}(?![^'\")\]}>.,;:?!])")
 # What may end a sentence or a quotation around a URL, rather than the URL.
 _ENDS = "'\")]}>.,;:?!"
 
@@ -33,7 +34,7 @@ def without_queries(text: str) -> str:
 
 def _replaced(match: re.Match[str]) -> str:
     rest = match[1]
-    if rest.startswith("…"):
+    if _DIGEST.match(rest):
         return match[0]  # by us
     query = rest.rstrip(_ENDS)
     if not query:
