@@ -30,7 +30,7 @@ _EPILOG = "exit status: 0 done, 1 refused or problem found, 2 usage, 3 no daemon
 _GROUPS = {
     "admin": "the admin listener and its dashboard",
     "cache": "what is stored",
-    "policy": "check, compare, apply and take back policies",
+    "log": "what was written to disk", "policy": "check, compare, apply and take back policies",
 }
 
 
@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: Command, options: argparse.Namespace) -> int:
     if command.name == "policy check":
         return _policy_check(options.path, is_json=options.json)
+    if command.name == "log verify":
+        return _log_verify(options.path, is_json=options.json)
     if command.name == "policy schema":
         from accelerator.policy.schema import schema_text
 
@@ -122,6 +124,29 @@ def _top(options: argparse.Namespace) -> int:
         console = make_console()
         console.print(top_page(sample, width=console.width))
     return 0
+
+
+def _log_verify(path: str, *, is_json: bool) -> int:
+    from pathlib import Path
+
+    from accelerator.protocols.hash_chain import first_break
+
+    given = Path(path)
+    files = sorted(given.glob("security-*.log")) if given.is_dir() else [given]
+    problems = []
+    for file in files:
+        with file.open("rb") as lines:
+            found = first_break(lines)
+        if found is not None:
+            problems.append({"file": str(file), "line": found[0], "message": found[1]})
+            print(printable(f"{file}:{found[0]}: {found[1]}"), file=sys.stderr)
+    if is_json:
+        _print_json({"ok": bool(files) and not problems, "files": len(files), "problems": problems})
+    elif not files:
+        print(printable(f"accelctl: {path}: no security logs"), file=sys.stderr)
+    elif not problems:
+        print(f"{len(files)} files: ok")
+    return 0 if files and not problems else 1
 
 
 def _policy_check(path: str, *, is_json: bool) -> int:

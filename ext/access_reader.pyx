@@ -56,7 +56,7 @@ cdef struct Writing:
     Names zones[16]
     uint32_t n_zones
     int64_t second              # that `stamp` is of
-    char stamp[32]
+    char stamp[80]
 
 
 cdef const char* name_of(const Names* names, int64_t index) noexcept nogil:

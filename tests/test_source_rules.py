@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "services": {"store", "io", "protocols", "policy", "dataplane", "kernel"},
     "control": set(),
     "web": {"control"},
-    "cli": {"control", "policy"},
+    "cli": {"control", "policy", "protocols"},
     "daemon": {"services", "store", "io", "protocols", "policy", "dataplane", "control", "web"},
     "netd": {"kernel", "control", "protocols"},
     "demo": set(),  # starts the box as a newcomer does, from outside

@@ -154,6 +154,13 @@ COMMANDS: tuple[Command, ...] = (
         (Argument("path", "text", "the file or directory", is_positional=True, is_required=True, is_local=True),),
         is_offline=True,
     ),
+    Command(
+        "log verify",
+        "check that no line of security logs was changed or taken out; needs no daemon",
+        (Argument("path", "text", "a file, or the directory with all of them", is_positional=True, is_required=True,
+                  is_local=True),),
+        is_offline=True,
+    ),
     Command("policy show", "print the running policy, whole, with every default", box_method="policy_show"),
     Command(
         "policy diff",

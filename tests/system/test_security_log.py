@@ -7,13 +7,15 @@ import json
 import os
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from recording_origin import RecordingOrigin
-from running_box import HOST, RunningBox, policy_for, wait_for
+from running_box import HOST, PROJECT, RunningBox, policy_for, wait_for
 
 from accelerator.protocols.hash_chain import first_break
 
@@ -93,5 +95,12 @@ def test_a_life_of_the_daemon(origin: RecordingOrigin, tmp_path: Path) -> None:
     assert b"canary" not in b"".join(security_lines(state))
     assert b"evil" not in b"".join(security_lines(state))
     assert first_break(security_lines(state)) is None
+    verify = [sys.executable, "-m", "accelerator.cli", "log", "verify"]
+    assert subprocess.run([*verify, str(state / "logs")], cwd=PROJECT, check=False).returncode == 0
+    changed = tmp_path / "changed.log"
+    changed.write_bytes(b"\n".join(security_lines(state)).replace(b'"done"', b'"none"'))
+    found_out = subprocess.run([*verify, str(changed)], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert (found_out.returncode, "changed, or a line before it is gone" in found_out.stderr) == (1, True)
+    assert subprocess.run([*verify, str(tmp_path / "no")], cwd=PROJECT, check=False).returncode == 1
     for path in (state / "logs").iterdir():
         assert path.is_symlink() or path.stat().st_mode & 0o777 == 0o640
