@@ -18,13 +18,14 @@ from ext.listing import COMPLETE, FILLING, list_objects
 from accelerator.policy.compile import Tables
 from ext import layout
 from ext.asked import Exchange, RequestBody
+from ext.authorise import Grants
 from ext.http_head import HeadError, parse_request, parse_response
 from ext.plane import FLAG_HAS_AGE, FLAG_MUST_VALIDATE, FLAG_NO_BODY, FOREVER_NS, Plane
 from ext.stored import StoredObject
 
 __all__ = [
     "COMPLETE", "COUNTER_HELP", "FILLING", "FLAG_HAS_AGE", "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS",
-    "HEALTH_PATH", "SLICE_BYTES", "DataPlane", "Exchange", "HeadError", "RequestBody", "StoredObject",
+    "HEALTH_PATH", "SLICE_BYTES", "DataPlane", "Exchange", "Grants", "HeadError", "RequestBody", "StoredObject",
     "digest_of_query", "list_objects", "parse_request", "parse_response",
 ]  # fmt: skip
 
@@ -110,6 +111,12 @@ class DataPlane:
             origin["forwards_trailers"] = row.forwards_trailers
             origin["wait_ns"] = int(row.wait_s * 1e9)
             origin["may_tunnel"] = row.may_tunnel
+            origin["header"], origin["n_headers"] = len(parameters), len(row.credential_headers)
+            parameters += [strings.add(name) for name in row.credential_headers]
+            origin["cookie"], origin["n_cookies"] = len(parameters), len(row.credential_cookies)
+            parameters += [strings.add(name) for name in row.credential_cookies]
+            origin["rule"], origin["refusal"] = row.credential_rule, row.refusal
+            origin["judges_all"] = row.judges_all
         hosts: list[tuple[int, ...]] = []
         paths: list[tuple[int, ...]] = []
         for host in tables.hosts:

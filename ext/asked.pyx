@@ -30,7 +30,7 @@ from ext.upload cimport UPLOAD_ABORTED, UPLOAD_WHOLE, upload_release, upload_tak
 cdef extern from "<unistd.h>" nogil:
     int close(int)
 
-KINDS = ("miss", "stale", "refresh", "want", "alone", "pass", "tunnel")
+KINDS = ("miss", "stale", "refresh", "want", "alone", "pass", "tunnel", "authorise")
 
 
 cdef class Exchange:

@@ -73,6 +73,8 @@ cdef struct Connection:
     uint8_t minor               # HTTP/1.minor of the request under way
     uint8_t fwd_reason
     uint8_t n_tries
+    uint8_t n_asked             # how often it was asked for this request whether the viewer may have it
+    uint8_t is_authorising
     uint8_t answer              # disposition, in STATE_ANSWERED
     uint8_t is_stored
     uint8_t log_how             # of the answer under way, for the access log
@@ -118,12 +120,18 @@ cdef struct Listener:
     int fd
     uint32_t index
 
+cdef struct Grant:              # see authorise.pxd
+    uint64_t tag_a
+    uint64_t tag_b
+    uint64_t until              # CLOCK_MONOTONIC, ns; the lowest bit: a no; 0: free
+
 cdef struct Shared:             # what all workers and the control plane have in common
     Store store
     Tables* tables
     Bell bell
     Addresses addresses
     uint64_t n_connections
+    Grant* grants
 
 cdef struct Worker:
     uint32_t index

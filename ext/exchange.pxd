@@ -14,6 +14,7 @@ cdef enum:                      # Exchange.kind
     EXCHANGE_ALONE = 4          # the key isn't shareable: nobody may join
     EXCHANGE_PASS = 5           # a method that isn't cached, or a body: for the asker alone, never stored
     EXCHANGE_TUNNEL = 6         # asks for another protocol; nobody may join
+    EXCHANGE_AUTHORISE = 7      # may this viewer have it? answered by MATCH (look again) or an error
 
 cdef enum:                      # RingItem.what
     RING_REQUEST = 0

@@ -83,6 +83,8 @@ cdef enum:                      # one column each of the counter rows; the table
     C_TUNNEL_BYTES_TO_ORIGINS
     C_TUNNELS_ENDED_IDLE
     C_UPGRADES_IGNORED
+    C_AUTHORISATIONS
+    C_REFUSED_CREDENTIAL
     N_COUNTERS
     MAX_ORIGINS = 8192          # rows with figures of their own; those beyond count with row 0
     ORIGIN_COLUMNS = 8          # requests, hits, body bytes to viewers, then:
@@ -106,6 +108,13 @@ cdef packed struct OriginRow:
     uint64_t body_max           # bytes of a request's body
     int64_t wait_ns             # how long a viewer waits for a head: longer than the control plane does
     uint32_t may_tunnel         # Upgrade goes to the control plane; else it is ignored (RFC 9110 section 7.8)
+    uint32_t header             # fields and cookies that carry the viewer's credential, in `parameters` too
+    uint32_t n_headers
+    uint32_t cookie
+    uint32_t n_cookies
+    uint64_t rule               # 0: viewers' credentials are not judged; else part of what a yes is remembered by
+    uint32_t refusal            # the status of a no
+    uint32_t judges_all         # methods other than GET and HEAD too: the box decides, not the origin
 
 cdef packed struct HostRow:
     uint32_t pattern            # offset in strings

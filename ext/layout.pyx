@@ -81,6 +81,8 @@ COUNTERS = (
     (C_TUNNEL_BYTES_TO_ORIGINS, "tunnel_bytes_to_origins", "bytes that tunnels carried to origins"),
     (C_TUNNELS_ENDED_IDLE, "tunnels_ended_idle", "Upgrade tunnels closed: idle for longer than the policy allows"),
     (C_UPGRADES_IGNORED, "upgrades_ignored", "requests to change to HTTP/2 or TLS, answered without that"),
+    (C_AUTHORISATIONS, "authorisations", "requests whose credential wasn't known yet, so that it was judged"),
+    (C_REFUSED_CREDENTIAL, "refused_credential", "requests refused: the viewer's credential doesn't cover them"),
 )
 
 N_COLUMNS = COUNTER_STRIDE
@@ -88,7 +90,8 @@ N_COLUMNS = COUNTER_STRIDE
 ORIGIN_DTYPE = np.dtype(
     [("credential", "u4"), ("n_credentials", "u4"), ("profile", "u1"), ("is_used", "u1"), ("class_index", "u2"),
      ("methods", "u2"), ("forwards_trailers", "u2"), ("method", "u4"), ("n_methods", "u4"), ("allow", "u4"), ("allow_length", "u4"),
-     ("body_max", "u8"), ("wait_ns", "i8"), ("may_tunnel", "u4")]
+     ("body_max", "u8"), ("wait_ns", "i8"), ("may_tunnel", "u4"),
+     ("header", "u4"), ("n_headers", "u4"), ("cookie", "u4"), ("n_cookies", "u4"), ("rule", "u8"), ("refusal", "u4"), ("judges_all", "u4")]
 )
 HOST_DTYPE = np.dtype([("pattern", "u4"), ("pattern_length", "u4"), ("path", "u4"), ("n_paths", "u4"), ("kind", "u4")])
 PATH_DTYPE = np.dtype([("prefix", "u4"), ("prefix_length", "u4"), ("origin", "u4")])

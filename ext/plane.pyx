@@ -13,8 +13,9 @@ from ext.addresses cimport ADDRESS_BUCKETS, AddressCount
 from ext.arena cimport arena_free
 from ext.asked cimport Exchange, take_exchange
 from ext.atomics cimport *
+from ext.authorise cimport GRANT_SLOTS
 from ext.body cimport *
-from ext.connection cimport EXCHANGE_SLOTS, Shared, Worker
+from ext.connection cimport EXCHANGE_SLOTS, Grant, Shared, Worker
 from ext.edge cimport edge_close, edge_open, edge_run
 from ext.exchange cimport (
     MESSAGE_CLOSE,
@@ -107,8 +108,9 @@ cdef class Plane(Workers):
         memcpy(self.shared.addresses.secret, (<const char*>secret) + 16, 16)
         pthread_mutex_init(&self.shared.addresses.lock, NULL)
         self.shared.addresses.buckets = <AddressCount*>calloc(ADDRESS_BUCKETS, sizeof(AddressCount))
+        self.shared.grants = <Grant*>calloc(GRANT_SLOTS, sizeof(Grant))
         self.shared.bell.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if self.shared.addresses.buckets == NULL or self.shared.bell.fd < 0:
+        if self.shared.addresses.buckets == NULL or self.shared.grants == NULL or self.shared.bell.fd < 0:
             raise MemoryError
         for i in range(workers):
             self.workers[i] = <Worker*>calloc(1, sizeof(Worker))
@@ -130,6 +132,7 @@ cdef class Plane(Workers):
             for _, address, _ in self._tables:
                 free(<void*><uintptr_t>address)
         free(self.shared.addresses.buckets)
+        free(self.shared.grants)
         pthread_mutex_destroy(&self.shared.addresses.lock)
         if self.shared.bell.fd >= 0:
             close(self.shared.bell.fd)
@@ -167,6 +170,10 @@ cdef class Plane(Workers):
             if len(array) and (array[start].astype("u8") + array[length]).max() > len(strings):
                 free(tables)
                 raise ValueError("a row points beyond `strings`")
+        for start, length in (("credential", "n_credentials"), ("header", "n_headers"), ("cookie", "n_cookies")):
+            if len(origins) and (origins[start].astype("u8") + origins[length]).max() > len(parameters):
+                free(tables)
+                raise ValueError("an origin points beyond `parameters`")
         self.generation += 1
         tables.generation = self.generation
         tables.strings = <uint8_t*><const char*>strings

@@ -177,6 +177,7 @@ cdef inline void count_status(Worker* w, uint32_t status) noexcept nogil:
 
 cdef const char* reason_of(uint32_t status) noexcept nogil:
     if status == 400: return b"Bad Request"
+    if status == 401: return b"Unauthorized"
     if status == 403: return b"Forbidden"
     if status == 404: return b"Not Found"
     if status == 405: return b"Method Not Allowed"
@@ -232,6 +233,8 @@ cdef int respond_error(Worker* w, Connection* c, uint32_t status, bint must_clos
     if status == 405 or status == 501:
         used = put(text, used, b"Allow: ", 7)
         used = put_methods(w, text, used)
+    if status == 401:           # RFC 9110 section 15.5.2
+        used = put(text, used, b"WWW-Authenticate: Bearer\r\n", 26)
     if status == 503:
         used = put(text, used, b"Retry-After: 2\r\n", 16)
     used = put_site(w, text, used)

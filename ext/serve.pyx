@@ -4,6 +4,7 @@ from libc.string cimport memcmp, memcpy
 
 from ext.access_ring cimport NO_ORIGIN
 from ext.atomics cimport *
+from ext.authorise cimport JUDGED_NO, JUDGED_YES, TAG_BYTES, judge
 from ext.connection cimport *
 from ext.directives cimport refuses_stored
 from ext.exchange cimport *
@@ -25,6 +26,9 @@ from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, respond_error
 from ext.store cimport *
 from ext.table cimport entry_match, hash_key, table_find
 from ext.upload cimport UPLOAD_WHOLE, Upload, upload_release
+
+cdef enum:
+    GRANTED = -1                # of ask_whether; not DONE, PENDING or CLOSED
 
 cdef const char* ROOT_PATH = b"/"
 cdef const char* HEALTH_PATH = b"/.well-known/accelerator/health"
@@ -97,7 +101,7 @@ cdef int ask(Worker* w, Connection* c, uint32_t kind, const uint8_t* data, uint3
     if e == NULL:
         e = new_exchange(w, c, kind, data, head, origin, hash, key, key_length, object, NULL)
         if e == NULL:
-            return respond_error(w, c, 503, False)
+            return respond_error(w, c, 503, head.content_length > 0 or head.chunked)
         c.is_leader = 1
         if kind < EXCHANGE_ALONE:
             e.is_joinable = 1
@@ -126,6 +130,34 @@ cdef void refresh_behind(Worker* w, Connection* c, const uint8_t* data, const Re
         exchange_u32(&object.refreshing, 0)
         return
     count(&w.counters[C_REVALIDATIONS_BACKGROUND], 1)
+
+
+cdef int ask_whether(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head, uint32_t origin,
+                     bint has_body) noexcept nogil:
+    """Whether the viewer may have what he asks for, before anything is looked up: GRANTED if so, else what respond_error
+    or ask said. What was judged is looked at anew each time, so that an answer is never taken for a permission."""
+    cdef uint8_t tag[TAG_BYTES]
+    cdef uint64_t hash
+    cdef uint32_t judged = judge(w, data, head, origin, tag)
+    if judged == JUDGED_YES:
+        if c.is_authorising:    # from here on as if the request came now
+            c.is_authorising = 0
+            c.n_tries = 0
+            c.is_joined = 0
+            c.is_leader = 0
+            c.is_stored = 0
+            c.fwd_status = 0
+        return GRANTED
+    if judged == JUDGED_NO:
+        count(&w.counters[C_REFUSED_CREDENTIAL], 1)
+        return respond_error(w, c, w.tables.origins[origin].refusal, has_body)
+    if c.n_asked == MAX_TRIES:
+        return respond_error(w, c, 503, has_body)
+    c.n_asked += 1
+    c.is_authorising = 1
+    count(&w.counters[C_AUTHORISATIONS], 1)
+    memcpy(&hash, tag + 1, 8)
+    return ask(w, c, EXCHANGE_AUTHORISE, data, n, head, origin, hash, tag, TAG_BYTES, NULL)
 
 
 # --- the way of a request ---------------------------------------------------------------------------------------------
@@ -325,7 +357,7 @@ cdef bint is_allowed_here(Worker* w, Connection* c) noexcept nogil:
 cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
     """One request, whose head is parsed into w.head; `n` bytes are there from its start on."""
     cdef RequestHead* head = &w.head
-    cdef int origin
+    cdef int origin, permitted
     cdef const uint8_t* path = data + head.path
     cdef uint32_t path_length = head.path_length
     cdef bint has_body = head.content_length > 0 or head.chunked
@@ -360,6 +392,10 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
         return respond_error(w, c, 404, has_body)
     w.origin = &w.tables.origins[origin]
     if not has_body and wants_tunnel(w, c, data, head, <uint32_t>origin):
+        if w.origin.rule and w.origin.judges_all:
+            permitted = ask_whether(w, c, data, n, head, <uint32_t>origin, False)
+            if permitted != GRANTED:
+                return permitted
         return ask_tunnel(w, c, data, n, head, <uint32_t>origin)
     if not is_allowed_method(w, data, head, w.origin):
         return respond_error(w, c, 501 if head.method == METHOD_OTHER else 405, has_body)
@@ -368,6 +404,11 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
             return respond_error(w, c, 413, True)
         if head.method == METHOD_OPTIONS:
             return respond_preflight(w, c, data, head)
+    if w.origin.rule and head.method != METHOD_OPTIONS and (
+            w.origin.judges_all or ((head.method == METHOD_GET or head.method == METHOD_HEAD) and not has_body)):
+        permitted = ask_whether(w, c, data, n, head, <uint32_t>origin, has_body)
+        if permitted != GRANTED:
+            return permitted
     if has_body or (head.method != METHOD_GET and head.method != METHOD_HEAD):
         c.fwd_reason = FWD_BYPASS if head.method == METHOD_GET or head.method == METHOD_HEAD else FWD_METHOD
         return pass_on(w, c, data, n, head, <uint32_t>origin, has_body)

@@ -52,6 +52,8 @@ cdef void settle(Worker* w, Connection* c, int result) noexcept nogil:
     detach(w, c)
     release_output(w, c)
     c.n_tries = 0
+    c.n_asked = 0
+    c.is_authorising = 0
     if c.close_after:
         close_gently(w, c)
         return
@@ -326,7 +328,9 @@ cdef void resume(Worker* w, Connection* c) noexcept nogil:
                 c.n_tries = MAX_TRIES
                 result = handle(w, c, c.buffer, n)
             elif c.answer == ANSWER_ERROR:
-                result = respond_error(w, c, c.answer_status, False)
+                # Refused before its body was read: what follows the head is no next request.
+                result = respond_error(w, c, c.answer_status,
+                                       c.is_authorising and (w.head.content_length > 0 or w.head.chunked))
             elif object != NULL and c.answer == ANSWER_STALE:
                 # Waiters are of one key, not of one variant: only whom this object would match gets it.
                 w.permitted = object

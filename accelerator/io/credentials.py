@@ -1,21 +1,32 @@
 """Secrets that the policy names and never contains: certificates with keys, log-ins. Files of one directory, read only.
 
 `NAME.crt` and `NAME.key` (PEM) are a certificate; `NAME.login` is one line, `USER:PASSWORD`.
+`NAME.pem`, `NAME.jwk` or `NAME.secret` verifies viewers' credentials.
 """
 
 from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerator.errors import AcceleratorError, OriginError, Source
 from accelerator.io.origin import ClientCertificate
 from accelerator.io.tls import client_context
+from accelerator.protocols.tokens.keys import (
+    Algorithm,
+    KeyFault,
+    VerificationKey,
+    key_from_jwk,
+    key_from_pem,
+    key_from_secret,
+)
 
 # RFC 7617 section 2: no control character, no colon in the user's name.
 _LOGIN = re.compile(r"[^\x00-\x1f\x7f:]+:[^\x00-\x1f\x7f]*")
 _LOGIN_BYTES_MAX = 1024
+_KEY_BYTES_MAX = 16384
 
 
 class CredentialError(AcceleratorError):
@@ -62,6 +73,30 @@ class Credentials:
         if len(data) > _LOGIN_BYTES_MAX or _LOGIN.fullmatch(login) is None:
             raise CredentialError("credential", f"log-in: {path}: expected one line, USER:PASSWORD")
         return b"Basic " + base64.b64encode(login.encode("utf-8"))
+
+    def verification_key(self, name: str, algorithm: Algorithm, *, is_hex: bool = False) -> VerificationKey:
+        """A key that verifies viewers' credentials: NAME.pem, NAME.jwk or NAME.secret. Raises CredentialError."""
+        readers: dict[str, Callable[[bytes], VerificationKey]] = {
+            "pem": lambda data: key_from_pem(name, algorithm, data),
+            "jwk": lambda data: key_from_jwk(name, algorithm, data),
+            "secret": lambda data: key_from_secret(name, algorithm, data, is_hex=is_hex),
+        }
+        paths = [(self._path(name, suffix), suffix) for suffix in readers]
+        there = [(path, suffix) for path, suffix in paths if path.exists()]
+        if len(there) != 1:
+            what = "more than one of them is there" if there else "none of them is there"
+            raise CredentialError("credential", f"key: {paths[0][0].parent}/{name}.pem, .jwk, .secret: {what}")
+        path, suffix = there[0]
+        try:
+            with path.open("rb") as file:
+                data = file.read(_KEY_BYTES_MAX + 1)
+            if len(data) > _KEY_BYTES_MAX:
+                raise KeyFault("too large for a key")
+            return readers[suffix](data)
+        except OSError as exc:
+            raise CredentialError("credential", f"key: {path}: {exc.strerror}") from exc
+        except KeyFault as fault:
+            raise CredentialError("credential", f"key: {path}: {fault}") from fault
 
     def _path(self, name: str, suffix: str) -> Path:
         if self._directory is None:

@@ -47,6 +47,8 @@ class OriginRow:
     credential_cookies: tuple[str, ...] = ()
     credential_rule: int = 0
     may_tunnel: bool = False
+    refusal: int = 403
+    judges_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,8 @@ def _origin_row(name: str, row: Origin) -> OriginRow:
         credential_cookies=places.cookies,
         credential_rule=_rule_number(row),
         may_tunnel=row.tunnels > 0 and (row.upgrade or not is_media),
+        judges_all=row.credential is not None and row.credential.verify is not None,
+        refusal=row.credential.refusal if row.credential is not None else 403,
     )
 
 

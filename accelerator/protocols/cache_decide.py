@@ -231,7 +231,8 @@ def _refusal(
         return Reason.NO_STORE
     if request_directives(request_fields, rules).no_store:  # RFC 9111 section 5.2.1.5
         return Reason.REQUEST_NO_STORE
-    if has(request_fields, b"authorization") and not _is_for_authorized(directives):  # RFC 9111 section 3.5
+    is_authorized = has(request_fields, b"authorization") and b"authorization" not in rules.credential_headers
+    if is_authorized and not _is_for_authorized(directives):  # RFC 9111 section 3.5
         return Reason.AUTHORIZATION
     if vary is None:  # RFC 9111 section 4.1: a member `*` always fails to match
         return Reason.VARY_STAR
@@ -369,7 +370,12 @@ def invalidates(method: bytes, status: int) -> bool:
 
 def _has_credentials(request_fields: Fields, rules: OriginRules) -> bool:
     """Whether the origin saw who asked: by Authorization, or by Cookie where cookies travel."""
-    return has(request_fields, b"authorization") or (travels(b"cookie", rules) and has(request_fields, b"cookie"))
+    if has(request_fields, b"authorization") and b"authorization" not in rules.credential_headers:
+        return True
+    if not travels(b"cookie", rules):
+        return False
+    pairs = (pair.strip(b" \t") for line in get_all(request_fields, b"cookie") for pair in line.split(b";"))
+    return any(pair and pair.partition(b"=")[0] not in rules.credential_cookies for pair in pairs)
 
 
 def _is_for_authorized(directives: Directives) -> bool:
@@ -404,7 +410,7 @@ def _vary(status: int, response_fields: Fields, rules: OriginRules) -> tuple[byt
         return None
     # A field that never reaches the origin cannot have changed its answer: `Vary: User-Agent` costs media nothing. Host
     # travels where policy says so.
-    names = {name for name in names if name == b"host" or travels(name, rules)}
+    names = {name for name in names if name == b"host" or travels(name, rules)} - {*rules.credential_headers}
     # Two that origins forget: a gzip body without Vary would reach who cannot read it, and browsers refuse to one page
     # what was allowed to another page's Origin. Not so for errors: no page reads them, and those who wait share them.
     if any(coding.lower() != b"identity" for coding in get_list(response_fields, b"content-encoding")):

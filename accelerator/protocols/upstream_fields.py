@@ -141,8 +141,8 @@ def accepts_gzip(request_fields: Fields) -> bool:
 
 
 def _media_names(rules: OriginRules) -> frozenset[bytes]:
-    extra = frozenset(name.lower() for name in rules.forward)
-    return MEDIA_FORWARDED | {name for name in extra if not _is_denied(name) and name != b"accept-encoding"}
+    extra = {name for each in rules.forward if not _is_denied(name := each.lower()) and name != b"accept-encoding"}
+    return MEDIA_FORWARDED | frozenset(rules.credential_headers) | extra
 
 
 def _media_fields(request_fields: Fields, rules: OriginRules, method: bytes) -> list[Field]:
@@ -150,6 +150,11 @@ def _media_fields(request_fields: Fields, rules: OriginRules, method: bytes) -> 
     if method not in (b"GET", b"HEAD"):
         names |= _CONTENT
     sent = [field for field in without_hop_by_hop(request_fields) if field[0].lower() in names]
+    if b"cookie" not in names and rules.credential_cookies:
+        # The credential alone: a session beside it could make the answer personal.
+        pairs = [pair.strip(b" \t") for line in get_all(request_fields, b"cookie") for pair in line.split(b";")]
+        kept = [pair for pair in pairs if pair.partition(b"=")[0] in rules.credential_cookies]
+        sent += [(b"Cookie", b"; ".join(kept))] if kept else []
     if b"accept" not in names:
         sent.append((b"Accept", b"*/*"))
     if b"user-agent" not in names:

@@ -92,7 +92,7 @@ class Appliance:
         self.dataplane = DataPlane(worker_count(tables.workers), tables.memory_bytes)
         self._plane = self.dataplane.plane
         self.origins = Origins(self.dataplane, loop, credentials, self._note_event)
-        self.fetcher = Fetcher(self.dataplane, self.origins, loop, self._note_error)
+        self.fetcher = Fetcher(self.dataplane, self.origins, loop, self._note_error, self._note_refused)
         self.request_log = RequestLog(security.folder, self.dataplane, security, events)
         self.inventory = Inventory(self.dataplane, self.origins, self.fetcher)
         self.pulse = Pulse(self)
@@ -193,6 +193,7 @@ class Appliance:
         if self.admin_address is not None:
             own.add(self.admin_address)
         self.origins.apply(policy, frozenset(own), secrets)
+        self.fetcher.authoriser.apply({name: each.judge for name, each in secrets.items()})
         self.request_log.prepare(tables, self._plane.generation + 1)
         self.generation = self.dataplane.publish(tables)
         self.policy, self.tables = policy, tables
@@ -254,6 +255,14 @@ class Appliance:
         )  # fmt: skip
         if error.kind in _CERTIFICATE_KINDS:
             self.security.refused("upstream", f"origin {origin.name}: {error.kind}: {error.message}")
+
+    def _note_refused(self, origin: Origin, reason: str) -> None:
+        """A viewer's credential was judged and refused: why, never whose."""
+        self.security.refused("credential", f"origin {origin.name}: {reason}")
+        self.events.note(
+            "credential-refused", f"origin {origin.name}: viewers' credentials are refused: {reason}",
+            cause=f"{origin.name}:credential:{reason}",
+        )  # fmt: skip
 
     def _note_event(self, origin: str, event: UpstreamEvent) -> None:
         level = logging.INFO if event.kind in ("dns-returned", "breaker-closed") else logging.WARNING

@@ -10,6 +10,7 @@ from accelerator.dataplane import DataPlane, Exchange, HeadError, parse_request
 from accelerator.errors import OriginError
 from accelerator.protocols.cache_control import RequestDirectives, request_directives
 from accelerator.protocols.upstream_fields import is_loop
+from accelerator.services.authorise import Authoriser
 from accelerator.services.fill import Fill
 from accelerator.services.fills import Fills
 from accelerator.services.flight import Flight
@@ -24,7 +25,8 @@ TICK_S = 0.05
 
 
 class Fetcher:
-    """`note_error(origin, error)` hears each upstream failure once."""
+    """`note_error(origin, error)` hears each upstream failure once, `note_refused(origin, reason)` each credential that
+    was judged and refused."""
 
     def __init__(
         self,
@@ -32,6 +34,7 @@ class Fetcher:
         origins: Origins,
         loop: asyncio.AbstractEventLoop,
         note_error: Callable[[Origin, OriginError], None],
+        note_refused: Callable[[Origin, str], None],
     ) -> None:
         self.dataplane = dataplane
         self.origins = origins
@@ -39,6 +42,7 @@ class Fetcher:
         self.loop = loop
         self.fills = Fills(dataplane, self._note_broken_fill)
         self.remembered = Remembered(dataplane.plane)
+        self.authoriser = Authoriser(dataplane, note_refused)
         self._note_error = note_error
         self._plane = dataplane.plane
         # Flights that may be joined: by key, until they are answered.
@@ -62,6 +66,7 @@ class Fetcher:
             flight.abandon()
         self.fills.stop()
         self.tunnels.close()
+        self.authoriser.stop()
 
     @property
     def n_flights(self) -> int:
@@ -113,6 +118,9 @@ class Fetcher:
         if is_loop(request.fields, self.site):
             self.note_error(origin, OriginError("loop", "a request came back to this box: the origin leads here"))
             exchange.refuse(502)
+            return
+        if exchange.kind == "authorise":
+            self.authoriser.judge(exchange, origin, request, self.site)
             return
         if exchange.kind == "tunnel":
             upgrade = self.tunnels.ask(origin, exchange, request)

@@ -22,6 +22,7 @@ from accelerator.io.upstream import UpstreamClient
 from accelerator.policy.model import Origin as OriginPolicy
 from accelerator.policy.model import Policy
 from accelerator.protocols.origin_rules import OriginRules
+from accelerator.services.credential_rule import CredentialRule, rule_of
 
 # A head that is awaited for longer is a long poll's: its viewer waits, and no other must wait for its connection.
 LONG_POLL_S = 5.0
@@ -37,6 +38,7 @@ class Origin:
     rules: OriginRules
     client: UpstreamClient
     class_index: int
+    judge: CredentialRule | None = None
     answered: int = 0
     refused: int = 0  # of them: answers 4xx and 5xx
     errors: int = 0
@@ -49,6 +51,7 @@ class Secrets:
 
     proxy: ParentProxy | None = None
     certificate: ClientCertificate | None = None
+    judge: CredentialRule | None = None
 
 
 class Origins:
@@ -75,8 +78,7 @@ class Origins:
         for name, row in policy.origins.items():
             key = "credential"
             try:
-                if row.credential is not None:  # rather refused than open to all
-                    raise CredentialError("credential", "viewers' credentials are not enforced by this version")
+                judge = rule_of(row.credential, self._credentials) if row.credential is not None else None
                 key = "ca"
                 if row.ca is not None:
                     check_authorities(row.ca.path)
@@ -89,7 +91,7 @@ class Origins:
             except CredentialError as error:
                 raise CredentialError(error.kind, f"origins.{name}.{key}: {error.message}") from error
             proxy = ParentProxy(row.via.host, row.via.port, authorization) if row.via is not None else None
-            secrets[name] = Secrets(proxy, certificate)
+            secrets[name] = Secrets(proxy, certificate, judge)
         return secrets
 
     def apply(
@@ -101,16 +103,20 @@ class Origins:
         for name, row in policy.origins.items():
             origin_id = self._dataplane.origin_id(name)
             settings = _settings(name, row, own_listeners, secrets[name])
+            judge = secrets[name].judge
             rules = OriginRules(
                 profile=row.profile,
                 override_private=row.override_private,
                 forward=tuple(field.encode("ascii") for field in row.forward),
+                credential_headers=judge.places.headers if judge is not None else (),
+                credential_cookies=judge.places.cookies if judge is not None else (),
             )
             class_index = classes.index(row.class_) + 1 if row.class_ else 0
             known = self.by_id.get(origin_id)
             if known is not None:
                 known.client.set_settings(settings)
                 known.policy, known.rules, known.class_index = row, rules, class_index
+                known.judge = judge
                 by_id[origin_id] = known
                 continue
             client = UpstreamClient(
@@ -120,7 +126,7 @@ class Origins:
                 head_error=HeadError,
                 note_event=partial(self._note_event, name),
             )
-            by_id[origin_id] = Origin(origin_id, name, row, rules, client, class_index)
+            by_id[origin_id] = Origin(origin_id, name, row, rules, client, class_index, judge)
         for origin_id, gone in self.by_id.items():
             if origin_id not in by_id:
                 # What viewers are being sent of it goes on to its end.
