@@ -284,10 +284,14 @@ cdef void take_rtp(Relay* r, uint32_t index, const uint8_t* data, uint32_t lengt
     leg_measure(r, leg, &rtp, now)
     sequence = r.newest + step
     if sequence < r.next or r.slots[sequence & r.mask].sequence == sequence:
+        # A slot keeps its number until it is taken again. The other leg may bring any number of true copies at once,
+        # after the source has paused: they say nothing of a new stream.
+        if r.slots[sequence & r.mask].sequence == sequence and r.slots[sequence & r.mask].timestamp == rtp.timestamp:
+            count(&r.counters[R_DUPLICATE], 1)
+            return
         r.late_run += 1
         if r.late_run < LATE_RUN or now - r.good_ns <= r.wait_ns:
-            # A slot keeps its number until it is taken again.
-            count(&r.counters[R_DUPLICATE if r.slots[sequence & r.mask].sequence == sequence else R_LATE], 1)
+            count(&r.counters[R_LATE], 1)
             return
         leg_restart(leg, rtp.sequence, rtp.ssrc)
         restart(r, rtp.sequence, rtp.ssrc)

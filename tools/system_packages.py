@@ -32,6 +32,7 @@ OPTIONAL = {
     "chromium": "browser test",
     "curl": "tests",
     "debootstrap": "the machine that the units are tested on",
+    "ethtool": "turns segmentation by the device off in a benchmark",
     "iproute2": "tests in network namespaces",
     "nftables": "tests in network namespaces",
     "nghttp2-client": "load for benchmarks",

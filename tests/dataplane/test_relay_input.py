@@ -189,9 +189,19 @@ def test_a_lower_sequence_of_the_same_source_is_followed_after_a_while() -> None
         b.take(0, packet(i), START + i * MS)
     out: list[int] = []
     for i in range(1150, 1300):
-        out += numbers(b.take(0, packet(i), START + (i + 50) * MS))
+        out += numbers(b.take(0, packet(i, timestamp=i), START + (i + 50) * MS))
     assert out == list(range(out[0], 1300))
     assert out[0] <= 1190
+
+
+def test_copies_from_the_other_leg_after_a_pause_are_no_new_stream() -> None:
+    b = bench(2, wait_ns=20 * MS)
+    for i in range(100):
+        b.take(0, packet(i), START + i * MS)
+    later = START + 1000 * MS
+    assert [b.take(1, packet(i), later) for i in range(100)] == [[]] * 100
+    assert numbers(b.take(0, packet(100), later)) == [100]
+    assert (b.known()["duplicate"], b.known()["restarts"]) == (100, 0)
 
 
 def test_silence_makes_a_new_stream() -> None:
