@@ -1,0 +1,196 @@
+"""Sockets of relays: inputs that join groups, outputs with TTL, DSCP, interface and source port. Opened here, read and
+written by relay workers only. No capability is needed: forced buffer sizes are tried, what the kernel gives is kept.
+
+Joins are per interface and source (RFC 3678): on IPv4 and IPv6 alike, and a socket hears its own memberships only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+
+from accelerator.errors import AcceleratorError
+
+# <linux/in.h>, <linux/in6.h>, <linux/udp.h>, <asm/socket.h>: what Python's socket module has no names for.
+_MCAST_JOIN_GROUP, _MCAST_LEAVE_GROUP = 42, 45
+_MCAST_JOIN_SOURCE_GROUP, _MCAST_LEAVE_SOURCE_GROUP = 46, 47
+_IP_MULTICAST_ALL, _IPV6_MULTICAST_ALL = 49, 29
+_UDP_GRO = 104
+_SO_RXQ_OVFL = 40
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_SOCKADDR_STORAGE_BYTES = 128
+
+# A train to 1,000 receivers takes some 16 ms, in which 100 Mbit/s bring 160 packets, counted twice by the kernel.
+INPUT_BUFFER_BYTES = 4 << 20
+OUTPUT_BUFFER_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What an input hears: a group on an interface (None: the kernel's choice), of these sources or of any."""
+
+    group: str
+    interface: str | None = None
+    sources: tuple[str, ...] = ()
+
+
+def open_input(address: str, port: int, *, interface: str | None = None) -> socket.socket:
+    """A non-blocking UDP socket bound to a group or an own address. A group is heard only once it is joined.
+
+    Raises AcceleratorError (`interface`: there is none of this name, `relay-socket`: anything else)."""
+    ip = ip_address(address)
+    made = _socket(isinstance(ip, IPv6Address))
+    try:
+        # The same group and port may be the input of several relays, each with its own interface or source.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if ip.is_multicast else 0)
+        _set_buffer(made, _SO_RCVBUFFORCE, socket.SO_RCVBUF, INPUT_BUFFER_BYTES)
+        made.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
+        made.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
+        if made.family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL, 0)
+        else:
+            made.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)
+        made.bind(_socket_address(made, address, port, interface))
+    except BaseException as fault:
+        made.close()
+        raise _told(fault, f"{address} port {port}") from fault
+    return made
+
+
+def join(made: socket.socket, membership: Membership) -> None:
+    """Joins; a membership that exists already is left as it is. Raises AcceleratorError as open_input does."""
+    _change(made, membership, _MCAST_JOIN_GROUP, _MCAST_JOIN_SOURCE_GROUP)
+
+
+def leave(made: socket.socket, membership: Membership) -> None:
+    """Leaves; one that is gone already, with its interface or address, is no error."""
+    with contextlib.suppress(AcceleratorError):
+        _change(made, membership, _MCAST_LEAVE_GROUP, _MCAST_LEAVE_SOURCE_GROUP)
+
+
+def open_output(
+    *,
+    is_v6: bool = False,
+    interface: str | None = None,
+    ttl: int = 1,
+    dscp: int = 0,
+    source_port: int = 0,
+    loops: bool = False,
+) -> socket.socket:
+    """A non-blocking UDP socket to send from. `ttl` (hop limit) holds for groups and single receivers; `dscp` is 0 to
+    63; `interface` is where groups are sent; `loops`: this host's own members hear them too.
+
+    Raises AcceleratorError as open_input does, ValueError for numbers out of range."""
+    if not 1 <= ttl <= 255 or not 0 <= dscp <= 63:
+        raise ValueError("ttl is 1 to 255, dscp 0 to 63")
+    made = _socket(is_v6)
+    try:
+        index = _index(interface)
+        _set_buffer(made, _SO_SNDBUFFORCE, socket.SO_SNDBUF, OUTPUT_BUFFER_BYTES)
+        if is_v6:
+            for option, value in (
+                (socket.IPV6_MULTICAST_HOPS, ttl), (socket.IPV6_UNICAST_HOPS, ttl), (socket.IPV6_TCLASS, dscp << 2),
+                (socket.IPV6_MULTICAST_LOOP, int(loops)), (socket.IPV6_MULTICAST_IF, index),
+            ):  # fmt: skip
+                made.setsockopt(socket.IPPROTO_IPV6, option, value)
+        else:
+            for option, value in (
+                (socket.IP_MULTICAST_TTL, ttl), (socket.IP_TTL, ttl), (socket.IP_TOS, dscp << 2),
+                (socket.IP_MULTICAST_LOOP, int(loops)),
+            ):  # fmt: skip
+                made.setsockopt(socket.IPPROTO_IP, option, value)
+            made.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, struct.pack("=4s4si", b"", b"", index))
+        made.bind(("::" if is_v6 else "0.0.0.0", source_port))
+    except BaseException as fault:
+        made.close()
+        raise _told(fault, f"output port {source_port}" if source_port else "output") from fault
+    return made
+
+
+def destination_row(address: str, port: int, *, interface: str | None = None) -> bytes:
+    """A receiver's row of a relay's fan-out table, as ext/relay.pxd has it (Destination). `interface` matters for
+    link-local IPv6 addresses only."""
+    if not 0 < port < 65_536:
+        raise ValueError("port is 1 to 65535")
+    ip = ip_address(address)
+    if isinstance(ip, IPv6Address):
+        scope = _index(interface)
+        packed = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", port, 0) + ip.packed + struct.pack("=I", scope)
+    else:
+        packed = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + ip.packed + bytes(8)
+    return packed.ljust(28, b"\0") + struct.pack("=I", len(packed))
+
+
+def _socket(is_v6: bool) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    if is_v6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return made
+
+
+def _set_buffer(made: socket.socket, forced: int, asked: int, size_bytes: int) -> None:
+    """Beyond net.core.*mem_max with CAP_NET_ADMIN only; netd raises those limits for who has it not."""
+    try:
+        made.setsockopt(socket.SOL_SOCKET, forced, size_bytes)
+    except PermissionError:
+        made.setsockopt(socket.SOL_SOCKET, asked, size_bytes)
+
+
+def _index(interface: str | None) -> int:
+    if interface is None:
+        return 0
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError as fault:
+        raise AcceleratorError("interface", f"no interface {interface!r}", can_retry=True) from fault
+
+
+def _socket_address(
+    made: socket.socket, address: str, port: int, interface: str | None
+) -> tuple[str, int] | tuple[str, int, int, int]:
+    if made.family == socket.AF_INET6:
+        return (address, port, 0, _index(interface))
+    return (address, port)
+
+
+def _packed(address: str) -> bytes:
+    """struct sockaddr_storage without a port."""
+    ip = ip_address(address)
+    if isinstance(ip, IPv6Address):
+        packed = struct.pack("=H", socket.AF_INET6) + bytes(6) + ip.packed
+    else:
+        packed = struct.pack("=H", socket.AF_INET) + bytes(2) + ip.packed
+    return packed.ljust(_SOCKADDR_STORAGE_BYTES, b"\0")
+
+
+def _change(made: socket.socket, membership: Membership, of_any: int, of_source: int) -> None:
+    level = socket.IPPROTO_IPV6 if made.family == socket.AF_INET6 else socket.IPPROTO_IP
+    try:
+        # struct group_req, struct group_source_req: the index is padded to eight bytes.
+        head = struct.pack("=II", _index(membership.interface), 0) + _packed(membership.group)
+        if not membership.sources:
+            _set_membership(made, level, of_any, head)
+        for source in membership.sources:
+            _set_membership(made, level, of_source, head + _packed(source))
+    except OSError as fault:
+        raise _told(fault, membership.group) from fault
+
+
+def _set_membership(made: socket.socket, level: int, option: int, value: bytes) -> None:
+    try:
+        made.setsockopt(level, option, value)
+    except OSError as fault:
+        # Joined already: EADDRINUSE for a group, EADDRNOTAVAIL for a source of it (net/ipv4/igmp.c, ip_mc_source).
+        already = errno.EADDRNOTAVAIL if option == _MCAST_JOIN_SOURCE_GROUP else errno.EADDRINUSE
+        if fault.errno != already:
+            raise
+
+
+def _told(fault: BaseException, what: str) -> BaseException:
+    if isinstance(fault, OSError):
+        return AcceleratorError("relay-socket", f"{what}: {fault.strerror or fault}", can_retry=True)
+    return fault
