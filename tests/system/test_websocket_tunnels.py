@@ -397,6 +397,58 @@ def test_tls_upstream(tls_origin: tuple[WebSocketOrigin, Path], tmp_path: Path) 
     assert not tls_origin[0].sockets
 
 
+def test_what_a_tunnel_over_tls_costs(tls_origin: tuple[WebSocketOrigin, Path], tmp_path: Path) -> None:
+    """Printed, for docs/decisions/0085-tunnels.md; a bound that only a leak of buffers would pass."""
+    with RunningBox(tmp_path, tls_policy(*tls_origin)) as box:
+        statm = Path(f"/proc/{box.process.pid}/statm")
+
+        def resident_bytes() -> int:
+            return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+        open_raw(box).close()
+        before, n = resident_bytes(), 150
+        opened = [open_raw(box) for _ in range(n)]
+        cost = (resident_bytes() - before) / n
+        print(f"{cost / 1024:.0f} KiB a tunnel over TLS, {box.metrics()['accelerator_tls_relays']:.0f} relays")
+        assert cost < 400 * 1024
+        for each in opened:
+            each.close()
+        wait_for(lambda: box.metrics()["accelerator_tls_relays"] == 0)
+
+
+def test_a_slow_viewer_over_tls_costs_no_memory(tls_origin: tuple[WebSocketOrigin, Path], tmp_path: Path) -> None:
+    with RunningBox(tmp_path, tls_policy(*tls_origin)) as box, open_raw(box) as connected:
+        wait_for(lambda: tls_origin[0].sockets)
+        before = box.stats()["memory_bytes"]
+        (ws,) = tls_origin[0].sockets
+
+        async def flood() -> None:
+            for i in range(300):
+                await ws.send_bytes(bytes([i % 251]) * 100_000)
+
+        flooding = asyncio.run_coroutine_threadsafe(flood(), tls_origin[0]._loop)
+        wait_for(lambda: box.stats()["tunnel_bytes_to_viewers"] > 0)
+        stuck = -1
+        while stuck != (stuck := box.stats()["tunnel_bytes_to_viewers"]):
+            box.metrics()
+        assert not flooding.done(), "30 MB are somewhere, and not at the viewer"
+        assert box.stats()["memory_bytes"] - before < 100_000
+        for i in range(300):
+            head = _exactly(connected, 10)
+            assert head == b"\x82\x7f" + (100_000).to_bytes(8, "big")
+            assert _exactly(connected, 100_000) == bytes([i % 251]) * 100_000
+        flooding.result(10)
+
+
+def _exactly(connected: socket.socket, n: int) -> bytes:
+    data = b""
+    while len(data) < n:
+        piece = connected.recv(n - len(data))
+        assert piece, f"ended after {len(data)} bytes"
+        data += piece
+    return data
+
+
 @pytest.mark.parametrize("proxy", [squid, tinyproxy])
 @pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
 def test_through_a_parent_proxy(
