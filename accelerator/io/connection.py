@@ -18,6 +18,7 @@ from accelerator.io.head_reader import HEAD_BYTES_MAX, HeadReader
 from accelerator.io.origin import OriginCounters, ParentProxy, Upstream
 from accelerator.io.phase import BODY, Owner, Phase, is_kept
 from accelerator.io.response import ParseResponse, Response, Sink, SwitchSink
+from accelerator.io.switch import Switch
 from accelerator.protocols.chunked import ChunkedDecoder
 
 SCRATCH_BYTES = HEAD_BYTES_MAX
@@ -335,37 +336,21 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
 
     def _switch(self, response: Response, first: bytes) -> None:
         """101: from its end on, `first`, what comes is another protocol's, and the sink's."""
-        sink, call = self._sink, self._call
+        sink, call, transport = self._sink, self._call, self._transport
         assert call is not None
+        assert transport is not None
         self._owner.head_arrived(call, self.upstream, response)
-        if self._call is not call:
-            return
-        cast(SwitchSink, sink).switched(response, self.upstream, first, self)
+        switch = Switch(self._sock, transport, self._given_away, is_tls=self._ssl_object is not None)
+        cast(SwitchSink, sink).switched(response, self.upstream, first, switch)
         if self._call is call:
             self._detach()
             self._owner.exchange_ended(self, call, False)
-        if self._transport is not None:
-            self._abort()
+        self._abort()
 
-    def take_socket(self) -> socket.socket | None:
-        """For a SwitchSink: the connected socket, the caller's from now on; None: TLS lies over it."""
-        if self._ssl_object is not None or self._transport is None:
-            return None
-        taken = self._sock.dup()
-        taken.setblocking(False)
-        # Closing ours leaves the connection open as long as the other descriptor is.
-        self._transport.abort()
-        return taken
-
-    def take_transport(self, protocol: asyncio.Protocol) -> asyncio.Transport:
-        """For a SwitchSink: the transport, whose next bytes `protocol` gets. Nothing of it is ours any more."""
-        transport = self._transport
-        assert transport is not None
+    def _given_away(self) -> None:
         self._deadline.cancel()
-        transport.set_protocol(protocol)
         self._transport = self._ssl_object = self._scratch = None
         self._owner.connection_gone(self)
-        return transport
 
     def _body_arrived_in_place(self, n: int) -> None:
         sink, call = self._sink, self._call

@@ -9,11 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    import asyncio
-    import socket
-
     from accelerator.errors import OriginError
     from accelerator.io.origin import Upstream
+    from accelerator.io.switch import Switch
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -72,17 +70,8 @@ class Sink(Protocol):
         """No (whole) response. `received_any`: bytes of it had come. `error.can_retry`: asking again may help."""
 
 
-class Switched(Protocol):
-    """A connection whose origin has changed to another protocol; one of these is called, once."""
-
-    def take_socket(self) -> socket.socket | None:
-        """The connected, non-blocking socket; None: TLS lies over it."""
-
-    def take_transport(self, protocol: asyncio.Protocol) -> asyncio.Transport: ...
-
-
 class SwitchSink(Sink, Protocol):
     """The sink of a request for another protocol: where that is granted, `switched` comes in place of all the rest."""
 
-    def switched(self, response: Response, upstream: Upstream, first: bytes, connection: Switched) -> None:
+    def switched(self, response: Response, upstream: Upstream, first: bytes, connection: Switch) -> None:
         """101, and the new protocol's first bytes. Takes the connection or raises OriginError, which refuses it."""

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
-from accelerator.io.response import Switched
+from accelerator.io.switch import Switch
 
 # Of each side's transport, besides one read of the other side's.
 BUFFER_BYTES = 65536
@@ -81,7 +81,7 @@ class TlsRelay:
         self._task: asyncio.Task[None] | None = None
         self._is_over = False
 
-    def begin(self, connection: Switched) -> int:
+    def begin(self, connection: Switch) -> int:
         """The worker's descriptor, which is the caller's; what comes from the origin waits until it is read."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):

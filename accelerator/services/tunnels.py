@@ -28,7 +28,8 @@ from accelerator.services.flight import Flight
 if TYPE_CHECKING:
     from accelerator.dataplane import Exchange
     from accelerator.io.origin import Upstream
-    from accelerator.io.response import Response, Switched
+    from accelerator.io.response import Response
+    from accelerator.io.switch import Switch
     from accelerator.services.fetch import Fetcher
     from accelerator.services.origins import Origin
 
@@ -109,7 +110,7 @@ class Tunnels:
             asking.add(following)
             following.send()
 
-    def give(self, exchange: Exchange, connection: Switched, head: bytes, first: bytes, is_websocket: bool) -> None:
+    def give(self, exchange: Exchange, connection: Switch, head: bytes, first: bytes, is_websocket: bool) -> None:
         """Gives the connection to the worker of the one who asked."""
         origin = self.fetcher.origins.by_id.get(exchange.origin)
         idle_s = origin.policy.timeouts.tunnel if origin is not None else 0.0
@@ -161,7 +162,7 @@ class Upgrade(Flight):
         self._timer = None
         self.failed(OriginError("queue-timeout", f"{self.origin.name}: no handshake in time", status=503), False)
 
-    def switched(self, response: Response, upstream: Upstream, first: bytes, connection: Switched) -> None:
+    def switched(self, response: Response, upstream: Upstream, first: bytes, connection: Switch) -> None:
         """SwitchSink: the origin grants it."""
         self.origin.answered += 1
         try:
