@@ -13,7 +13,7 @@ import termios
 import time
 import tty
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.live import Live
 from rich.text import Text
@@ -77,35 +77,59 @@ class _Snapshots:
 @contextlib.contextmanager
 def _keyboard() -> Iterator[Any]:
     """A function that waits for so many seconds, and says whether a key asked to leave."""
-    previous = signal.signal(signal.SIGTERM, _end)
-    if not sys.stdin or not sys.stdin.isatty():
+    with _Signals() as signals:
+        if not sys.stdin or not sys.stdin.isatty():
+            yield lambda seconds: _sleep(signals, seconds)
+            return
+        fd = sys.stdin.fileno()
+        saved = termios.tcgetattr(fd)
         try:
-            yield _sleep
+            tty.setcbreak(fd)
+            yield lambda seconds: _is_left(signals, fd, seconds)
         finally:
-            signal.signal(signal.SIGTERM, previous)
-        return
-    fd = sys.stdin.fileno()
-    saved = termios.tcgetattr(fd)
-    try:
-        tty.setcbreak(fd)
-        yield lambda seconds: _is_left(fd, seconds)
-    finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, saved)
-        signal.signal(signal.SIGTERM, previous)
+            termios.tcsetattr(fd, termios.TCSADRAIN, saved)
 
 
-def _end(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)  # through every `finally`, so that the terminal is given back
+class _Signals:
+    """SIGINT and SIGTERM leave through every `finally`, so that the terminal is given back.
+
+    Python drops an exception that a handler raises while a finalizer runs: whoever waits next raises it again.
+    """
+
+    def __init__(self) -> None:
+        self._came = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._leave)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _leave(self, number: int, frame: object) -> None:
+        self._came = number
+        self.raise_again()
+
+    def raise_again(self) -> None:
+        if self._came == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._came:
+            sys.exit(128 + self._came)
 
 
-def _sleep(seconds: float) -> bool:
+def _sleep(signals: _Signals, seconds: float) -> bool:
+    signals.raise_again()
     time.sleep(seconds)
     return False
 
 
-def _is_left(fd: int, seconds: float) -> bool:
+def _is_left(signals: _Signals, fd: int, seconds: float) -> bool:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
+        signals.raise_again()
         readable, _, _ = select.select([fd], [], [], left)
         if readable:
             typed = os.read(fd, 64)

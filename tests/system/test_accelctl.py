@@ -349,6 +349,27 @@ def test_top_on_a_terminal_and_out(way_out: str, control: RunningControl) -> Non
     assert b"Traceback" not in terminal.screen
 
 
+def test_ctrl_c_in_a_finalizer_is_not_lost() -> None:
+    """Seen once on a busy machine: `top` went on after Ctrl-C, as Python drops what a finalizer's handler raises."""
+    code = """
+import os, signal
+from accelerator.control.top import _Signals
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+with _Signals() as signals:
+    Finalized()
+    try:
+        signals.raise_again()
+    except KeyboardInterrupt:
+        print("left")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "left\n"
+
+
 def test_top_waits_for_a_daemon_that_starts_anew(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     with RunningControl(path):
