@@ -2,7 +2,7 @@
 # invalid seconds are 0, Pragma counts only without Cache-Control.
 from libc.stdint cimport uint32_t
 
-from ext.http_head cimport FIELD_CACHE_CONTROL, Field
+from ext.http_head cimport FIELD_CACHE_CONTROL, Field, parse_request
 
 cdef enum:
     SECONDS_MAX = 2147483647
@@ -30,10 +30,13 @@ cdef bint is_name(const uint8_t* text, uint32_t n, const char* name, uint32_t le
 cdef int64_t seconds_of(const uint8_t* text, uint32_t n) noexcept nogil:
     cdef int64_t value = 0
     cdef uint32_t i
-    if n >= 2 and text[0] == 34 and text[n - 1] == 34:
+    cdef bint is_quoted = n >= 2 and text[0] == 34 and text[n - 1] == 34
+    if is_quoted:
         text += 1
         n -= 2
     for i in range(n):
+        if is_quoted and text[i] == 92 and i + 1 < n:
+            continue
         if not 48 <= text[i] <= 57:
             return 0
         value = value * 10 + (text[i] - 48)
@@ -43,7 +46,7 @@ cdef int64_t seconds_of(const uint8_t* text, uint32_t n) noexcept nogil:
 
 
 cdef void member(const uint8_t* text, uint32_t n, Asked* asked) noexcept nogil:
-    cdef uint32_t name = 0
+    cdef uint32_t name = 0, value
     while n and (text[0] == 32 or text[0] == 9):
         text += 1
         n -= 1
@@ -51,24 +54,34 @@ cdef void member(const uint8_t* text, uint32_t n, Asked* asked) noexcept nogil:
         n -= 1
     while name < n and text[name] != 61:
         name += 1
+    value = name + 1
+    while name and (text[name - 1] == 32 or text[name - 1] == 9):
+        name -= 1
+        value = n               # a slip: the directive is heard, its argument is not
     if is_name(text, name, b"no-cache", 8):
         asked.no_cache = True
     elif is_name(text, name, b"max-age", 7) and asked.max_age_s < 0:
-        asked.max_age_s = seconds_of(text + name + 1, n - name - 1) if name < n else 0
+        asked.max_age_s = seconds_of(text + value, n - value) if value < n else 0
     elif is_name(text, name, b"min-fresh", 9) and asked.min_fresh_s < 0:
-        asked.min_fresh_s = seconds_of(text + name + 1, n - name - 1) if name < n else 0
+        asked.min_fresh_s = seconds_of(text + value, n - value) if value < n else 0
 
 
 cdef void read_list(const uint8_t* text, uint32_t n, Asked* asked) noexcept nogil:
-    """Members between commas outside quoted strings."""
-    cdef uint32_t i = 0, start = 0
-    cdef bint is_quoted = False
+    """Members between commas outside quoted strings; after a quote that never closes every comma separates."""
+    cdef uint32_t i = 0, start = 0, end
+    cdef bint has_quotes = True
     while i < n:
-        if is_quoted and text[i] == 92 and i + 1 < n:
-            i += 1
-        elif text[i] == 34:
-            is_quoted = not is_quoted
-        elif text[i] == 44 and not is_quoted:
+        if text[i] == 34 and has_quotes:
+            end = i + 1
+            while end < n and text[end] != 34:
+                end += 2 if text[end] == 92 else 1
+            if end < n:
+                i = end
+            else:
+                has_quotes = False
+                i = start       # this member's commas all count then
+                continue
+        elif text[i] == 44:
             member(text + start, i - start, asked)
             start = i + 1
         i += 1
@@ -97,3 +110,11 @@ cdef bint refuses_stored(const uint8_t* data, const RequestHead* head, int64_t a
     if asked.max_age_s > 0 and age_ns > asked.max_age_s * 1000000000:
         return True
     return asked.min_fresh_s > 0 and left_ns < asked.min_fresh_s * 1000000000
+
+
+def refuses(bytes request_head, int64_t age_ns, int64_t left_ns) -> bool:
+    """refuses_stored on a whole request head, for tests; False for one that doesn't parse."""
+    cdef RequestHead head
+    if parse_request(request_head, len(request_head), &head) <= 0:
+        return False
+    return refuses_stored(request_head, &head, age_ns, left_ns)

@@ -179,6 +179,7 @@ class Rig:
         self.viewers: list[Viewer] = []
         self.zone_mask, self.nets, self.limits = zone_mask, nets, limits
         self.body_max = body_max
+        self.rule = 0  # not 0: viewers' credentials are judged at /signed
         self.publish()
         self.plane.start()
         self.listener = socket.socket()
@@ -208,6 +209,7 @@ class Rig:
         origins[GENERIC]["methods"], origins[GENERIC]["profile"] = METHODS_ANY, 1
         origins[GENERIC]["may_tunnel"] = 1
         origins[CREDENTIAL]["n_credentials"] = 1
+        origins[CREDENTIAL]["rule"], origins[CREDENTIAL]["refusal"] = self.rule, 403
         host_rows = [(*text(host), 0, len(paths), 0) for host in hosts]
         row = np.zeros(1, dtype=layout.LIMITS_DTYPE)
         chosen = {

@@ -1,0 +1,3 @@
+"""Types of ext/directives.pyx: what a viewer's Cache-Control asks of a stored response."""
+
+def refuses(request_head: bytes, age_ns: int, left_ns: int) -> bool: ...
