@@ -306,7 +306,9 @@ def _make_box(
     security: SecurityLog,
 ) -> Appliance:
     credentials = Credentials(_credentials_directory(options))
-    return Appliance(candidate.policy, options.policy, loop, credentials, events, succession, security)
+    return Appliance(
+        candidate.policy, options.policy, options.state_dir, loop, credentials, events, succession, security
+    )
 
 
 async def _open(

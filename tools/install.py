@@ -20,11 +20,18 @@ DOCUMENTS = Path("usr/share/doc/video-accelerator")
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input")
 UNITS = {
     "acceleratord.service": "usr/lib/systemd/system",
+    "accelerator-netd.service": "usr/lib/systemd/system",
     "acceleratord@.socket": "usr/lib/systemd/system",
     "sysusers.d/accelerator.conf": "usr/lib/sysusers.d",
     "tmpfiles.d/accelerator.conf": "usr/lib/tmpfiles.d",
 }
-READING = ("docs/install.md", "docs/policy.md", "config/accelerator.yaml", "config/accelerator.schema.json")
+READING = (
+    "docs/install.md",
+    "docs/policy.md",
+    "docs/multicast.md",
+    "config/accelerator.yaml",
+    "config/accelerator.schema.json",
+)
 # Neither PYTHON* variables nor what else is installed on the machine has a say: -I, and -S for no site-packages.
 LAUNCHER = """#!/usr/bin/python3 -IS
 import sys

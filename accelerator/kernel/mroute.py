@@ -193,11 +193,11 @@ def read_table(*, is_v6: bool) -> tuple[dict[str, int], list[KernelRoute]]:
     outputs, as add_route() takes it."""
     family = "6" if is_v6 else ""
     vifs: dict[str, int] = {}
-    for line in _lines(f"/proc/net/ip{family}_mr_vif"):
+    for line in _lines(f"/proc/self/net/ip{family}_mr_vif"):
         vif, name = line.split()[:2]
         vifs[name] = int(vif)
     routes = []
-    for line in _lines(f"/proc/net/ip{family}_mr_cache"):
+    for line in _lines(f"/proc/self/net/ip{family}_mr_cache"):
         group, source, parent, _, _, _, *outputs = line.split()
         if not 0 <= int(parent) < VIFS_MAX:  # waits for its route
             continue

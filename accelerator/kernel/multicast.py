@@ -258,10 +258,19 @@ class MulticastService:
             return
         running = self._by_interface[name]
         running.forwarding.seen(upcall.source, upcall.group, name, now_s)
-        # The kernel may have lost what we think is there, or have asked before it was.
-        entry = running.installed.get((upcall.source, upcall.group))
-        if upcall.kind is Upcall.NO_ROUTE and entry is not None and entry.parent == name:
-            self._install(running, entry)
+        if upcall.kind is not Upcall.NO_ROUTE:
+            return
+        # Someone has deleted what we think is there, or the kernel asked before it was.
+        for source in (upcall.source, None):
+            entry = running.installed.get((source, upcall.group))
+            if entry is not None and entry.parent == name:
+                self._install(running, entry)
+                if source is None:
+                    # What waits in the kernel waits for a route of its own source.
+                    vif, outputs = self._vifs[name], self._outputs(entry)
+                    self.router.add_route(upcall.source, upcall.group, vif, outputs)
+                    self.router.delete_route(upcall.source, upcall.group, vif)
+                return
 
     def _act(self, now_s: float) -> None:
         """Carries out what the machines want: packets, routes, events."""
@@ -306,9 +315,11 @@ class MulticastService:
             del running.installed[key]
         if parent is None:
             return
-        outputs = [self._vifs[name] for name in entry.outputs if name in self._vifs]
-        self.router.add_route(entry.source, entry.group, parent, outputs)
+        self.router.add_route(entry.source, entry.group, parent, self._outputs(entry))
         running.installed[key] = entry
+
+    def _outputs(self, entry: Entry) -> list[int]:
+        return [self._vifs[name] for name in entry.outputs if name in self._vifs]
 
     def _forget_idle(self) -> None:
         packets: dict[tuple[bytes, bytes], int] = {}

@@ -288,3 +288,17 @@ def parse_field_name(text: str) -> str:
     if name in _NEVER_FORWARDED or name.startswith(_NEVER_FORWARDED_PREFIXES):
         raise ValueError(f"{text} is never forwarded: the box writes it itself or it belongs to one connection only")
     return name
+
+
+def parse_interface_name(text: str) -> str:
+    """A network interface, as the kernel names them (dev_valid_name)."""
+    if not 0 < len(text) <= 15 or text in (".", "..") or any(each in "/:" or each.isspace() for each in text):
+        raise ValueError(f"expected the name of an interface such as 'eth0', got {quoted(text)}")
+    return text
+
+
+def parse_multicast_network(text: str) -> IpNetwork:
+    network = parse_network(text)
+    if not network.is_multicast:
+        raise ValueError(f"{text} is no range of groups: expected one such as '239.0.0.0/8'")
+    return network

@@ -117,6 +117,23 @@ class Logs:
 
 
 @dataclass(frozen=True, slots=True)
+class MulticastRow:
+    """One proxy, for netd: networks as text, none = any."""
+
+    name: str
+    upstream: str
+    downstream: tuple[str, ...]
+    groups: tuple[str, ...]
+    sources: tuple[str, ...]
+    group_limit: int
+    fast_leave: bool
+    querier: str
+    interval_s: float
+    robustness: int
+    last_member_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tables:
     """One policy for the data plane. `workers` 0 = auto.
 
@@ -136,6 +153,7 @@ class Tables:
     logs: Logs
     admin: tuple[str, int] | None
     admin_reads_freely: bool
+    multicast: tuple[MulticastRow, ...]
 
 
 def compile_policy(policy: Policy) -> Tables:
@@ -174,6 +192,24 @@ def compile_policy(policy: Policy) -> Tables:
         ),
         admin=(policy.admin.address.host, policy.admin.address.port) if policy.admin is not None else None,
         admin_reads_freely=policy.admin is None or policy.admin.token != "always",
+        multicast=tuple(_multicast_row(policy, name) for name in policy.multicast.proxies),
+    )
+
+
+def _multicast_row(policy: Policy, name: str) -> MulticastRow:
+    proxy, querier = policy.multicast.proxies[name], policy.multicast.querier
+    return MulticastRow(
+        name=name,
+        upstream=proxy.upstream,
+        downstream=proxy.downstream,
+        groups=tuple(map(str, proxy.groups)),
+        sources=tuple(map(str, proxy.sources)),
+        group_limit=proxy.group_limit,
+        fast_leave=proxy.fast_leave,
+        querier=querier.mode,
+        interval_s=querier.interval,
+        robustness=querier.robustness,
+        last_member_s=querier.last_member,
     )
 
 

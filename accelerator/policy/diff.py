@@ -18,7 +18,8 @@ from accelerator.policy.shape import keys_of
 # Lists whose order means nothing, by section and key: an item more or less is a change, another order is none.
 # Ordered are `from` (fail-over) and `resolve` (addresses are tried in turn).
 _SETS = {("Zone", "nets"), ("Listener", "zones"), ("Origin", "hosts"), ("Origin", "paths"), ("Origin", "forward"),
-         ("Origin", "methods"),
+         ("Origin", "methods"), ("MulticastProxy", "downstream"), ("MulticastProxy", "groups"),
+         ("MulticastProxy", "sources"),
          ("Policy", "locked")}  # fmt: skip
 # Collections whose order means something: the first zone wins, classes are priorities.
 _ORDERED = ("zones", "classes")
@@ -42,7 +43,7 @@ class Change:
 @dataclass(frozen=True, slots=True)
 class Effect:
     """What a change does to those who watch. `kind`: listener, origin, route, credential, limit, restart, zone, cache,
-    privacy."""
+    multicast, privacy."""
 
     kind: str
     subject: str
@@ -144,6 +145,8 @@ def _effects(old: Policy, new: Policy, changes: Sequence[Change]) -> Iterator[Ef
         yield Effect("zone", "zones", "viewers may be in another zone from their next request on")
     if any(key.startswith("limits.") for key in keys):
         yield Effect("limit", "limits", "new limits hold at once, for connections that are open too")
+    if any(_is_below(key, "multicast") for key in keys):
+        yield Effect("multicast", "multicast", "multicast proxies change; flows that are wanted before and after go on")
     yield from _privacy_effects(new, keys)
     if "site.name" in keys:
         yield Effect("cache", "site", f"Cache-Status and Via say '{new.site.name}' from now on")

@@ -171,6 +171,10 @@ ParameterName = Annotated[
     str, *_text(addresses.parse_parameter_name, r"^[A-Za-z0-9_.~-]{1,64}$", "token")
 ]
 CredentialField = Annotated[str, *_text(addresses.parse_credential_field, example="Authorization")]
+InterfaceName = Annotated[str, *_text(addresses.parse_interface_name, r"^[^/: ]{1,15}$", "eth0")]
+MulticastNetwork = Annotated[
+    IPv4Network | IPv6Network, *_text(addresses.parse_multicast_network, example="239.0.0.0/8")
+]
 ShortText = Annotated[str, *_text(addresses.parse_short_text, example="portal")]
 FileName = Annotated[
     addresses.FileName,
@@ -490,6 +494,45 @@ class Logs(_Section):
     security: SecurityLog = Field(default=SecurityLog(), description="Who changed what, and what was refused.")
 
 
+class MulticastProxy(_Section):
+    upstream: InterfaceName = Field(description="The interface towards the sources; no other proxy may have it.")
+    downstream: tuple[InterfaceName, ...] = Field(
+        min_length=1, max_length=31, description="The interfaces towards the viewers; each in one proxy only."
+    )
+    groups: Annotated[tuple[MulticastNetwork, ...], _empty_means(tuple)] = Field(
+        default=(), max_length=256, description="Which groups viewers may join; left out: any."
+    )
+    sources: Annotated[tuple[Network, ...], _empty_means(tuple)] = Field(
+        default=(), max_length=256, description="Whose packets viewers may have; left out: anybody's."
+    )
+    group_limit: Annotated[int, *_whole(1, 65_536)] = Field(
+        default=4096, description="Groups at once on one downstream interface, for each family."
+    )
+    fast_leave: Switch = Field(
+        default=False, description="Whoever leaves was the last: for links with one receiver, or a switch that says so."
+    )
+
+
+class Querier(_Section):
+    mode: Literal["if-none", "always", "never"] = Field(
+        default="if-none", description="Who asks on downstream links: us unless another does, always us, never us."
+    )
+    interval: Annotated[float, *_time("1s", "1h")] = Field(default=125.0, description="Between two general queries.")
+    robustness: Annotated[int, *_whole(1, 7)] = Field(
+        default=2, description="How many messages in a row may be all but one lost before a group ends."
+    )
+    last_member: Annotated[float, *_time("100ms", "25s")] = Field(
+        default=1.0, description="Between the queries for a last member; a group ends after robustness times that."
+    )
+
+
+class Multicast(_Section):
+    proxies: Annotated[Mapping[Name, MulticastProxy], _empty_means(dict)] = Field(
+        default={}, max_length=32, description="IGMP and MLD proxies (RFC 4605), by name; accelerator-netd runs them."
+    )
+    querier: Querier = Field(default=Querier(), description="Who asks for members on downstream links.")
+
+
 class Policy(_Section):
     version: Annotated[
         Literal[1], BeforeValidator(lambda value: 1 if value == "1" else value), WithJsonSchema({"const": 1})
@@ -524,6 +567,7 @@ class Policy(_Section):
         description="Where content comes from, by name. The most specific host wins, then the longest path.",
     )
     limits: Limits = Field(default=Limits(), description="What viewers may take of the box.")
+    multicast: Multicast = Field(default=Multicast(), description="Multicast from one link to others.")
     privacy: Privacy = Field(default=Privacy(), description="What is kept of viewers, and for how long.")
     logs: Logs = Field(default=Logs(), description="What is written below STATE_DIR/logs.")
     locked: Annotated[tuple[Annotated[str, *_text(str)], ...], _empty_means(tuple)] = Field(

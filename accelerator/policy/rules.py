@@ -42,6 +42,7 @@ class Rules:
         self._listeners(policy)
         self._zone_nets(policy)
         self._origins(policy)
+        self._multicast(policy)
         self._locks(policy)
 
     def _names(self, section: str) -> list[str]:
@@ -83,6 +84,21 @@ class Rules:
                     self._error(mark, f"listen.{name}.zones: unknown zone '{zone}'{nearest(zone, self._zones)}")
         if not self._collections["listen"]:
             self._warn(key_mark(self._root, ("listen",)), "no listeners: nobody can connect")
+
+    def _multicast(self, policy: Policy) -> None:
+        """One place for each interface: of two, one proxy would loop what the other sends (RFC 4605 section 5 leaves
+        that to the administrator), or two would fight for a flow's one route."""
+        places: dict[str, str] = {}
+        for name, proxy in policy.multicast.proxies.items():
+            path = ("multicast", "proxies", name)
+            where: list[tuple[Path, str]] = [((*path, "upstream"), proxy.upstream)]
+            where += [((*path, "downstream", index), each) for index, each in enumerate(proxy.downstream)]
+            for place, interface in where:
+                key = dotted(place)
+                if interface in places:
+                    other = places[interface]
+                    self._error(self._value(*place), f"{key}: {interface} stands in {other} already: that would loop")
+                places.setdefault(interface, key)
 
     def _zone_nets(self, policy: Policy) -> None:
         first: dict[str, str] = {}

@@ -24,6 +24,7 @@ from accelerator.services.fetch import Fetcher
 from accelerator.services.heads import NS
 from accelerator.services.inventory import Inventory
 from accelerator.services.log_lines import Causes, about
+from accelerator.services.netd_client import NetdClient
 from accelerator.services.origins import Origin, Origins, Secrets
 from accelerator.services.pulse import Pulse, upstream_row
 from accelerator.services.request_log import RequestLog
@@ -69,6 +70,7 @@ class Appliance:
         self,
         policy: Policy,
         policy_path: Path,
+        state_dir: Path,
         loop: asyncio.AbstractEventLoop,
         credentials: Credentials,
         events: Events,
@@ -96,6 +98,7 @@ class Appliance:
         self.request_log = RequestLog(security.folder, self.dataplane, security, events)
         self.inventory = Inventory(self.dataplane, self.origins, self.fetcher)
         self.pulse = Pulse(self)
+        self.netd = NetdClient(state_dir / "netd.sock", events)
         self.admin_token: AdminToken | None = None
         self.extra_counters: Any = dict
         self.policy = policy
@@ -115,6 +118,7 @@ class Appliance:
         for name, (_, listening) in self._sockets.items():
             self.dataplane.listen(name, listening)
         self.fetcher.start()
+        self.netd.start()
         self._is_serving = True
 
     def apply(self, policy: Policy) -> int:
@@ -176,6 +180,7 @@ class Appliance:
     async def close(self) -> None:
         self._is_serving = False
         self.fetcher.stop()
+        await self.netd.stop()
         self._plane.close()
         await asyncio.to_thread(self.request_log.finish, LOG_END_S)
         for listening in [*self._retired, *(listening for _, listening in self._sockets.values())]:
@@ -198,6 +203,7 @@ class Appliance:
         self.generation = self.dataplane.publish(tables)
         self.policy, self.tables = policy, tables
         logs = tables.logs
+        self.netd.want(tables)
         self.security.keep(retention_s=logs.security_retention_s, bytes_max=logs.security_bytes)
 
     def _open_listeners(self, tables: Tables) -> Listening:

@@ -366,3 +366,36 @@ def test_events_are_followed(branch: Branch) -> None:
             branch.box.ip("link", "set", "lan1", "down")
             event = json.loads(reader.readline())["event"]
     assert (event["n"], event["kind"], event["interface"]) == (last + 1, "interface-gone", "lan1")
+
+
+def delete_kernel_route(box: netns.Namespace, source: str, group: str, interface: str) -> None:
+    """What another program with the right to can do: RTM_DELROUTE of family RTNL_FAMILY_IPMR."""
+
+    def attribute(kind: int, data: bytes) -> bytes:
+        return (4 + len(data)).to_bytes(2, "little") + kind.to_bytes(2, "little") + data
+
+    index = box.index(interface).to_bytes(4, "little")
+    body = bytes((128, 32, 32, 0, 253, 17, 0, 5)) + bytes(4)
+    body += attribute(2, socket.inet_aton(source)) + attribute(1, socket.inet_aton(group)) + attribute(3, index)
+    head = (16 + len(body)).to_bytes(4, "little") + (25).to_bytes(2, "little") + (5).to_bytes(2, "little") + bytes(8)
+
+    def delete() -> int:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+            netlink.sendall(head + body)
+            return int.from_bytes(netlink.recv(4096)[16:20], "little", signed=True)
+
+    assert box.call(delete) == 0
+
+
+def test_a_route_that_someone_deleted_is_back_with_the_next_packet(branch: Branch) -> None:
+    """For any source too: the kernel asks for the packet's own source then, which has no route by itself."""
+    for group, sources in ((SSM[False], (SOURCE[False],)), (ASM[False], ())):
+        player = netns.join(branch.hosts[0], "eth0", group, PORT, sources)
+        source = sources[0] if sources else "*"
+        wait_for(lambda source=source, group=group: (source, group) in routes(branch, is_v6=False), "the route")
+        delete_kernel_route(branch.box, sources[0] if sources else "0.0.0.0", group, "wan")
+        out = netns.sender(branch.source, "eth0")
+        out.sendto(b"again", (group, PORT))
+        assert player.recv(100) == b"again"
+        player.close()
+        out.close()

@@ -6,7 +6,7 @@ import dataclasses
 import pickle
 
 from accelerator.policy import Tables, check_texts, compile_policy
-from accelerator.policy.compile import ANY_METHODS, HostRow, Limits, ListenerRow, Logs, NetRow, PathRow
+from accelerator.policy.compile import ANY_METHODS, HostRow, Limits, ListenerRow, Logs, MulticastRow, NetRow, PathRow
 
 POLICY = """\
 version: 1
@@ -92,7 +92,16 @@ def test_the_smallest_policy() -> None:
     tables = compiled("{version: 1, site: {name: a}}")
     assert tables == Tables(
         "a", (), (), (), (), (), Limits(65536, 20000, 10.0, 30.0, 75.0, 1000, 30.0), 512 * 2**20, 0, tables.digest,
-        Logs(False, 0, 7 * 86400.0, 256 * 2**20, 183 * 86400.0, 64 * 2**20), None, True,
+        Logs(False, 0, 7 * 86400.0, 256 * 2**20, 183 * 86400.0, 64 * 2**20), None, True, (),
+    )
+
+
+def test_multicast_proxies() -> None:
+    text = "{version: 1, site: {name: a}, multicast: {querier: {interval: 1m}, proxies: {tv: {upstream: eth0, "
+    tables = compiled(text + "downstream: [lan0, lan1], groups: [239.0.0.0/8, 'ff15::/16'], fast_leave: true}}}}")
+    groups = ("239.0.0.0/8", "ff15::/16")
+    assert tables.multicast == (
+        MulticastRow("tv", "eth0", ("lan0", "lan1"), groups, (), 4096, True, "if-none", 60.0, 2, 1.0),
     )
 
 

@@ -116,6 +116,11 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[str, str, Any, Any]], list[st
         ("admin", ...), [("admin", "removed", {"address": "127.0.0.1:8081", "token": "changes"}, None)], ["restart"]
     ),
     "a limit": (("limits", "drain", "1m"), [("limits.drain", "changed", "30s", "1m")], ["hold at once"]),
+    "a multicast proxy": (
+        ("multicast", {"proxies": {"tv": {"upstream": "eth0", "downstream": ["lan0"]}}}),
+        [("multicast.proxies.tv", "added", None, {"upstream": "eth0", "downstream": ["lan0"]})],
+        ["flows that are wanted before and after go on"],
+    ),
     "an access log": (
         ("logs", {"access": {"enabled": "true"}}),
         [("logs.access.enabled", "changed", False, True)],

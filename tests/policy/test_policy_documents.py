@@ -42,6 +42,8 @@ HAS_NO_DEFAULT = {
     "client_certificate",
     "via",
     "via_credential",
+    "upstream",
+    "downstream",
 }
 
 
@@ -74,6 +76,7 @@ def test_the_default_policy_is_the_defaults() -> None:
     assert {path for path in differences(policy) if path.rpartition(".")[2] not in HAS_NO_DEFAULT} == set()
     minimal, _ = check_texts([("p", b"{version: 1, site: {name: lyon}}")])
     assert minimal is not None
+    assert policy.multicast.querier == minimal.multicast.querier
     assert (policy.cache, policy.limits, policy.workers, policy.locked, policy.privacy, policy.logs) == (
         minimal.cache,
         minimal.limits,

@@ -51,6 +51,13 @@ YAML = [
 ]  # fmt: skip
 
 KEYS = [
+    pytest.param("multicast: {proxies: {a: {upstream: a/b, downstream: [], groups: [10.0.0.0/8]}}}\n",
+                 ["3:37: multicast.proxies.a.upstream: expected the name of an interface such as 'eth0', got 'a/b'",
+                  "3:54: multicast.proxies.a.downstream: must not be empty",
+                  "3:67: multicast.proxies.a.groups: 10.0.0.0/8 is no range of groups: expected one such as '239.0.0.0/8'"], id="multicast-values"),
+    pytest.param("multicast: {querier: {mode: maybe, robustness: 8}}\n",
+                 ["3:29: multicast.querier.mode: expected if-none, always or never, got 'maybe'",
+                  "3:48: multicast.querier.robustness: must be from 1 to 7"], id="multicast-querier"),
     pytest.param("orgins: {}\n", ["3:1: unknown key 'orgins' (did you mean 'origins'?)"], id="unknown-top"),
     pytest.param("cache: {memry: 1MiB}\n", ["3:9: unknown key 'memry' in cache (did you mean 'memory'?)"], id="unknown-nested"),
     pytest.param(LISTEN + "origins:\n  m:\n    form: [x]\n    hosts: [h]\n",
@@ -58,7 +65,7 @@ KEYS = [
     pytest.param("cache: {zzz: 1}\n", ["3:9: unknown key 'zzz' in cache"], id="unknown-without-near"),
     pytest.param("cache: {'a\\b': 1}\n", [r"3:9: unknown key 'a\\b' in cache"], id="unknown-odd"),
     *(pytest.param(f"{key}: {{}}\n", [f"3:1: unknown key '{key}'{hint}"], id=f"later-{key}")
-      for key, hint in [("relays", ""), ("links", ""), ("multicast", "")]),
+      for key, hint in [("relays", ""), ("links", "")]),
     pytest.param("cache: {disk: {path: cache, size: 20GiB}}\n", ["3:9: unknown key 'disk' in cache"], id="later-disk"),
     pytest.param("listen: {lan: {address: '127.0.0.1:1', tls: site}}\n", ["3:40: unknown key 'tls' in listen.lan"], id="later-tls"),
     pytest.param("zones: {a: {nets: [], ceiling: 3Mbit/s}}\n", ["3:23: unknown key 'ceiling' in zones.a"], id="later-ceiling"),
@@ -102,6 +109,9 @@ VALUES = [
 ]  # fmt: skip
 
 TOGETHER = [
+    pytest.param(LISTEN + ORIGINS + "multicast: {proxies: {a: {upstream: eth0, downstream: [lan0, eth0]}, b: {upstream: lan0, downstream: [x]}}}\n",
+                 ["5:62: multicast.proxies.a.downstream: eth0 stands in multicast.proxies.a.upstream already: that would loop",
+                  "5:84: multicast.proxies.b.upstream: lan0 stands in multicast.proxies.a.downstream already: that would loop"], id="multicast-loop"),
     pytest.param("zones: {desks: {}}\nlisten: {lan: {address: '127.0.0.1:1', zones: [desk]}}\n" + ORIGINS,
                  ["4:48: listen.lan.zones: unknown zone 'desk' (did you mean 'desks'?)"], id="zone"),
     pytest.param(LISTEN + "classes: {webcast: {}}\norigins: {m: {from: ['http://a.b'], hosts: [h], class: webcst}}\n",

@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 UNITS = PROJECT / "systemd"
 SERVICE = UNITS / "acceleratord.service"
 # DESIGN.md's goal, as systemd-analyze counts: 0 best, 100 worst.
-EXPOSURE_MAX = {"acceleratord.service": 10}
+EXPOSURE_MAX = {"acceleratord.service": 10, "accelerator-netd.service": 15}
 
 needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
@@ -66,6 +66,17 @@ def test_no_privilege() -> None:
     assert setting(SERVICE, "IPAddressDeny") == "any"
     assert setting(SERVICE, "LimitCORE") == "0"
     assert setting(SERVICE, "User") == "accelerator"
+
+
+def test_netd_has_two_capabilities_and_opens_no_port() -> None:
+    path = UNITS / "accelerator-netd.service"
+    for name in ("CapabilityBoundingSet", "AmbientCapabilities"):
+        assert setting(path, name) == "CAP_NET_ADMIN CAP_NET_RAW"
+    assert setting(path, "NoNewPrivileges") == "yes"
+    assert setting(path, "User") == "accelerator"
+    state_dir = re.search(r"--state-dir (\S+)", setting(SERVICE, "ExecStart"))
+    assert state_dir is not None
+    assert f"--state-dir {state_dir[1]}" in setting(path, "ExecStart")
 
 
 def test_no_shell() -> None:

@@ -1,0 +1,103 @@
+"""acceleratord tells netd what policy wants, whoever starts first, again when policy or netd is another."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import netns
+import pytest
+from netd_box import NetdBox, wait_for
+
+pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "")]
+
+POLICY = """
+version: 1
+site: {name: lyon}
+listen: {lan: {address: "127.0.0.1:8080"}}
+origins: {media: {from: ["http://127.0.0.1:9"], hosts: ["*"]}}
+workers: 1
+"""
+PROXY = "multicast: {proxies: {tv: {upstream: wan, downstream: [LAN], groups: [239.0.0.0/8]}}}\n"
+
+
+@pytest.fixture
+def box() -> Iterator[netns.Namespace]:
+    with netns.Topology() as topology:
+        yield topology.proxy(2)[1]
+
+
+class Acceleratord:
+    def __init__(self, box: netns.Namespace, folder: Path) -> None:
+        self.box, self.folder = box, folder
+        self.policy = folder / "policy.yaml"
+
+    def __enter__(self) -> Acceleratord:
+        program = str(Path(sys.executable).parent / "acceleratord")
+        command = [program, "--policy", str(self.policy), "--state-dir", str(self.folder)]
+        with open(self.folder / "box.log", "ab") as log:
+            self.process: subprocess.Popen[bytes] = self.box.popen(*command, stderr=log)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+    def events(self) -> list[str]:
+        assert self.process.poll() is None, (self.folder / "box.log").read_text()
+        command = [str(Path(sys.executable).parent / "accelctl"), "--json", "events"]
+        command[1:1] = ["--socket", str(self.folder / "control.sock")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return [line for line in done.stdout.splitlines() if line] if done.returncode == 0 else []
+
+
+def said(netd: NetdBox) -> dict[str, Any]:
+    service: dict[str, Any] = netd.ask("show")["services"].get("policy", {})
+    return service
+
+
+def downstream(netd: NetdBox) -> list[str] | None:
+    proxies = said(netd).get("state", {}).get("multicast", [])
+    return proxies[0]["downstream"] if proxies else None
+
+
+def test_policy_reaches_the_kernel(box: netns.Namespace, tmp_path: Path) -> None:
+    netd = NetdBox(box, tmp_path)
+    daemon = Acceleratord(box, tmp_path)
+    daemon.policy.write_text(POLICY + PROXY.replace("LAN", "lan0"))
+    with daemon:
+        wait_for(lambda: any("netd-waiting" in line for line in daemon.events()), "it says that netd is missing", 20)
+        with netd:
+            wait_for(lambda: downstream(netd) == ["lan0"], "what policy wants", 20)
+            netd.ready()
+            assert netd.proxy()["upstream"] == "wan"
+            wait_for(lambda: any("interface-used" in line for line in daemon.events()), "netd's events")
+            # Another policy.
+            daemon.policy.write_text(POLICY + PROXY.replace("LAN", "lan1"))
+            daemon.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: downstream(netd) == ["lan1"], "the other policy", 20)
+            generation = said(netd)["generation"]
+            # Another netd: it goes on at once, and is told again.
+            netd.stop(signal.SIGKILL)
+            netd.start()
+            assert downstream(netd) == ["lan1"]
+            wait_for(lambda: said(netd)["generation"] > generation, "it is told again", 20)
+            # No multicast any more.
+            daemon.policy.write_text(POLICY)
+            daemon.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: downstream(netd) is None, "no multicast", 20)
+            assert len(box.read("/proc/net/ip_mr_vif").splitlines()) == 1
+
+
+def test_a_box_without_multicast_asks_nothing_of_netd(box: netns.Namespace, tmp_path: Path) -> None:
+    daemon = Acceleratord(box, tmp_path)
+    daemon.policy.write_text(POLICY)
+    with NetdBox(box, tmp_path) as netd, daemon:
+        wait_for(daemon.events, "it runs", 20)
+        assert said(netd) == {}
+        assert not any("netd" in json.dumps(line) for line in daemon.events())
