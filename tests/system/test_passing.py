@@ -120,6 +120,7 @@ def test_an_old_viewer_hears_no_interim_response(box: RunningBox) -> None:
     assert answer.count(b"HTTP/1.1") == 1
 
 
+@pytest.mark.rfc("9110#15.2", "interim responses are forwarded")
 def test_interim_responses_come_in_order_without_hop_by_hop_fields(box: RunningBox) -> None:
     answer = box.ask(f"GET /hints HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
     first, second, third, _ = answer.split(b"\r\n\r\n")
@@ -222,6 +223,7 @@ def test_a_get_with_a_body_is_neither_stored_nor_answered_from_the_store(box: Ru
 # -- invalidation ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rfc("9111#4.4", "unsafe methods MUST invalidate their target, unless they failed")
 @pytest.mark.parametrize(
     ("method", "status", "goes"),
     [("POST", 200, True), ("PUT", 303, True), ("DELETE", 204, True), ("x-own", 200, True), ("POST", 404, False),
@@ -237,6 +239,7 @@ def test_unsafe_methods_invalidate_their_target(box: RunningBox, method: str, st
         assert ("hit" not in box.get(target, f"Accept-Language: {language}").fields["cache-status"]) == goes
 
 
+@pytest.mark.rfc("9111#4.4", "Location and Content-Location of the same origin are invalidated, others MUST NOT be")
 @pytest.mark.parametrize(
     ("reference", "goes"),
     [("/stored?loc", True), ("?loc", True), ("{viewer}/stored?loc", True), ("{origin}/stored?loc", True),
