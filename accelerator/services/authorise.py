@@ -130,6 +130,9 @@ class Authoriser:
         """The origin's word; 0: it gave none."""
         self._asking.discard(question)
         exchange, origin, rule = question.exchange, question.origin, question.rule
+        if origin.judge is not rule:  # a reload came between: what the old rule says is no grant under the new one
+            exchange.match()
+            return
         now_ns = clock.monotonic_ns()
         if 200 <= status < 300 or status == 304:
             self._last_yes.pop(question.digest, None)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from box import Box, Viewer, get, scenario, until
 from hostile_origin import Request, reply
-from origin_scripts import by_request, fields, noise
+from origin_scripts import by_request, fields, gated, noise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "protocols"))
 
@@ -319,6 +319,31 @@ def test_a_key_that_changes_ends_what_was_allowed_by_it(tmp_path: Path) -> None:
             assert "taken over" in box.reload()
             await until(lambda: True)
             assert (await get(box, f"/k/a.ts?token={good}", host=JWT)).status == 403
+
+    box = Box(tmp_path)
+    (box.state / "credentials").mkdir(parents=True)
+    (box.state / "credentials" / "portal.pem").write_bytes(pem(EC_KEY))
+    box.policy["origins"].update(protected(box))
+    with box:
+        run(box)
+
+
+def test_a_question_that_a_reload_overtook_grants_nothing(tmp_path: Path) -> None:
+    """The origin's yes came after the policy had changed to verification: it was written down under the new rule."""
+
+    @scenario
+    async def run(box: Box) -> None:
+        gate = asyncio.Event()
+        yes = reply(b"secret", fields=FRESH)
+        async with box.origin({b"/late": gated(gate, yes)}) as origin:
+            waiting = asyncio.ensure_future(get(box, "/late?s=a", host=ASK))
+            await until(lambda: origin.requests)
+            changed = {**box.policy["origins"]["ask"], "credential": {"parameters": ["s"], "verify": dict(VERIFY)}}
+            policy = {**box.policy, "origins": {"ask": json.loads(json.dumps(changed))}}
+            assert "taken over" in await asyncio.to_thread(lambda: box.reload(policy=policy))
+            gate.set()
+            assert (await waiting).status == 403
+            assert (await get(box, "/late?s=a", host=ASK)).status == 403
 
     box = Box(tmp_path)
     (box.state / "credentials").mkdir(parents=True)
