@@ -28,6 +28,8 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from accelerator import clock
 from accelerator.control.message import encode_error, encode_result, parse_request
 from accelerator.errors import AcceleratorError, ControlError
@@ -79,9 +81,14 @@ class Netd:
         os.chmod(self._path, 0o600)
         self._links_wanted.set()
         follower = loop.create_task(self._follow_links())
+        ending = loop.create_task(until.wait())
         try:
-            await until.wait()
+            await asyncio.wait({ending, follower}, return_when=asyncio.FIRST_COMPLETED)
+            if follower.done():
+                # A netd that no longer follows interfaces must not look well: the next one takes over from the keeper.
+                follower.result()
         finally:
+            ending.cancel()
             follower.cancel()
             loop.remove_reader(self._watch.fileno())
             server.close()
@@ -226,7 +233,7 @@ class Netd:
             self._links_wanted.clear()
             try:
                 links = await read_links()
-            except OSError as error:
+            except (OSError, NetlinkError) as error:
                 self._tell({"kind": "links-unreadable", "message": f"the interfaces can't be read: {error}"})
                 await asyncio.sleep(RETRY_S)
                 self._links_wanted.set()
