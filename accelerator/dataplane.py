@@ -108,7 +108,6 @@ class DataPlane:
             parameters += [strings.add(method) for method in others]
             origin["allow"], origin["allow_length"] = strings.add(", ".join(row.methods))
             origin["body_max"] = NO_LIMIT if row.body_max_bytes is None else row.body_max_bytes
-            origin["forwards_trailers"] = row.forwards_trailers
             origin["wait_ns"] = int(row.wait_s * 1e9)
             origin["may_tunnel"] = row.may_tunnel
             origin["header"], origin["n_headers"] = len(parameters), len(row.credential_headers)

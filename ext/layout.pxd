@@ -100,7 +100,6 @@ cdef packed struct OriginRow:
     uint8_t is_used
     uint16_t class_index
     uint16_t methods            # bit by Method; that of METHOD_OTHER: any other token
-    uint16_t forwards_trailers
     uint32_t method             # index of the first further method in `parameters`, and how many
     uint32_t n_methods
     uint32_t allow              # offset in strings: what Allow says

@@ -37,6 +37,8 @@ cdef void settle(Worker* w, Connection* c, int result) noexcept nogil:
         return
     if result == PENDING:
         if c.state == STATE_WAIT:
+            if c.upload != NULL and c.is_readable:
+                on_body(w, c)   # its edge may have come before its turn did: pipelined, or judged first
             return
         # The window goes on through the steps of one response: a trickle must not move its end.
         if c.state != STATE_SEND:
@@ -278,8 +280,6 @@ cdef void on_readable(Worker* w, Connection* c) noexcept nogil:
             return
         if c.state != STATE_READ:
             c.is_readable = 1       # look again once the response is out
-            if c.upload != NULL:
-                on_body(w, c)
             return
         if used < total:
             keep_rest(w, c, w.input + used, total - used)

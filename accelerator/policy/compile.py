@@ -40,7 +40,6 @@ class OriginRow:
     methods: tuple[str, ...]
     any_method: bool
     body_max_bytes: int | None
-    forwards_trailers: bool
     wait_s: float
     credential_parameters: tuple[str, ...] = ()
     credential_headers: tuple[str, ...] = ()
@@ -229,7 +228,6 @@ def _origin_row(name: str, row: Origin) -> OriginRow:
         methods=ANY_METHODS if any_method else methods,
         any_method=any_method,
         body_max_bytes=row.body_max,
-        forwards_trailers=row.trailers == "forward",
         wait_s=wait_s,
         credential_parameters=places.parameters,
         credential_headers=places.headers,

@@ -397,10 +397,6 @@ class Origin(_Section):
     body_max: Annotated[int, *_size("1kB", "1024GiB")] | None = Field(
         default=None, description="Largest body of a request; left out: no limit."
     )
-    trailers: Literal["drop", "forward"] = Field(
-        default="drop",
-        description="forward: trailers of responses that are not stored go to viewers that ask for them.",
-    )
     upgrade: Switch = Field(
         default=False,
         description="Profile media: pass Upgrade (WebSocket) to this origin too. Profile generic always does.",

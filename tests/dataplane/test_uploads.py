@@ -98,6 +98,25 @@ def test_a_body_that_takes_its_time(rigs: Rigs, form: str, n: int) -> None:
     exchange = None  # type: ignore[assignment]
 
 
+def test_a_body_that_came_before_its_requests_turn(rigs: Rigs) -> None:
+    """Its last edge was over when the answer before it was: nobody read the socket any more, and it ended in 408."""
+    rig = rigs()
+    viewer = rig.viewer()
+    data = pattern(300_000)
+    heads = f"{POST}Content-Length: 2\r\n\r\nhi{POST}Content-Length: {len(data)}\r\n\r\n"
+    viewer.send(heads.encode() + data[:1000])
+    exchange = rig.exchange("pass")
+    assert read_body(exchange) == b"hi"
+    viewer.send(data[1000:])
+    answer(rig, exchange)
+    assert viewer.reply().body == b"ok"
+    exchange = rig.exchange("pass")
+    assert read_body(exchange) == data
+    answer(rig, exchange)
+    assert viewer.reply().body == b"ok"
+    exchange = None  # type: ignore[assignment]
+
+
 def test_a_ring_that_nobody_empties_holds_the_viewer_back(rigs: Rigs) -> None:
     """Bounded memory: what the box takes of a body is its ring, the rest waits in the sockets."""
     rig = rigs()
