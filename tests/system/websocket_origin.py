@@ -5,6 +5,7 @@ Test support, no test.
 /late/SECONDS           the same, the 101 only then
 /segment/N              100 kB of video, fresh for an hour;  /login 302 with a cookie;  /private 401
 /raw                    what `raw` holds, after the head; then silence
+/page                   an empty page, for a browser that talks from it
 /lower                  another protocol, `lower/2`: every byte back in lower case
 """
 
@@ -70,6 +71,7 @@ class WebSocketOrigin:
         app.router.add_get("/segment/{n}", self._segment)
         app.router.add_get("/login", self._login)
         app.router.add_get("/private", self._private)
+        app.router.add_get("/page", self._page)
         app.router.add_get("/raw", self._send_raw)
         app.router.add_get("/lower", self._lower)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -108,6 +110,9 @@ class WebSocketOrigin:
 
     async def _private(self, request: web.Request) -> web.Response:
         return web.Response(status=401, headers={"WWW-Authenticate": "Basic"}, text="who are you?")
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return web.Response(text="<!doctype html><title>chat</title>", content_type="text/html")
 
     async def _send_raw(self, request: web.Request) -> web.Response:
         transport = request.transport
