@@ -197,6 +197,10 @@ class Box(Protocol):
         """Status. Cheap: /healthz calls it each time."""
         ...
 
+    def routes(self) -> Answer:
+        """What accelerator-netd shows: desired state by service, and for each family and proxy its routes."""
+        ...
+
     def cache_stats(self) -> Answer:
         """CacheStats."""
         ...

@@ -108,6 +108,7 @@ COMMANDS: tuple[Command, ...] = (
         ),
         box_method="top",
     ),
+    Command("routes", "multicast: what is wanted, what the kernel has, what is missing", box_method="routes"),
     Command("cache stats", "requests, hits, bytes, memory since the start", box_method="cache_stats"),
     Command(
         "cache ls",

@@ -72,6 +72,8 @@ def show(command: str, result: Mapping[str, Any], arguments: Mapping[str, Any]) 
         page = policy_history_page(result)
     elif command == "events":
         page = events_page(result)
+    elif command == "routes":
+        page = routes_page(result)
     else:
         page = _pairs((name, str(value)) for name, value in result.items())
     make_console().print(page)
@@ -103,6 +105,25 @@ def status_page(status: Mapping[str, Any]) -> RenderableType:
         state = Text("alive", style="green") if worker["alive"] else Text("dead", style="bold red")
         workers.add_row(str(worker["index"]), count_text(worker["connections"]), state)
     return Group(verdict, facts, listeners, workers, *_upstreams(status.get("upstreams", ())))
+
+
+def routes_page(shown: Mapping[str, Any]) -> RenderableType:
+    """Each proxy's routes, those that the kernel doesn't have marked, and what is asked for upstream."""
+    table = _table("proxy", "source", "group", "from", "to", "kernel")
+    notes: list[str] = []
+    for family, proxies in shown["multicast"].items():
+        for name, proxy in proxies.items():
+            for route in proxy["routes"]:
+                state = Text("there", style="green") if route["is_installed"] else Text("missing", style="bold red")
+                row = (name, route["source"], route["group"], route["from"], ", ".join(route["to"]) or "nowhere")
+                table.add_row(*(printable(each) for each in row), state)
+            notes += [f"{name}, {family}: waits for interface {each}" for each in proxy["missing"]]
+            for interface, link in proxy["downstreams"].items():
+                if not link["is_querier"] and link["querier"] is not None:
+                    notes.append(f"{name}: {link['querier']} asks on {interface}, so we don't forward there")
+    if not shown["multicast"]:
+        return Text("nothing is wanted of the kernel")
+    return Group(table, *(Text(printable(note), style="yellow") for note in notes))
 
 
 def _upstreams_text(n: int, n_out: int) -> Text:

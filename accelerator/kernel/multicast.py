@@ -133,8 +133,10 @@ class MulticastService:
             self._act(now_s)
 
     def show(self) -> dict[str, Any]:
-        """What `accelctl routes` shows of it. Addresses of groups and sources, of no viewer."""
+        """What `accelctl routes` shows of it, routes compared with the kernel's. Addresses of groups and sources, of no
+        viewer."""
         proxies = {}
+        actual = {(each.source, each.group): each for each in read_table(is_v6=self.router.is_v6)[1]}
         for running in self._running:
             upstream = {
                 _text(group): {"mode": "exclude" if each.is_exclude else "include", "sources": _texts(each.sources)}
@@ -157,7 +159,7 @@ class MulticastService:
                     "group": _text(entry.group),
                     "from": entry.parent,
                     "to": list(entry.outputs),
-                    "is_installed": running.installed.get(key) == entry,
+                    "is_installed": self._is_there(entry, actual.get(key)),
                 }
                 for key, entry in running.forwarding.entries.items()
             ]
@@ -300,6 +302,13 @@ class MulticastService:
                     self._install(running, change.entry)
                 elif (there := running.installed.pop(key, None)) is not None:
                     self.router.delete_route(there.source, there.group, self._vifs[there.parent])
+
+    def _is_there(self, entry: Entry, route: KernelRoute | None) -> bool:
+        return (
+            route is not None
+            and route.parent == self._vifs.get(entry.parent)
+            and route.outputs == frozenset(self._outputs(entry))
+        )
 
     def _reinstall(self, running: _Running) -> None:
         for entry in running.forwarding.entries.values():

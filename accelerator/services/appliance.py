@@ -24,7 +24,7 @@ from accelerator.services.fetch import Fetcher
 from accelerator.services.heads import NS
 from accelerator.services.inventory import Inventory
 from accelerator.services.log_lines import Causes, about
-from accelerator.services.netd_client import NetdClient
+from accelerator.services.netd_client import NetdClient, NetdError
 from accelerator.services.origins import Origin, Origins, Secrets
 from accelerator.services.pulse import Pulse, upstream_row
 from accelerator.services.request_log import RequestLog
@@ -284,6 +284,12 @@ class Appliance:
         )  # fmt: skip
 
     # -- control.box.Box -----------------------------------------------------------------------------------------------
+
+    async def routes(self) -> dict[str, Any]:
+        try:
+            return await self.netd.show()
+        except NetdError as fault:
+            raise ControlError("netd", str(fault)) from None
 
     def status(self) -> dict[str, Any]:
         reasons = self._unhealthy()

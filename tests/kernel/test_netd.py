@@ -118,6 +118,7 @@ def test_a_flow_that_somebody_joined_loses_nothing(branch: Branch, is_v6: bool) 
         wait_for(lambda count=count: len(count.numbers) >= 2000, "packets")
         stream.stop()
         assert count.stop() == list(range(stream.n_sent))
+        assert all(each["is_installed"] for each in branch.netd.proxy(is_v6=is_v6)["routes"])
 
 
 @FAMILIES

@@ -27,9 +27,10 @@ PROXY = "multicast: {proxies: {tv: {upstream: wan, downstream: [LAN], groups: [2
 
 
 @pytest.fixture
-def box() -> Iterator[netns.Namespace]:
+def branch() -> Iterator[tuple[netns.Namespace, list[netns.Namespace]]]:
     with netns.Topology() as topology:
-        yield topology.proxy(2)[1]
+        _, box, hosts = topology.proxy(2)
+        yield box, hosts
 
 
 class Acceleratord:
@@ -47,6 +48,12 @@ class Acceleratord:
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.process.wait(30)
+
+    def routes(self) -> str:
+        """`accelctl routes` as an operator reads it."""
+        program = str(Path(sys.executable).parent / "accelctl")
+        command = [program, "routes", "--socket", str(self.folder / "control.sock")]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     def events(self) -> list[str]:
         assert self.process.poll() is None, (self.folder / "box.log").read_text()
@@ -66,7 +73,11 @@ def downstream(netd: NetdBox) -> list[str] | None:
     return proxies[0]["downstream"] if proxies else None
 
 
-def test_policy_reaches_the_kernel(box: netns.Namespace, tmp_path: Path) -> None:
+Branch = tuple[netns.Namespace, list[netns.Namespace]]
+
+
+def test_policy_reaches_the_kernel(branch: Branch, tmp_path: Path) -> None:
+    box, hosts = branch
     netd = NetdBox(box, tmp_path)
     daemon = Acceleratord(box, tmp_path)
     daemon.policy.write_text(POLICY + PROXY.replace("LAN", "lan0"))
@@ -77,6 +88,10 @@ def test_policy_reaches_the_kernel(box: netns.Namespace, tmp_path: Path) -> None
             netd.ready()
             assert netd.proxy()["upstream"] == "wan"
             wait_for(lambda: any("interface-used" in line for line in daemon.events()), "netd's events")
+            player = netns.join(hosts[0], "eth0", "239.1.2.3", 5004)
+            wait_for(lambda: "239.1.2.3" in daemon.routes(), "the route by accelctl")
+            assert "there" in daemon.routes()
+            player.close()
             # Another policy.
             daemon.policy.write_text(POLICY + PROXY.replace("LAN", "lan1"))
             daemon.process.send_signal(signal.SIGHUP)
@@ -94,7 +109,8 @@ def test_policy_reaches_the_kernel(box: netns.Namespace, tmp_path: Path) -> None
             assert len(box.read("/proc/net/ip_mr_vif").splitlines()) == 1
 
 
-def test_a_box_without_multicast_asks_nothing_of_netd(box: netns.Namespace, tmp_path: Path) -> None:
+def test_a_box_without_multicast_asks_nothing_of_netd(branch: Branch, tmp_path: Path) -> None:
+    box, _ = branch
     daemon = Acceleratord(box, tmp_path)
     daemon.policy.write_text(POLICY)
     with NetdBox(box, tmp_path) as netd, daemon:
