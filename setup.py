@@ -22,12 +22,16 @@ COMPILE += (
 )
 LINK = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
 
+# What a module links besides libc.
+LIBRARIES = {"disk_record": ["crypto"], "disk": ["crypto"]}
+
 EXTENSIONS = [
     Extension(
         f"ext.{source.stem}",
         [str(source)],
         include_dirs=[numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        libraries=LIBRARIES.get(source.stem, []),
         extra_compile_args=COMPILE,
         extra_link_args=LINK,
         depends=["setup.py", *map(str, sorted(Path("ext").glob("*.h")))],

@@ -16,17 +16,22 @@ from ext.access_reader import AccessReader, digest_of_query
 from ext.listing import COMPLETE, FILLING, list_objects
 
 from accelerator.policy.compile import Tables
+from ext import disk as _disk
 from ext import layout
 from ext.asked import Exchange, RequestBody
 from ext.authorise import Grants
+from ext.disk import DiskIo
+from ext.disk_record import RECORD_DTYPE, START_BYTES, seal_bytes, space_of, unseal_bytes
+from ext.disk_record import checksum as disk_checksum
 from ext.http_head import HeadError, parse_request, parse_response
 from ext.plane import FLAG_HAS_AGE, FLAG_MUST_VALIDATE, FLAG_NO_BODY, FOREVER_NS, Plane
 from ext.stored import StoredObject
 
 __all__ = [
     "COMPLETE", "COUNTER_HELP", "FILLING", "FLAG_HAS_AGE", "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS",
-    "HEALTH_PATH", "SLICE_BYTES", "DataPlane", "Exchange", "Grants", "HeadError", "RequestBody", "StoredObject",
-    "digest_of_query", "list_objects", "parse_request", "parse_response",
+    "HEALTH_PATH", "RECORD_DTYPE", "SLICE_BYTES", "START_BYTES", "DataPlane", "DiskIo", "DiskKind", "Exchange", "Grants",
+    "HeadError", "RequestBody", "StoredObject", "digest_of_query", "disk_checksum", "list_objects", "parse_request",
+    "parse_response", "seal_bytes", "space_of", "unseal_bytes",
 ]  # fmt: skip
 
 COUNTER_HELP: dict[str, str] = {name: text for _, name, text in layout.COUNTERS}
@@ -47,6 +52,21 @@ SPARE_DESCRIPTORS = 512
 # Viewers' send buffers; the kernel doubles the number. Fixed, since what it grows them to by itself (4 MB) costs more
 # CPU per byte, and that much memory per slow viewer: docs/decisions/0050-measuring.md. 512 KiB are 200 Mbit/s at 20 ms.
 SEND_BUFFER_BYTES = 256 << 10
+
+
+class DiskKind:
+    """What may be wrong with a record that was read, in an operator's words."""
+
+    _NAMES = {
+        _disk.BAD: "torn or changed: its checksum or seal differs",
+        _disk.OTHER: "another record stands in its place",
+        _disk.LOCKED: "it is sealed, and its key is gone",
+        _disk.NEWER: "a newer version wrote it",
+    }
+
+    @classmethod
+    def name_of(cls, error: int) -> str:
+        return cls._NAMES.get(error, "unreadable")
 
 
 class _Names:

@@ -20,3 +20,4 @@ cdef bint is_whole(Store* store, Object* object) noexcept nogil
 cdef void drop_before(Store* store, Object* object, int64_t offset) noexcept nogil
 cdef uint64_t empty_slice(Store* store, Object* object, uint64_t index) noexcept nogil
 cdef void object_trim(Store* store, Object* object) noexcept nogil
+cdef bint object_attach(Store* store, Object* object, uint64_t index, uint8_t* data, uint32_t n, uint32_t* mask) noexcept nogil

@@ -148,6 +148,22 @@ cdef uint32_t object_commit(Store* store, Object* object, int64_t offset, uint64
     return take_waiting(object)
 
 
+cdef bint object_attach(Store* store, Object* object, uint64_t index, uint8_t* data, uint32_t n, uint32_t* mask) noexcept nogil:
+    """A whole slice that was made elsewhere (store_allocate of `n` bytes) takes the place of an absent one; `mask` gets the
+    workers to wake. False: another came first, or is coming; `data` stays the caller's."""
+    cdef Slice* slice
+    if index >= object.directory.n or object.total_length < 0:
+        return False
+    slice = &object.directory.slices[index]
+    if slice.data != NULL or slice.filled != 0:
+        return False
+    store_u32(&slice.is_passed, 0)
+    store_ptr(<void**>&slice.data, data)
+    slice.capacity = n
+    mask[0] = object_commit(store, object, <int64_t>(index * store.slice_bytes), n)
+    return True
+
+
 cdef bint is_whole(Store* store, Object* object) noexcept nogil:
     """Whether each byte is in memory."""
     return object.total_length >= 0 and object.n_filled_bytes == <uint64_t>object.total_length
