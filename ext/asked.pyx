@@ -15,6 +15,7 @@ from ext.exchange cimport (
     ANSWER_STALE,
     ANSWER_TUNNEL,
     MATCH_JOINED,
+    MATCH_RESTORED,
     MESSAGE_ANSWER,
     MESSAGE_INTERIM,
     MESSAGE_ROOM,
@@ -74,6 +75,10 @@ cdef class Exchange:
     def match(self, int fwd_status=0, bint stored=True, bint joined=False) -> None:
         """Everybody who waits looks again: the answer is in the table. `joined`: another exchange has fetched it."""
         post_answer(self, ANSWER_MATCH, NULL, 0, fwd_status, stored, MATCH_JOINED if joined else OTHERS_AGAIN)
+
+    def restored(self) -> None:
+        """Everybody who waits looks again: it came from the disk."""
+        post_answer(self, ANSWER_MATCH, NULL, 0, 0, True, MATCH_RESTORED)
 
     def alone(self, int fwd_status=0) -> None:
         """Everybody who waits asks for himself at once."""

@@ -66,6 +66,7 @@ cdef struct Connection:
     uint8_t chunk_phase         # 0 nothing is owed, 1 the chunk before needs its CRLF, 2 the last one is written
     uint8_t is_leader
     uint8_t is_joined
+    uint8_t is_restored         # what it waited for came from the disk: a hit
     uint8_t is_readable         # an edge came while a response was under way
     uint8_t is_blocked          # the socket is full
     uint8_t has_ended           # the viewer's FIN came: a short read doesn't mean that there is nothing more

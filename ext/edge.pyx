@@ -136,6 +136,8 @@ cdef void on_answer(Worker* w, Message* m) noexcept nogil:
                 c.n_tries = MAX_TRIES
             elif m.value == MATCH_JOINED:
                 c.is_joined = 1
+            elif m.value == MATCH_RESTORED:
+                c.is_restored = 1
         c.answer = <uint8_t>disposition
         if m.object != NULL and disposition != ANSWER_MATCH and disposition != ANSWER_ERROR:
             attach(c, m.object)

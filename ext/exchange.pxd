@@ -47,6 +47,7 @@ cdef enum:                      # Message.value of an answer: what those who don
     OTHERS_ALONE = 0            # requests of their own at once, not one after the other
     OTHERS_AGAIN = 1            # look again, and collapse again
     MATCH_JOINED = 2            # of ANSWER_MATCH: another worker's exchange led, so the leader has joined too
+    MATCH_RESTORED = 3          # of ANSWER_MATCH: it came from the disk, so it is a hit
 
 cdef struct List:               # of connections; each is in one list at most
     void* first

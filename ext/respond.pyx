@@ -412,7 +412,7 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
                 c.close_after = 1
     needs_age = how == AS_HIT or how == AS_COLLAPSED or head.flags & HEAD_HAS_AGE
     if how == AS_HIT and has_body:
-        if not is_present(w, object, first, last if total >= 0 else first):
+        if not flags & OBJECT_ON_DISK and not is_present(w, object, first, last if total >= 0 else first):
             how = AS_COLLAPSED if flags & OBJECT_FILLING else AS_MISS
             c.fwd_reason = FWD_PARTIAL
         elif total < 0:

@@ -91,6 +91,7 @@ cdef int ask(Worker* w, Connection* c, uint32_t kind, const uint8_t* data, uint3
     cdef Exchange* e = NULL
     c.is_leader = 0
     c.is_joined = 0
+    c.is_restored = 0
     if kind < EXCHANGE_ALONE:
         e = bucket_of(w, hash)[0]
         while e != NULL:
@@ -196,7 +197,7 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
         if object == NULL and load_ptr(<void**>&entry.variants) != NULL:
             c.fwd_reason = FWD_VARY_MISS
     if object != NULL and not load_u32(&object.flags) & OBJECT_FAILED:
-        if c.n_tries:
+        if c.n_tries and not c.is_restored:
             how = AS_COLLAPSED if c.is_joined or not c.is_leader else AS_MISS
         stored = <Head*>load_ptr(<void**>&object.head)
         if object == w.permitted:
@@ -372,6 +373,7 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
         c.is_stored = 0
         c.is_joined = 0
         c.is_leader = 0
+        c.is_restored = 0
     c.window_bytes = 0
     w.origin = NULL
     if path_length == 0 or path[0] != 47:

@@ -104,6 +104,42 @@ cdef class StoredObject:
     def kind(self) -> int:
         return self.object.kind
 
+    @property
+    def class_index(self) -> int:
+        return self.object.class_index
+
+    @property
+    def generation(self) -> int:
+        """Its name on the disk; 0: it isn't kept there."""
+        return self.object.generation
+
+    @generation.setter
+    def generation(self, uint64_t generation):
+        self.object.generation = generation
+
+    @property
+    def key(self):
+        """The key that it is listed under, or None."""
+        cdef Entry* entry = self.object.entry
+        return None if entry == NULL else (<char*>entry + sizeof(Entry))[:entry.key_length]
+
+    @property
+    def vary(self) -> tuple:
+        """(names, values) that it is listed under, as insert_as() takes them."""
+        cdef Entry* entry = self.object.entry
+        if entry == NULL or self.object.vary_id == 0 or entry.vary == NULL or entry.vary.id != self.object.vary_id:
+            return b"", b""
+        return ((<char*>entry.vary + sizeof(VaryNames))[:entry.vary.n],
+                (<char*>self.object.vary_key)[:self.object.vary_key_length])
+
+    def head_parts(self) -> tuple:
+        """(lines, lines of a 304, etag, flags, last-modified)."""
+        cdef Head* head = self.object.head
+        cdef char* bytes_ = <char*>head_bytes(head)
+        cdef uint32_t short_at = head.status_line_length + head.lines_length
+        return (bytes_[head.status_line_length:short_at], bytes_[short_at:short_at + head.short_length],
+                bytes_[head.etag:head.etag + head.etag_length] if head.etag else b"", head.flags, head.last_modified_s)
+
     def lines(self) -> bytes:
         """The stored field lines, as they were given."""
         cdef Head* head = self.object.head
@@ -149,6 +185,28 @@ cdef class StoredObject:
                             vary, <uint32_t>len(vary), values, <uint32_t>n)
         pthread_mutex_unlock(&store.lock)
         return done
+
+    def insert_as(self, bytes key, bytes vary, bytes values) -> bool:
+        """insert() for one that was listed before, under these Vary values."""
+        cdef Store* store = &self.plane.shared.store
+        cdef bint done
+        if self.object.entry != NULL or self.object.flags & (OBJECT_DETACHED | OBJECT_FAILED) or len(values) > MAX_VARY_BYTES:
+            return False
+        pthread_mutex_lock(&store.lock)
+        done = table_insert(store, self.object, hash_key(store, self.object.origin, key, <uint32_t>len(key)),
+                            self.object.origin, key, <uint32_t>len(key), vary, <uint32_t>len(vary), values,
+                            <uint32_t>len(values))
+        pthread_mutex_unlock(&store.lock)
+        return done
+
+    def mark_on_disk(self) -> None:
+        """Every slice of it can be read from the disk: who is answered with it has a hit, wherever it is now."""
+        or_u32(&self.object.flags, OBJECT_ON_DISK)
+
+    def mark_wanted(self, uint64_t index) -> None:
+        """Readers that come to this slice wait and don't ask: it is on its way."""
+        if index < self.object.directory.n:
+            exchange_u32(&self.object.directory.slices[index].wanted, 1)
 
     def detach(self) -> None:
         """Out of the table; readers go on."""

@@ -27,6 +27,8 @@ from accelerator.protocols.tokens.keys import (
 _LOGIN = re.compile(r"[^\x00-\x1f\x7f:]+:[^\x00-\x1f\x7f]*")
 _LOGIN_BYTES_MAX = 1024
 _KEY_BYTES_MAX = 16384
+_DISK_KEY_BYTES = 32
+_DISK_KEY = re.compile(rb"[0-9A-Fa-f]{64}")
 
 
 class CredentialError(AcceleratorError):
@@ -97,6 +99,25 @@ class Credentials:
             raise CredentialError("credential", f"key: {path}: {exc.strerror}") from exc
         except KeyFault as fault:
             raise CredentialError("credential", f"key: {path}: {fault}") from fault
+
+    def disk_key(self) -> bytes | None:
+        """The key of the disk tier, 32 bytes: `disk.key`, as they are or as hexadecimal digits. None: there is none.
+        Raises CredentialError."""
+        if self._directory is None:
+            return None
+        path = self._directory / "disk.key"
+        try:
+            with path.open("rb") as file:
+                data = file.read(_LOGIN_BYTES_MAX)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise CredentialError("credential", f"disk key: {path}: {exc.strerror}") from exc
+        if len(data) == _DISK_KEY_BYTES:
+            return data
+        if _DISK_KEY.fullmatch(data.strip()):
+            return bytes.fromhex(data.decode("ascii"))
+        raise CredentialError("credential", f"disk key: {path}: expected 32 bytes, or 64 hexadecimal digits")
 
     def _path(self, name: str, suffix: str) -> Path:
         if self._directory is None:

@@ -91,6 +91,16 @@ class NetRow:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskRow:
+    """`quotas`: bytes for each class that is kept on the disk, in the policy's order; 0: no bound of its own."""
+
+    path: str
+    size_bytes: int
+    encrypt: str
+    quotas: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """`send_rate_min_Bps` is in bytes per second; 0 = none."""
 
@@ -153,6 +163,7 @@ class Tables:
     admin: tuple[str, int] | None
     admin_reads_freely: bool
     multicast: tuple[MulticastRow, ...]
+    disk: DiskRow | None = None
 
 
 def compile_policy(policy: Policy) -> Tables:
@@ -192,6 +203,7 @@ def compile_policy(policy: Policy) -> Tables:
         admin=(policy.admin.address.host, policy.admin.address.port) if policy.admin is not None else None,
         admin_reads_freely=policy.admin is None or policy.admin.token != "always",
         multicast=tuple(_multicast_row(policy, name) for name in policy.multicast.proxies),
+        disk=_disk_row(policy),
     )
 
 
@@ -244,6 +256,15 @@ def _rule_number(origin: Origin) -> int:
         return 0
     text = json.dumps(origin.credential.model_dump(mode="json", by_alias=True), sort_keys=True)
     return int.from_bytes(sha256(text.encode()).digest()[:8], "big") >> 1 | 1
+
+
+def _disk_row(policy: Policy) -> DiskRow | None:
+    disk = policy.cache.disk
+    if disk is None:
+        return None
+    kept = {name: row.quota for name, row in policy.classes.items() if row.store == "disk"}
+    quotas = tuple((name, disk.size * quota // 100 if quota < 100 else 0) for name, quota in kept.items())
+    return DiskRow(disk.path, disk.size, disk.encrypt, quotas)
 
 
 def digest_of(policy: Policy) -> str:

@@ -26,7 +26,7 @@ _ORDERED = ("zones", "classes")
 # What decides which connection reaches an origin: like io.origin.OriginSettings.reaches_same (a test holds them equal).
 WAY_KEYS = ("from", "resolve", "via", "via_credential", "ca", "client_certificate")
 # What a process is built with once: a running daemon refuses another value.
-RESTART_KEYS = ("workers", "cache.memory", "admin")
+RESTART_KEYS = ("workers", "cache.memory", "cache.disk", "admin")
 
 
 @dataclass(frozen=True, slots=True)

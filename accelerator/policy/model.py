@@ -66,6 +66,10 @@ def _rate(lowest: str, highest: str) -> Any:
     return _quantity(units.parse_rate_bps, units.format_rate, units.RATE_UNITS, lowest, highest)
 
 
+def _percent(lowest: str, highest: str) -> Any:
+    return _quantity(units.parse_percent, units.format_percent, units.PERCENT_UNITS, lowest, highest)
+
+
 def _time(lowest: str, highest: str) -> Any:
     return _quantity(units.parse_time_s, units.format_time, units.TIME_UNITS_MS, lowest, highest)
 
@@ -135,6 +139,12 @@ def _site_name(value: str) -> str:
         raise ValueError(
             f"{units.quoted(value)} is not a site's name: letters, digits, '.', '-' and '_', at most 64 characters"
         )
+    return value
+
+
+def _disk_path(value: str) -> str:
+    if not value.strip() or "\0" in value or "\n" in value or value.strip("./") == "":
+        raise ValueError("expected the name of a folder, such as 'cache'")
     return value
 
 
@@ -209,7 +219,26 @@ class Zone(_Section):
 
 
 class Class(_Section):
-    store: Literal["memory"] = Field(default="memory", description="Where objects of this class are kept.")
+    store: Literal["memory", "disk"] = Field(
+        default="disk",
+        description="Where objects of this class are kept: on the disk too, where cache.disk is; or never there.",
+    )
+    quota: Annotated[int, *_percent("1%", "100%")] = Field(
+        default=100, description="The most of the disk that objects of this class may take."
+    )
+
+
+class Disk(_Section):
+    path: Annotated[str, *_text(_disk_path, r"^[^\x00]+$", "cache")] = Field(
+        default="cache", description="Folder of the disk tier, relative to the state directory. It is the tier's alone."
+    )
+    size: Annotated[int, *_size("64MiB", "65536GiB")] = Field(
+        default=20 * 1024 * MEBIBYTE, description="The most that the disk tier takes."
+    )
+    encrypt: Literal["if-key", "always", "never"] = Field(
+        default="if-key",
+        description="if-key: sealed where the credentials have a disk.key; always: no start without one; never: plain.",
+    )
 
 
 class Cache(_Section):
@@ -217,6 +246,7 @@ class Cache(_Section):
         default=512 * MEBIBYTE,
         description="Hard limit of memory for stored objects, their heads and the connections' buffers.",
     )
+    disk: Disk | None = Field(default=None, description="What survives a restart; left out: memory only.")
 
 
 class Listener(_Section):

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 
 SIZE_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 RATE_UNITS = {"bit/s": 1, "kbit/s": 10**3, "Mbit/s": 10**6, "Gbit/s": 10**9}
+PERCENT_UNITS = {"%": 1}
 TIME_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 # int() refuses text of more than 4,300 digits; 15 are enough for all, and each key has bounds of its own.
@@ -84,6 +85,18 @@ def parse_size_bytes(text: str) -> int:
 def parse_rate_bps(text: str) -> int:
     """`30Mbit/s` -> bits per second. ValueError: no unit, unknown unit, not whole."""
     return _whole_quantity(text, "a rate", RATE_UNITS, "Mbit/s", "bits per second")
+
+
+def parse_percent(text: str) -> int:
+    """`70%` -> 70. ValueError: no %, not a whole number."""
+    number = text.removesuffix("%")
+    if number == text or not (number.isascii() and number.isdigit()) or len(number) > 3:
+        raise ValueError(f"expected a share such as '70%', got {quoted(text)}")
+    return int(number)
+
+
+def format_percent(percent: int) -> str:
+    return f"{percent}%"
 
 
 def parse_time_s(text: str) -> float:

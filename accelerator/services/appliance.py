@@ -19,6 +19,7 @@ from accelerator.io.origin import UpstreamEvent
 from accelerator.policy.compile import Tables, compile_policy
 from accelerator.policy.model import Policy
 from accelerator.services.admin_token import AdminToken
+from accelerator.services.disk_boot import counters_of, gauges_of, make_tier, take_classes
 from accelerator.services.events import Events, Feed
 from accelerator.services.fetch import Fetcher
 from accelerator.services.heads import NS
@@ -96,6 +97,10 @@ class Appliance:
         self.origins = Origins(self.dataplane, loop, credentials, self._note_event)
         self.fetcher = Fetcher(self.dataplane, self.origins, loop, self._note_error, self._note_refused)
         self.request_log = RequestLog(security.folder, self.dataplane, security, events)
+        self.disk = make_tier(
+            tables, policy, state_dir, credentials, self.dataplane, self.origins, events, self._causes, loop
+        )
+        self.fetcher.disk = self.disk
         self.inventory = Inventory(self.dataplane, self.origins, self.fetcher)
         self.pulse = Pulse(self)
         self.netd = NetdClient(state_dir / "netd.sock", events)
@@ -117,6 +122,8 @@ class Appliance:
         self.request_log.start()
         for name, (_, listening) in self._sockets.items():
             self.dataplane.listen(name, listening)
+        if self.disk is not None:
+            self.disk.log.start()
         self.fetcher.start()
         self.netd.start()
         self._is_serving = True
@@ -130,6 +137,8 @@ class Appliance:
             raise StartError("needs-restart", "admin has changed: restart acceleratord for it")
         if tables.memory_bytes != self.tables.memory_bytes:
             raise StartError("needs-restart", "cache.memory has changed: restart acceleratord for it")
+        if policy.cache.disk != self.policy.cache.disk:
+            raise StartError("needs-restart", "cache.disk has changed: restart acceleratord for it")
         if worker_count(tables.workers) != self._plane.n_workers:
             raise StartError("needs-restart", "workers has changed: restart acceleratord for it")
         secrets = self.origins.read_secrets(policy)
@@ -157,6 +166,8 @@ class Appliance:
         self._is_draining = True
         self.events.note("drain", "draining: no new connections, running answers are finished", why=why)
         self._plane.drain(int(idle_s * 1000), int(self.tables.limits.drain_s * 1000))
+        if self.disk is not None and idle_s:
+            await self.disk.log.close()  # one process at a time has the folder, and another serves already
         deadline_ns = clock.monotonic_ns() + int(self.tables.limits.drain_s * NS)
         # The workers take what waits in the queues first; after that, who connects is refused and goes elsewhere.
         await asyncio.sleep(DRAIN_POLL_S)
@@ -181,6 +192,8 @@ class Appliance:
         self._is_serving = False
         self.fetcher.stop()
         await self.netd.stop()
+        if self.disk is not None:
+            await self.disk.log.close()
         self._plane.close()
         await asyncio.to_thread(self.request_log.finish, LOG_END_S)
         for listening in [*self._retired, *(listening for _, listening in self._sockets.values())]:
@@ -202,6 +215,8 @@ class Appliance:
         self.request_log.prepare(tables, self._plane.generation + 1)
         self.generation = self.dataplane.publish(tables)
         self.policy, self.tables = policy, tables
+        if self.disk is not None:
+            take_classes(self.disk, tables, policy)
         logs = tables.logs
         self.netd.want(tables)
         self.security.keep(retention_s=logs.security_retention_s, bytes_max=logs.security_bytes)
@@ -311,6 +326,7 @@ class Appliance:
                 for i, (connections, passes, alive) in enumerate(self._plane.workers_state())
             ],
             "tunnels": self.fetcher.tunnels.n_open_all,
+            **({"disk": self.disk.state()} if self.disk is not None else {}),
             "health": {"ok": not reasons, "reasons": reasons},
             "upstreams": [
                 upstream_row(name, health) for name, found in self.origins.health().items() for health in found
@@ -337,6 +353,8 @@ class Appliance:
             reasons.append("a worker has ended")
         if self.generation == 0:
             reasons.append("no policy is published")
+        if self.disk is not None and not self.disk.log.is_settled:
+            reasons.append("the disk's index is loading")
         return reasons
 
     def cache_stats(self) -> dict[str, Any]:
@@ -348,6 +366,8 @@ class Appliance:
             memory_limit_bytes=memory["limit"],
             memory_reclaiming_bytes=memory["retired"],
         )
+        if self.disk is not None:
+            figures.update(self.disk.log.figures())
         return figures
 
     def cache_list(
@@ -359,12 +379,14 @@ class Appliance:
             limit=limit,
         )
 
-    def cache_purge(self, *, url: str | None, prefix: str | None, origin: str | None) -> dict[str, int]:
+    def cache_purge(
+        self, *, url: str | None, prefix: str | None, origin: str | None
+    ) -> Awaitable[dict[str, int]]:
         return self.inventory.purge(url=url, prefix=prefix, origin=origin)
 
-    def object_purge(self, *, name: str) -> dict[str, Any]:
+    async def object_purge(self, *, name: str) -> dict[str, Any]:
         url = self.inventory.shown_url(name)
-        return {**self.inventory.purge_named(name), "url": url}
+        return {**await self.inventory.purge_named(name), "url": url}
 
     def policy_show(self) -> dict[str, Any]:
         return self._running_rollout().show()
@@ -450,12 +472,15 @@ class Appliance:
         }
         figures["access_log_written"] = (self.request_log.n_written, "lines written to the access log")
         figures["access_log_unwritten"] = (self.request_log.n_unwritten, "lines of the access log that no disk took")
+        if self.disk is not None:
+            figures.update(counters_of(self.disk))
         figures.update(self.extra_counters())
         return figures
 
     def gauges(self) -> dict[str, tuple[float, str]]:
         memory = self._plane.memory
         return {
+            **(gauges_of(self.disk) if self.disk is not None else {}),
             "connections": (self._plane.n_connections, "viewers' connections open now"),
             "objects": (max(0, self._plane.n_objects - 1), "complete variants stored now"),
             "memory_bytes": (memory["mapped"] + memory["outside"], "memory that objects and connections take"),

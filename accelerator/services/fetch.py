@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from accelerator import clock
 from accelerator.dataplane import DataPlane, Exchange, HeadError, parse_request
@@ -20,6 +21,9 @@ from accelerator.services.passing import Passing
 from accelerator.services.remembered import Remembered
 from accelerator.services.tunnels import Tunnels
 from accelerator.services.upstream_request import UpstreamRequest, has_range
+
+if TYPE_CHECKING:
+    from accelerator.services.disk import DiskTier
 
 TICK_S = 0.05
 
@@ -41,6 +45,7 @@ class Fetcher:
         self.site = b""
         self.loop = loop
         self.fills = Fills(dataplane, self._note_broken_fill)
+        self._disk: DiskTier | None = None
         self.remembered = Remembered(dataplane.plane)
         self.authoriser = Authoriser(dataplane, note_refused)
         self._note_error = note_error
@@ -67,6 +72,15 @@ class Fetcher:
         self.fills.stop()
         self.tunnels.close()
         self.authoriser.stop()
+
+    @property
+    def disk(self) -> DiskTier | None:
+        """Where a miss is looked for before its origin is asked; None: there is no disk."""
+        return self._disk
+
+    @disk.setter
+    def disk(self, disk: DiskTier | None) -> None:
+        self._disk = self.fills.disk = disk
 
     @property
     def n_flights(self) -> int:
@@ -133,6 +147,27 @@ class Fetcher:
                 self._uploads[exchange.body.identity] = passing
             self._begin(passing, exchange)
             return
+        may_look = self._disk is not None and exchange.kind == "miss"
+        if may_look and not self.remembered.is_timing((origin.id, exchange.key)):
+            assert self._disk is not None
+            if self._disk.look_up(exchange, origin, self._go_on):
+                return
+        self._ask_origin(exchange, origin, request)
+
+    def _go_on(self, exchange: Exchange) -> None:
+        """The disk hasn't got it."""
+        origin = self.origins.by_id.get(exchange.origin)
+        request = parse_request(exchange.head)
+        if origin is None or request is None:
+            exchange.error(421)
+            return
+        try:
+            self._ask_origin(exchange, origin, request)
+        except Exception as fault:
+            exchange.error(502)
+            self.loop.call_exception_handler({"message": "exchange failed", "exception": fault})
+
+    def _ask_origin(self, exchange: Exchange, origin: Origin, request: Any) -> None:
         wanted = request_directives(request.fields, origin.rules)
         if exchange.kind != "refresh" and wanted.only_if_cached:
             exchange.refuse(504)  # RFC 9111 section 5.2.1.7

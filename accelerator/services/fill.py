@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from accelerator.io.origin import Upstream
     from accelerator.io.response import Response
     from accelerator.io.upstream import Call
+    from accelerator.services.disk import DiskTier
     from accelerator.services.upstream_request import UpstreamRequest
 
 # How far a fill may run ahead of its furthest reader before it pauses: at 60 ms and 1 Gbit/s the path itself holds
@@ -56,6 +57,7 @@ class Fill:
         etag: bytes | None,
         source: UpstreamRequest,
         ended: Callable[[Fill], None],
+        keeper: DiskTier | None = None,
     ) -> None:
         self.stored = stored
         self.offset = offset
@@ -70,6 +72,7 @@ class Fill:
         self._etag = etag
         self.source = source
         self._ended = ended
+        self._keeper = keeper
         self._limit_bytes: int = self._plane.memory["limit"]
         self._upstream: Upstream | None = None
         self._skip = 0  # bytes before `offset` that an origin without ranges sends once more
@@ -163,8 +166,7 @@ class Fill:
             self._pause()
             self._drain_spill()
             return
-        self.stored.commit(self.offset, n)
-        self.offset += n
+        self._commit(n)
         self._passed_wants = 0
         if self._runs_on and self.offset == self.end:
             self._stop_quietly()
@@ -318,6 +320,12 @@ class Fill:
         if self.stored.pause_at(self.offset - window // 2):
             self._pause()
 
+    def _commit(self, n: int) -> None:
+        self.stored.commit(self.offset, n)
+        self.offset += n
+        if self._keeper is not None and not self._is_private:
+            self._keeper.slice_done(self.stored, self.offset)
+
     def _judge_rate(self, now_ns: int) -> None:
         passed_s = (now_ns - self._rate_ns) / NS
         if passed_s < self.source.origin.policy.timeouts.body:
@@ -352,8 +360,7 @@ class Fill:
             n = len(room)
             room[:] = self._spill[:n]
             del self._spill[:n]
-            self.stored.commit(self.offset, n)
-            self.offset += n
+            self._commit(n)
         self._no_memory_ns = 0
         if self._has_ended:
             self._finish()
@@ -387,6 +394,8 @@ class Fill:
         total = self.stored.total_length
         if total < 0:
             self.stored.finish(self.offset)
+            if self._keeper is not None:
+                self._keeper.body_done(self.stored)
         elif self.stored.is_whole and not self._is_private:
             self.stored.finish(total)
         self._over()
@@ -395,6 +404,8 @@ class Fill:
         self.error = error
         if self.call is not None:
             self.call.cancel()
+        if self._keeper is not None:
+            self._keeper.given_up(self.stored, error.kind)
         self._plane.count("truncated")
         self.stored.fail()
         self._over()

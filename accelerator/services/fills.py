@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from accelerator.dataplane import DataPlane, StoredObject
+    from accelerator.services.disk import DiskTier
     from accelerator.services.upstream_request import UpstreamRequest
 
 STREAM_LOOKS = 20
@@ -27,6 +28,7 @@ class Fills:
         self._plane = dataplane.plane
         self._note_failure = note_failure
         self._n_looks = 0
+        self.disk: DiskTier | None = None
         self._by_object: dict[StoredObject, list[Fill]] = {}
 
     def begun(self, fill: Fill) -> None:
@@ -79,6 +81,8 @@ class Fills:
             if not stored.is_strong and fill.is_passed(offset):
                 stored.forget_want()
                 return
+        if self.disk is not None and start % SLICE_BYTES == 0 and self.disk.want(stored, start):
+            return
         total = stored.total_length
         etag = selected_etag(split_lines(stored.lines()))
         if not stored.is_strong or etag is None or not 0 <= start < total:
@@ -86,7 +90,8 @@ class Fills:
             return
         end = self._missing_end(stored, start, total, last)
         fill = Fill(
-            self._dataplane, stored, start, end, is_private=False, etag=etag, source=source, ended=self.over
+            self._dataplane, stored, start, end, is_private=False, etag=etag, source=source, ended=self.over,
+            keeper=self.disk,
         )  # fmt: skip
         self.begun(fill)
         fill.ask()
@@ -101,7 +106,7 @@ class Fills:
             end = min(end, start - start % SLICE_BYTES + window_bytes(self._plane.memory["limit"]))
         position = start - start % SLICE_BYTES + SLICE_BYTES
         while position < end:
-            if stored.has_bytes(position):
+            if stored.has_bytes(position) or (self.disk is not None and self.disk.has(stored, position)):
                 return position
             position += SLICE_BYTES
         return end

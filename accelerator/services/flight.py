@@ -231,7 +231,7 @@ class Flight:
         may_list = not self.is_alone and not self.is_withdrawn
         if self._is_validation and not verdict.store and ends_stored(response.status, verdict):
             assert self._stored is not None
-            self._stored.detach()  # RFC 9111 section 4.3.3: the full response takes its place
+            self._withdraw(self._stored)  # RFC 9111 section 4.3.3: the full response takes its place
         if response.status == 206 and not (verdict.shareable and may_list):
             if not self.is_alone and self._requested_range != self._range:
                 self.fetcher.remembered.uncombinable(self.key)
@@ -251,6 +251,8 @@ class Flight:
                 request_wall_s=self._requested_wall_s, response_wall_s=wall_s,
                 request_ns=self._requested_ns, response_ns=self._response_ns,
             )  # fmt: skip
+            if not stored.is_listed and self.fetcher.disk is not None:
+                self.fetcher.disk.forget(self.origin, self.path)
 
     def _held_not_found(self, verdict: Verdict, status: int) -> Verdict:
         """One 404 at the live edge answers everyone for a moment (DESIGN.md section 5)."""
@@ -303,6 +305,8 @@ class Flight:
             self._pass(response, upstream, verdict)
             return
         self._plane.count("stored")
+        if self.fetcher.disk is not None:
+            self.fetcher.disk.admit(stored, self.origin, verdict)
         if has_parts and (offset % SLICE_BYTES or self._is_elsewhere(part is not None, total)):
             # The head is worth keeping, the body isn't where the viewer is: readers' wants fetch what they are at.
             self._answer_match(response.status)
@@ -354,7 +358,7 @@ class Flight:
         self._fill = Fill(
             self.fetcher.dataplane, stored, offset, end, is_private=is_private, source=self._source,
             etag=verdict.etag if verdict is not None and verdict.etag_is_strong and stored.total_length >= 0 else None,
-            ended=self._fill_ended,
+            ended=self._fill_ended, keeper=None if is_private else self.fetcher.disk,
         )  # fmt: skip
         self._fill.call = self._call
         self._fill.started(upstream)
@@ -399,7 +403,7 @@ class Flight:
         verdict = self._verdict = validated.verdict
         if not verdict.store or self.is_withdrawn:
             if not lies_in_request(verdict):
-                object_.detach()
+                self._withdraw(object_)
             self._answer_leader(object_, 304, OTHERS_AGAIN)
             return
         head = compose(
@@ -410,7 +414,15 @@ class Flight:
             object_.detach()
         elif verdict.kind in live.PLAYLISTS and object_.is_complete:
             self._apply_manifest(object_, verdict, validated.fields)
+        if self.fetcher.disk is not None:
+            self.fetcher.disk.head_changed(object_)
         self._answer_match(304)
+
+    def _withdraw(self, stored: StoredObject) -> None:
+        """What is stored of the key may not be used any more, here nor from the disk."""
+        stored.detach()
+        if self.fetcher.disk is not None:
+            self.fetcher.disk.forget(self.origin, self.path)
 
     @property
     def _kept(self) -> Verdict | None:

@@ -35,6 +35,8 @@ def invalidate(
         for stored in fetcher.dataplane.plane.find(*each):
             stored.detach()
             fetcher.dataplane.plane.count("invalidated")
+        if fetcher.disk is not None:
+            fetcher.disk.forget(origin, each[1])
 
 
 def _same_origin_path(origin: Origin, source: UpstreamRequest, reference: bytes) -> bytes | None:

@@ -16,16 +16,25 @@ from accelerator.errors import ControlError
 from accelerator.services.flight import KINDS
 from accelerator.services.heads import NS
 from accelerator.services.queries import shown_key
+from accelerator.store.head import to_monotonic
 
 if TYPE_CHECKING:
     from accelerator.dataplane import DataPlane
     from accelerator.services.fetch import Fetcher
     from accelerator.services.origins import Origins
+    from accelerator.store.head import DiskHead
 
 UNKNOWN_HOST = -1  # Plane.route
 
 # Objects listed last that can be named by their `id`: queries are never shown, so a URL can't name all of them.
 NAMED_MAX = 1000
+
+_SORTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "url": lambda row: row["url"],
+    "size": lambda row: -row["size_bytes"],
+    "age": lambda row: -row["age_s"],
+    "ttl": lambda row: -row["ttl_s"],
+}
 
 
 class Inventory:
@@ -47,7 +56,11 @@ class Inventory:
         """CacheList of control.box. Done in a thread without the GIL, one at a time. Raises ControlError."""
         only = self._origin_id(origin) if origin is not None else None
         class_index = self._class_index(class_name) if class_name is not None else None
+        disk = self._fetcher.disk
+        on_disk = await disk.listed() if disk is not None else []
         chosen: dict[str, Any] = {"sort": sort, "offset": offset, "limit": limit}
+        if on_disk:
+            chosen.update(offset=0, limit=offset + limit)  # they come between
         if contains is not None:
             chosen["contains"] = contains.lower().encode()
         if prefix is not None:
@@ -63,14 +76,34 @@ class Inventory:
             total, rows = await asyncio.get_running_loop().run_in_executor(
                 None, lambda: self._page(*list_objects(self._plane, hosts, wanted, **chosen))
             )
+        if on_disk:
+            is_below = self._prefix_matcher(prefix) if prefix is not None else lambda *_: True
+            needle = contains.lower() if contains is not None else ""
+            there = [
+                row
+                for origin_id, head in on_disk
+                if wanted[origin_id] and is_below(origin_id, head.key)
+                and needle in f"{self._host(origin_id)}{head.key.partition(b'?')[0].decode('latin-1')}".lower()
+                for row in [self._disk_row(origin_id, head)]
+            ]  # fmt: skip
+            total += len(there)
+            rows = sorted(rows + there, key=_SORTS[sort])[offset : offset + limit]
         return {"total": total, "objects": rows}
+
+    def _disk_row(self, origin_id: int, head: DiskHead) -> dict[str, Any]:
+        now_ns = clock.monotonic_ns()
+        fresh_until_ns, _, born_ns = to_monotonic(head, now_ns, int(clock.wall_s() * NS))
+        return self._row(
+            now_ns, origin_id, head.key, head.status, head.total_length, born_ns, fresh_until_ns, COMPLETE, head.kind
+        )
 
     def _page(self, total: int, found: list[tuple[Any, ...]]) -> tuple[int, list[dict[str, Any]]]:
         now_ns = clock.monotonic_ns()
         return total, [self._row(now_ns, *each) for each in found]
 
-    def purge(self, *, url: str | None, prefix: str | None, origin: str | None) -> dict[str, int]:
-        """Takes objects out of the table before it returns; fills under way go on for their readers only."""
+    async def purge(self, *, url: str | None, prefix: str | None, origin: str | None) -> dict[str, int]:
+        """Takes objects out of the table, and off the disk for good, before it returns; fills under way go on for
+        their readers only. Raises ControlError."""
         if url is not None:
             origin_id, key = self._locate(url)
             matches: Callable[[int, bytes], bool] = lambda o, k: (o, k) == (origin_id, key)  # noqa: E731
@@ -84,24 +117,46 @@ class Inventory:
             matches = lambda o, k: o == wanted  # noqa: E731
             found = self._plane.objects()
         self._fetcher.withdraw(matches)
-        purged = 0
-        for row_origin, key, stored in found:
-            if row_origin != BOX_ORIGIN and matches(row_origin, key):
-                purged += bool(stored.is_complete)
-                stored.detach()
+        gone = {(row, key) for row, key, _ in found if row != BOX_ORIGIN and matches(row, key)}
+        if url is not None:
+            gone.add((origin_id, key))
+        purged = self._take_out(gone)
+        disk = self._fetcher.disk
+        if disk is not None:
+            if origin is not None:
+                row = self._origins.by_id.get(wanted)
+                purged += disk.forget_origin(row) if row is not None else 0
+            elif prefix is not None:
+                found_there = {(row, head.key) for row, head in await disk.listed()}
+                purged += self._take_out({name for name in found_there if matches(*name)})
+            await disk.settle()
         self._plane.count("purged", purged)
         return {"purged": purged}
 
-    def purge_named(self, name: str) -> dict[str, int]:
+    def _take_out(self, keys: set[tuple[int, bytes]]) -> int:
+        """Out of memory and disk, without a moment between in which the one could be filled from the other."""
+        purged = 0
+        for origin_id, key in keys:
+            in_memory = self._plane.find(origin_id, key)
+            complete = sum(bool(stored.is_complete) for stored in in_memory)
+            for stored in in_memory:
+                stored.detach()
+            origin = self._origins.by_id.get(origin_id)
+            on_disk = 0
+            if self._fetcher.disk is not None and origin is not None:
+                on_disk = self._fetcher.disk.forget(origin, key)
+            purged += max(complete, on_disk)
+        return purged
+
+    async def purge_named(self, name: str) -> dict[str, int]:
         """What a listing called `id`: one key with all its variants. Raises ControlError("unknown-object")."""
         named = self._named.get(name)
         if named is None:
             raise ControlError("unknown-object", "this object was listed too long ago: list it again")
         self._fetcher.withdraw(lambda origin_id, key: (origin_id, key) == named)
-        purged = 0
-        for stored in self._plane.find(*named):
-            purged += bool(stored.is_complete)
-            stored.detach()
+        purged = self._take_out({named})
+        if self._fetcher.disk is not None:
+            await self._fetcher.disk.settle()
         self._plane.count("purged", purged)
         return {"purged": purged}
 

@@ -110,7 +110,8 @@ def test_the_digest_is_of_what_the_policy_says() -> None:
     assert len(digest) == 64
     assert compiled("# a comment\n" + POLICY + "locked: [site]\n").digest == digest
     assert compiled(POLICY.replace("64MiB", "65536KiB").replace("9bit/s", "0.009kbit/s")).digest == digest
-    assert compiled(POLICY.replace("classes: {webcast: {}}", "classes: {webcast: {store: memory}}")).digest == digest
+    written_out = "classes: {webcast: {store: disk, quota: 100%}}"
+    assert compiled(POLICY.replace("classes: {webcast: {}}", written_out)).digest == digest
     lines = POLICY.splitlines(keepends=True)
     assert compiled("".join(lines[:2] + lines[13:] + lines[2:13])).digest == digest
     assert compiled(POLICY.replace("workers: 2", "workers: 3")).digest != digest

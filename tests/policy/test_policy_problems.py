@@ -66,10 +66,10 @@ KEYS = [
     pytest.param("cache: {'a\\b': 1}\n", [r"3:9: unknown key 'a\\b' in cache"], id="unknown-odd"),
     *(pytest.param(f"{key}: {{}}\n", [f"3:1: unknown key '{key}'{hint}"], id=f"later-{key}")
       for key, hint in [("relays", ""), ("links", "")]),
-    pytest.param("cache: {disk: {path: cache, size: 20GiB}}\n", ["3:9: unknown key 'disk' in cache"], id="later-disk"),
+    pytest.param("cache: {disk: {path: ., size: 20GiB}}\n", ["3:22: cache.disk.path: expected the name of a folder, such as 'cache'"], id="disk-path"),
     pytest.param("listen: {lan: {address: '127.0.0.1:1', tls: site}}\n", ["3:40: unknown key 'tls' in listen.lan"], id="later-tls"),
     pytest.param("zones: {a: {nets: [], ceiling: 3Mbit/s}}\n", ["3:23: unknown key 'ceiling' in zones.a"], id="later-ceiling"),
-    pytest.param("classes: {a: {store: disk}}\n", ["3:22: classes.a.store: expected memory, got 'disk'"], id="later-store"),
+    pytest.param("classes: {a: {store: tape, quota: 0.7}}\n", ["3:22: classes.a.store: expected memory or disk, got 'tape'", "3:35: classes.a.quota: expected a share such as '70%', got '0.7'"], id="class-values"),
     pytest.param("zones: {1a: {}}\n", ["3:9: zones: '1a' is not a name: a letter, then letters, digits, '-' and '_', at most 64 characters"], id="bad-name"),
 ]  # fmt: skip
 

@@ -1,0 +1,429 @@
+"""The disk tier as the box uses it: what is kept, what a miss or an absent slice finds there, purges. Knows no file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from accelerator import clock
+from accelerator.dataplane import FLAG_MUST_VALIDATE, SLICE_BYTES
+from accelerator.errors import AcceleratorError, ControlError
+from accelerator.protocols import live
+from accelerator.services.disk_keys import number_of
+from accelerator.services.disk_log import GONE, ORIGIN_GONE, DiskLog, Naming
+from accelerator.services.heads import NS, status_line
+from accelerator.store.head import DiskHead, pack_head, to_monotonic, to_wall, unpack_head
+from accelerator.store.index import Head
+
+if TYPE_CHECKING:
+    from accelerator.dataplane import DataPlane, Exchange, StoredObject
+    from accelerator.protocols.cache_decide import Verdict
+    from accelerator.services.origins import Origin, Origins
+
+# How long a viewer waits for the disk before the origin is asked.
+PATIENCE_S = 1.0
+MEMORY_RETRY_S = 0.005
+MEMORY_RETRIES = 200
+READ_AHEAD = 2
+STATUSES = frozenset({200, 203, 301, 308})
+# What is fresh for less, and has no validator, is gone before it could be read again.
+LIFETIME_MIN_S = 10.0
+# A validation that gives less is not worth a record: after a restart it is validated again.
+REFRESH_MIN_S = 60.0
+# Heads that one listing or purge by prefix reads at most.
+LISTED_MOST = 100_000
+READ_AT_ONCE = 64
+KINDS = list(live.Kind)
+_PLAYLISTS = frozenset({live.Kind.PLAYLIST, live.Kind.LIVE_PLAYLIST})
+
+Key = tuple[int, bytes]
+
+
+class DiskTier:
+    """`log` holds what is kept, `origins` says what may be. Classes with `store: memory` never get here."""
+
+    def __init__(self, dataplane: DataPlane, origins: Origins, log: DiskLog, loop: asyncio.AbstractEventLoop) -> None:
+        self.log = log
+        self._dataplane = dataplane
+        self._plane = dataplane.plane
+        self._origins = origins
+        self._loop = loop
+        self._kept_classes: dict[int, tuple[str, int]] = {}  # class index -> (name, quota in bytes or 0)
+        self._heads_queued: set[int] = set()
+        self._looking: dict[Key, list[Exchange]] = {}
+        self._reading: set[tuple[int, int]] = set()
+        self._late: set[tuple[int, int]] = set()
+        self._quota_ns = 0
+
+    def set_classes(self, kept: dict[int, tuple[str, int]]) -> None:
+        """Which classes are kept, by the index that origins name (0: none), with name and quota in bytes."""
+        self._kept_classes = kept
+        for name, _ in kept.values():
+            self.log.keys.key_of(name)
+
+    def _naming(self, origin: Origin, key: bytes) -> Naming | None:
+        kept = self._kept_classes.get(origin.class_index)
+        if kept is None:
+            return None
+        return Naming(self.log.keys.digest(origin.name, key), number_of(origin.name), kept[0])
+
+    def _naming_of(self, stored: StoredObject) -> Naming | None:
+        key, origin = stored.key, self._origins.by_id.get(stored.origin)
+        return None if key is None or origin is None else self._naming(origin, key)
+
+    # -- writing behind ------------------------------------------------------------------------------------------------
+
+    def admit(self, stored: StoredObject, origin: Origin, verdict: Verdict) -> None:
+        """A response that was listed: it is kept where its class and its nature let it be, as its slices come."""
+        if origin.class_index not in self._kept_classes or not verdict.shareable or verdict.kind in _PLAYLISTS:
+            return
+        if not (verdict.store or verdict.partial is not None) or stored.status not in STATUSES:
+            return
+        has_validator = verdict.etag is not None or verdict.last_modified_s is not None
+        if verdict.lifetime_s < LIFETIME_MIN_S and not has_validator:
+            return
+        stored.generation = int.from_bytes(os.urandom(8), "little") or 1
+
+    def slice_done(self, stored: StoredObject, offset: int) -> None:
+        """The bytes before `offset` came last; a slice may be whole now."""
+        total = stored.total_length
+        generation = stored.generation
+        if not generation or total < 0 or not (offset % SLICE_BYTES == 0 or offset == total):
+            return
+        if not stored.is_strong and total > SLICE_BYTES:
+            return  # without a strong validator a part that is lost can't be fetched again: whole or not at all
+        naming = self._naming_of(stored)
+        if naming is None or not self.log.is_usable:
+            return
+        number = (offset - 1) // SLICE_BYTES if offset else 0
+        if not self._has_head(naming, generation) and not self._write_head(stored, naming):
+            return
+        if total and self.log.index.slice_of(generation, number) is None:
+            length = min(SLICE_BYTES, total - number * SLICE_BYTES)
+            self.log.write_slice(naming, generation, number, total, length, stored)
+
+    def body_done(self, stored: StoredObject) -> None:
+        """A body whose length nobody had said is whole."""
+        total = stored.total_length
+        if stored.generation and 0 <= total <= SLICE_BYTES and stored.is_whole:
+            self.slice_done(stored, total)
+
+    def head_changed(self, stored: StoredObject) -> None:
+        """A validation gave it another head."""
+        naming = self._naming_of(stored)
+        if naming is None or not stored.generation or not self._has_head(naming, stored.generation):
+            return
+        if stored.fresh_until_ns - clock.monotonic_ns() >= REFRESH_MIN_S * NS:
+            self._write_head(stored, naming)
+
+    def _has_head(self, naming: Naming, generation: int) -> bool:
+        return generation in self._heads_queued or self.log.index.is_current(naming.key, generation)
+
+    def _write_head(self, stored: StoredObject, naming: Naming) -> bool:
+        origin = self._origins.by_id[stored.origin]
+        now_ns, wall_ns = clock.monotonic_ns(), int(clock.wall_s() * NS)
+        lines, short_lines, etag, flags, last_modified_s = stored.head_parts()
+        vary, values = stored.vary
+        generation = stored.generation
+        try:
+            payload = pack_head(
+                DiskHead(
+                    origin.name, stored.key or b"", vary, values, lines, short_lines, etag, stored.kind,
+                    flags | (HEAD_STRONG if stored.is_strong else 0), stored.status, last_modified_s,
+                    to_wall(stored.fresh_until_ns, now_ns, wall_ns), to_wall(stored.stale_until_ns, now_ns, wall_ns),
+                    stored.born_ns - now_ns + wall_ns, wall_ns, stored.total_length,
+                )
+            )
+        except ValueError:
+            return False
+        variant = int.from_bytes(self.log.keys.digest("", vary + b"\0" + values)[:8], "little")
+        self._heads_queued.add(generation)
+        done = lambda error, value: self._heads_queued.discard(generation)  # noqa: E731
+        if self.log.write_head(naming, variant, generation, stored.total_length, payload, done):
+            self._hold_quota(naming, stored.origin)
+            return True
+        self._heads_queued.discard(generation)
+        return False
+
+    def _hold_quota(self, naming: Naming, origin_id: int) -> None:
+        """From time to time: a class with more than its share gives back what is least asked for."""
+        now_ns = clock.monotonic_ns()
+        quotas = {number_of(name): quota for name, quota in self._kept_classes.values() if quota}
+        if not quotas or now_ns - self._quota_ns < NS:
+            return
+        self._quota_ns = now_ns
+        for class_id, n_bytes in self.log.index.class_bytes().items():
+            quota = quotas.get(class_id, 0)
+            if quota and n_bytes > quota:
+                self.log.index.shrink_class(class_id, n_bytes - quota * 9 // 10)
+
+    # -- misses --------------------------------------------------------------------------------------------------------
+
+    def look_up(self, exchange: Exchange, origin: Origin, go_on: Callable[[Exchange], None]) -> bool:
+        """Whether the disk may have it: then `exchange` is answered from there, or given to `go_on`."""
+        if not self.log.is_usable:
+            return False
+        key = (exchange.origin, exchange.key)
+        waiting = self._looking.get(key)
+        if waiting is not None:
+            waiting.append(exchange)
+            return True
+        naming = self._naming(origin, exchange.key)
+        if naming is None:
+            return False
+        heads = self.log.index.find(naming.key)
+        if not heads:
+            return False
+        in_memory = {stored.generation for stored in self._plane.find(*key)}
+        wanted = [head for head in heads if head.generation not in in_memory]
+        if not wanted:
+            return False
+        self._looking[key] = [exchange]
+        look = _LookUp(self, key, naming, origin, len(wanted), exchange.range_first, go_on)
+        look.timer = self._loop.call_later(PATIENCE_S, look.late)
+        for head in wanted:
+            if not self.log.read_head(head, lambda error, value, head=head: look.head_read(head, error, value)):  # type: ignore[misc]
+                look.head_read(head, 0, None)
+        return True
+
+    def answer(self, key: Key, *, is_restored: bool, go_on: Callable[[Exchange], None]) -> None:
+        for exchange in self._looking.pop(key, ()):
+            if is_restored:
+                self.log.counts["hits"] += 1
+                exchange.restored()
+            else:
+                go_on(exchange)
+
+    def restore(self, head: Head, naming: Naming, origin: Origin, key: bytes, found: DiskHead) -> StoredObject | None:
+        """The object in memory, not listed yet and without its body."""
+        now_ns, wall_ns = clock.monotonic_ns(), int(clock.wall_s() * NS)
+        fresh_until_ns, stale_until_ns, born_ns = to_monotonic(found, now_ns, wall_ns)
+        if head.sequence < self.log.index.suspect_below:
+            fresh_until_ns = stale_until_ns = 0
+        stored: StoredObject | None = self._plane.create(
+            origin.id, found.total_length, found.status, status_line(found.status), found.lines, found.short_lines,
+            found.etag, found.last_modified_s, fresh_until_ns, stale_until_ns, 0, born_ns, found.flags & ~HEAD_STRONG,
+            False, bool(found.flags & HEAD_STRONG), found.kind, origin.class_index,
+        )  # fmt: skip
+        if stored is not None:
+            stored.generation = head.generation
+        return stored
+
+    # -- slices --------------------------------------------------------------------------------------------------------
+
+    def has(self, stored: StoredObject, offset: int) -> bool:
+        """Whether the slice at `offset` can be read here."""
+        number = offset // SLICE_BYTES
+        generation = stored.generation
+        if not generation or not self.log.is_usable or (generation, number) in self._late:
+            return False
+        return self.log.index.slice_of(generation, number) is not None
+
+    def want(self, stored: StoredObject, offset: int) -> bool:
+        """A reader is at `offset`. Whether its slice comes from here."""
+        if not self.has(stored, offset):
+            return False
+        number = offset // SLICE_BYTES
+        self._read_slice(stored, number, MEMORY_RETRIES)
+        for ahead in range(number + 1, number + 1 + READ_AHEAD):
+            start = ahead * SLICE_BYTES
+            if start < stored.total_length and not stored.has_bytes(start) and self.has(stored, start):
+                self._read_slice(stored, ahead, 0)
+        return True
+
+    def _read_slice(self, stored: StoredObject, number: int, retries: int) -> None:
+        generation = stored.generation
+        name = (generation, number)
+        if name in self._reading:
+            return
+        naming = self._naming_of(stored)
+        place = self.log.index.slice_of(generation, number)
+        if naming is None or place is None:
+            stored.forget_want()
+            return
+        self._reading.add(name)
+        timer = self._loop.call_later(PATIENCE_S, self._slice_late, stored, name)
+
+        def done(error: int, was_published: Any) -> None:
+            timer.cancel()
+            self._reading.discard(name)
+            self._late.discard(name)
+            if error:
+                self.log.index.drop_slice(generation, number)
+            if not was_published:
+                stored.forget_want()
+
+        if self.log.read_slice(naming, generation, number, place, stored, done):
+            return
+        timer.cancel()
+        self._reading.discard(name)
+        if retries:
+            self._loop.call_later(MEMORY_RETRY_S, self._read_slice, stored, number, retries - 1)
+        else:
+            stored.forget_want()
+
+    def _slice_late(self, stored: StoredObject, name: tuple[int, int]) -> None:
+        """The reader asks again, and the origin is asked then; what the disk brings later is taken if it is first."""
+        self.log.health.late()
+        self._late.add(name)
+        stored.forget_want()
+
+    # -- withdrawal ----------------------------------------------------------------------------------------------------
+
+    def forget(self, origin: Origin, key: bytes) -> int:
+        """What is stored of a key is no more, for the origin or an operator said so; how many objects the disk had."""
+        naming = self._naming(origin, key)
+        if naming is None or not (self.log.index.find(naming.key) or self._heads_queued):
+            return 0
+        return self.log.bury(GONE, naming)
+
+    def forget_origin(self, origin: Origin) -> int:
+        naming = self._naming(origin, b"/")
+        return 0 if naming is None else self.log.bury(ORIGIN_GONE, naming)
+
+    def given_up(self, stored: StoredObject, kind: str) -> None:
+        """A fill has broken off. Where the origin has another representation now, what is here of the old one goes."""
+        naming = self._naming_of(stored)
+        if naming is not None and stored.generation and kind == "changed":
+            self.log.bury(GONE, naming)
+
+    async def settle(self) -> None:
+        """Returns when what was forgotten would stay forgotten after a power cut. Raises ControlError."""
+        try:
+            await self.log.settle()
+        except AcceleratorError as error:
+            raise ControlError(error.kind, error.message) from error
+
+    async def listed(self) -> list[tuple[int, DiskHead]]:
+        """(origin row, head) of what is on the disk and not in memory: at most LISTED_MOST, the oldest rows first."""
+        if not self.log.is_usable:
+            return []
+        in_memory = {stored.generation for _, _, stored in self._plane.objects()}
+        by_name = {origin.name: origin.id for origin in self._origins.by_id.values()}
+        rows = self.log.index.heads.live()[:LISTED_MOST].tolist()
+        found: list[tuple[int, DiskHead]] = []
+        for at in range(0, len(rows), READ_AT_ONCE):
+            heads = [self.log.index.head(row) for row in rows[at : at + READ_AT_ONCE]]
+            reads = [self._read_head(head) for head in heads if head.generation and head.generation not in in_memory]
+            for read in await asyncio.gather(*reads):
+                if read is not None and read.origin in by_name:
+                    found.append((by_name[read.origin], read))
+        return found
+
+    async def _read_head(self, head: Head) -> DiskHead | None:
+        result: asyncio.Future[DiskHead | None] = self._loop.create_future()
+
+        def done(error: int, value: Any) -> None:
+            if not result.done():
+                result.set_result(None if error else _unpacked(value[1]))
+
+        if not self.log.read_head(head, done):
+            return None
+        return await result
+
+    def state(self) -> dict[str, Any]:
+        health = self.log.health
+        state = "ready" if self.log.is_usable else "loading" if health.is_ok else "aside"
+        is_sealed = self.log.keys.site is not None
+        return {"state": state, "why": health.why, "path": str(self.log.folder), "sealed": is_sealed}
+
+
+# Beyond the flags of the data plane, in records only: parts of it can be fetched again.
+HEAD_STRONG = 1 << 15
+assert FLAG_MUST_VALIDATE < HEAD_STRONG
+
+
+class _LookUp:
+    """One key that is looked for on the disk: all its variants are read, then those who wait look again."""
+
+    def __init__(
+        self, tier: DiskTier, key: Key, naming: Naming, origin: Origin, n_heads: int, first: int,
+        go_on: Callable[[Exchange], None],
+    ) -> None:  # fmt: skip
+        self.timer: asyncio.TimerHandle | None = None
+        self._tier = tier
+        self._key = key
+        self._naming = naming
+        self._origin = origin
+        self._n_heads = n_heads
+        self._first = max(0, first)
+        self._go_on = go_on
+        self._restored: list[StoredObject] = []
+        self._is_over = False
+
+    def late(self) -> None:
+        self._tier.log.health.late()
+        self._end()
+
+    def head_read(self, head: Head, error: int, value: Any) -> None:
+        index = self._tier.log.index
+        found = _unpacked(value[1]) if value is not None else None
+        is_it = found is not None and value[0] == self._naming.digest and found.key == self._key[1]
+        if error and index.is_current(self._naming.key, head.generation):
+            index.remove(head.row)
+        if found is None or not is_it or self._is_over or not self._is_wanted(head, found):
+            self._one_less()
+            return
+        stored = self._tier.restore(head, self._naming, self._origin, self._key[1], found)
+        if stored is None:
+            self._one_less()
+            return
+        index.touch(head.row)
+        if stored.is_strong or found.total_length == 0:
+            self._list(head, stored, found)
+            return
+        place = index.slice_of(head.generation, 0)
+
+        def done(error: int, was_published: Any) -> None:
+            if was_published and self._is_wanted(head, found):
+                self._list(head, stored, found)
+            else:
+                self._one_less()
+
+        if place is None or not self._tier.log.read_slice(self._naming, head.generation, 0, place, stored, done):
+            self._one_less()
+
+    def _is_wanted(self, head: Head, found: DiskHead) -> bool:
+        """Still what the index says: it may have been purged, or replaced, while it was read."""
+        return (
+            self._tier.log.index.is_current(self._naming.key, head.generation)
+            and found.origin == self._origin.name
+            and found.total_length == head.total
+        )
+
+    def _list(self, head: Head, stored: StoredObject, found: DiskHead) -> None:
+        if self._is_over or not stored.insert_as(found.key, found.vary, found.vary_values):
+            self._one_less()
+            return
+        n_slices = -(-found.total_length // SLICE_BYTES)
+        if head.n_slices >= n_slices:
+            stored.finish(found.total_length)
+            stored.mark_on_disk()
+        self._restored.append(stored)
+        first = self._first - self._first % SLICE_BYTES
+        if stored.is_strong and first < found.total_length and self._tier.has(stored, first):
+            stored.mark_wanted(first // SLICE_BYTES)
+            self._tier.want(stored, first)
+        self._one_less()
+
+    def _one_less(self) -> None:
+        self._n_heads -= 1
+        if self._n_heads == 0:
+            self._end()
+
+    def _end(self) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        if self.timer is not None:
+            self.timer.cancel()
+        self._tier.answer(self._key, is_restored=bool(self._restored), go_on=self._go_on)
+
+
+def _unpacked(payload: bytes) -> DiskHead | None:
+    try:
+        return unpack_head(payload)
+    except ValueError:
+        return None

@@ -1,0 +1,105 @@
+"""The disk tier's secrets: a key per class, sealed by the site's, and the key that names are digested with.
+
+One small file beside the log. Dropping a class's key erases what the class has on the disk. No cipher is made here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from accelerator.dataplane import seal_bytes, unseal_bytes
+
+FILE_NAME = "keys"
+VERSION = 1
+KEY_BYTES = 32
+_NONCE_BYTES = 12
+
+
+def number_of(name: str) -> int:
+    """A class's or an origin's number in records: 32 bits of its name's digest, never 0."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=4).digest(), "little") or 1
+
+
+@dataclass
+class DiskKeys:
+    """`site`: the key that seals the others; None: nothing is sealed. `classes`: by name; "" is for no class."""
+
+    site: bytes | None
+    digest_key: bytes
+    classes: dict[str, bytes] = field(default_factory=dict)
+    is_changed: bool = True
+    _by_number: dict[int, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, site: bytes | None) -> DiskKeys:
+        return cls(site, os.urandom(KEY_BYTES))
+
+    @classmethod
+    def load(cls, data: bytes, site: bytes | None) -> DiskKeys | None:
+        """What `dump` gave under the same site key; None: another's, or damaged."""
+        try:
+            document: Any = json.loads(data)
+            if document["version"] != VERSION or document["is_sealed"] != (site is not None):
+                return None
+            digest_key = _open(site, "digest", document["digest_key"])
+            classes = {str(name): _open(site, f"class {name}", text) for name, text in document["classes"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        if digest_key is None or None in classes.values():
+            return None
+        keys = cls(site, digest_key, {name: key for name, key in classes.items() if key is not None}, is_changed=False)
+        keys._by_number = {number_of(name): key for name, key in keys.classes.items()}
+        return keys
+
+    def dump(self) -> bytes:
+        classes = {name: _seal(self.site, f"class {name}", key) for name, key in self.classes.items()}
+        document = {
+            "version": VERSION,
+            "is_sealed": self.site is not None,
+            "digest_key": _seal(self.site, "digest", self.digest_key),
+            "classes": classes,
+        }
+        return json.dumps(document).encode()
+
+    def key_of(self, class_name: str) -> bytes | None:
+        """The key of a class, made when first asked for (`is_changed`: to be written); None: nothing is sealed."""
+        if self.site is None:
+            return None
+        key = self.classes.get(class_name)
+        if key is None:
+            key = self.classes[class_name] = os.urandom(KEY_BYTES)
+            self._by_number[number_of(class_name)] = key
+            self.is_changed = True
+        return key
+
+    def key_of_number(self, class_number: int) -> bytes | None:
+        return self._by_number.get(class_number)
+
+    def drop(self, class_name: str) -> bool:
+        self._by_number.pop(number_of(class_name), None)
+        gone = self.classes.pop(class_name, None) is not None
+        self.is_changed |= gone
+        return gone
+
+    def digest(self, origin: str, key: bytes) -> bytes:
+        """What a key is called in records: who reads the disk can't try names without the key."""
+        return blake2b(origin.encode() + b"\0" + key, key=self.digest_key, digest_size=16).digest()
+
+
+def _seal(site: bytes | None, name: str, key: bytes) -> str:
+    if site is None:
+        return key.hex()
+    nonce = os.urandom(_NONCE_BYTES)
+    return (nonce + seal_bytes(site, nonce, name.encode(), key)).hex()
+
+
+def _open(site: bytes | None, name: str, text: str) -> bytes | None:
+    data = bytes.fromhex(text)
+    if site is not None:
+        opened = unseal_bytes(site, data[:_NONCE_BYTES], name.encode(), data[_NONCE_BYTES:])
+        data = opened if opened is not None else b""
+    return data if len(data) == KEY_BYTES else None

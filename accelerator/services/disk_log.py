@@ -1,0 +1,553 @@
+"""The disk tier's log: appends records, reads them, evicts and replays segments, keeps the index and its checkpoint.
+
+Knows records and keys' digests, no HTTP. All runs on the control loop but the I/O, which has threads of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from accelerator import clock
+from accelerator.dataplane import RECORD_DTYPE, START_BYTES, DiskIo, DiskKind, disk_checksum, space_of
+from accelerator.errors import AcceleratorError
+from accelerator.services.disk_files import CHECKPOINT, DiskBusy, Found, prepare, segment_file
+from accelerator.services.disk_health import DiskHealth
+from accelerator.services.disk_keys import FILE_NAME, DiskKeys, number_of
+from accelerator.store.checkpoint import dump_checkpoint
+from accelerator.store.index import GONE, HEAD, ORIGIN_GONE, SLICE, DiskIndex, Head, Place
+
+if TYPE_CHECKING:
+    from accelerator.dataplane import DataPlane, StoredObject
+
+# Written through: what is older than this is on the platter (DESIGN.md section 5 allows 5 s).
+SYNC_S = 2.0
+CHECKPOINT_S = 60.0
+SEGMENT_BYTES = 256 << 20
+SEGMENT_BYTES_MIN = 4 << 20
+# A disk of fewer segments could only be evicted in large pieces.
+SEGMENTS_MIN = 8
+# Writes that wait for a slow disk: more are dropped, and nobody is slowed down.
+QUEUE_BYTES = 32 << 20
+READS_MOST = 256
+# Records behind a torn one may have had higher numbers than any that is found.
+SEQUENCE_GAP = 1 << 20
+APPLIED_AT_ONCE = 1000
+BUSY_RETRY_S = 0.2
+CLOSE_S = 5.0
+
+Done = Callable[[int, Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What a record is of: digest of origin and key, numbers of origin and class, the class's name."""
+
+    digest: bytes
+    origin_id: int
+    class_name: str
+
+    @property
+    def key(self) -> int:
+        return int.from_bytes(self.digest[:8], "little")
+
+
+class DiskLog:
+    """`folder`: the tier's own. `note(kind, subject, why)` hears of what an operator should know."""
+
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        loop: asyncio.AbstractEventLoop,
+        folder: Path,
+        size_bytes: int,
+        site_key: bytes | None,
+        note: Callable[[str, str, str], None],
+    ) -> None:
+        self.folder = folder
+        self.index = DiskIndex()
+        self.keys = DiskKeys.make(site_key)
+        # Counted in the memory limit while they wait, so a share of it at most.
+        self._queue_bytes = min(QUEUE_BYTES, dataplane.plane.memory["limit"] // 8)
+        self.health = DiskHealth(note, loop, self._probe)
+        self.limit_bytes = size_bytes
+        self.segment_bytes = max(SEGMENT_BYTES_MIN, min(SEGMENT_BYTES, size_bytes // SEGMENTS_MIN))
+        self.is_loaded = False  # the index is: look-ups and writes may come
+        self.is_settled = False  # nothing that a health probe should wait for
+        self.counts = dict.fromkeys(("hits", "reads", "writes", "write_drops", "errors", "corrupt", "evictions"), 0)
+        self.counts |= dict.fromkeys(("read_bytes", "write_bytes"), 0)
+        self._site_key = site_key
+        self._plane = dataplane.plane
+        self._loop = loop
+        self._note = note
+        self._io: DiskIo | None = None
+        self._lock_fd = -1
+        self._waiting: dict[int, Done] = {}
+        self._in_flight: dict[int, Place] = {}
+        self._n_reads = 0
+        self._segment = 0
+        self._offset = 0
+        self._salt = b""
+        self._owed: dict[tuple[int, int], tuple[Naming, int]] = {}
+        self._is_dirty = False
+        self._is_changed = False
+        self._checkpoint_ns = 0
+        self._is_checkpointing = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._evicting: asyncio.Task[None] | None = None
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Loads behind the service; until `is_loaded`, nothing is found and nothing is written."""
+        self._opening = self._loop.create_task(self._open())
+
+    @property
+    def is_usable(self) -> bool:
+        return self.is_loaded and self.health.is_ok and self._io is not None
+
+    async def _open(self) -> None:
+        while True:
+            try:
+                found = await asyncio.to_thread(prepare, self.folder, self._site_key)
+                break
+            except DiskBusy:
+                self.is_settled = True  # the predecessor has it until it has drained
+                await asyncio.sleep(BUSY_RETRY_S)
+            except OSError as fault:
+                self.is_settled = True
+                self.health.failed(fault.errno or errno.EIO, "open")
+                self.health.put_aside("the disk can't be opened")
+                return
+            except Exception as fault:
+                self.is_settled = True
+                self._note("disk-aside", "the disk tier could not start", type(fault).__name__)
+                raise
+        self._lock_fd = found.lock_fd
+        self.keys = found.keys
+        if found.note:
+            self._note("disk-rebuilt", "the disk index is made anew", found.note)
+        self._io = DiskIo(str(self.folder), self._plane, 2, self.segment_bytes)
+        self._loop.add_reader(self._io.bell_fd, self._on_bell)
+        for name in found.unwanted:
+            self._io.unlink(name.encode())
+        self.is_settled = found.index is None
+        await self._replay(found)
+        self._segment = max([0, found.covered[0], *found.segments, *self.index.segments])
+        self._offset = self.segment_bytes + 1  # the next record begins a segment: an old one is never written to again
+        self.index.sequence += SEQUENCE_GAP
+        self.is_loaded = self.is_settled = True
+        self._checkpoint_ns = clock.monotonic_ns()
+        if self.keys.is_changed:
+            self._save_keys()
+        self._tick()
+
+    async def _replay(self, found: Found) -> None:
+        """What the log says behind the checkpoint; all of it, where there is none."""
+        if found.index is not None:
+            self.index = found.index
+            self.index.keep_segments(set(found.segments))
+        first, offset = found.covered
+        for segment in sorted(found.segments):
+            if found.index is not None and segment < first:
+                continue
+            start = offset if found.index is not None and segment == first else 0
+            error, value = await self._ask(lambda io, s=segment, o=start: io.scan(s, o))  # type: ignore[misc]
+            rows, offsets, end = value
+            if error > 0:
+                self._failed(error, "scan")
+            records = np.frombuffer(rows, RECORD_DTYPE)
+            places = np.frombuffer(offsets, "u8")
+            self.index.segments[segment] = max(end, START_BYTES, self.index.segments.get(segment, 0))
+            for at in range(0, len(records), APPLIED_AT_ONCE):
+                self.index.apply(records[at : at + APPLIED_AT_ONCE], places[at : at + APPLIED_AT_ONCE])
+                await asyncio.sleep(0)
+        if found.index is None and found.segments:
+            self.index.suspect_below = self.index.sequence + 1
+
+    async def close(self) -> None:
+        """What waits is written, the checkpoint too, as far as the disk answers in time."""
+        if self._opening is not None and not self._opening.done():
+            self._opening.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        self.health.stop()
+        was_loaded, self.is_loaded = self.is_loaded, False
+        if self._io is not None:
+            if was_loaded and self.health.is_ok:
+                end_ns = clock.monotonic_ns() + int(CLOSE_S * 1e9)
+                while self._in_flight and clock.monotonic_ns() < end_ns:
+                    await asyncio.sleep(0.01)
+                self._io.sync()
+                self._save_checkpoint()
+                while self._is_checkpointing and clock.monotonic_ns() < end_ns:
+                    await asyncio.sleep(0.01)
+            self._loop.remove_reader(self._io.bell_fd)
+            await asyncio.to_thread(self._io.close, CLOSE_S)
+            self._io = None
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def write_head(
+        self, naming: Naming, variant: int, generation: int, total: int, payload: bytes, done: Done | None = None
+    ) -> bool:
+        """Queues an object's head; it is found once it is written. False: dropped."""
+
+        def written(place: Place, sequence: int) -> None:
+            self.index.put_head(
+                naming.key, variant, generation, sequence, total, place, number_of(naming.class_name), naming.origin_id
+            )
+
+        def queue(io: DiskIo, place: Place, sequence: int) -> int:
+            row = self._row(HEAD, naming, variant, generation, 0, total, sequence)
+            return io.write(place.segment, place.offset, row, payload, self.keys.key_of(naming.class_name))
+
+        return self._append(len(payload), queue, written, done)
+
+    def write_slice(
+        self, naming: Naming, generation: int, number: int, total: int, length: int, stored: StoredObject
+    ) -> bool:
+        """Queues a copy of a slice that is whole in memory. False: dropped."""
+
+        def written(place: Place, sequence: int) -> None:
+            self.index.put_slice(naming.key, generation, number, sequence, place)
+
+        def queue(io: DiskIo, place: Place, sequence: int) -> int:
+            row = self._row(SLICE, naming, 0, generation, number, total, sequence)
+            key = self.keys.key_of(naming.class_name)
+            return io.write_slice(place.segment, place.offset, row, stored, number, key)
+
+        return self._append(length, queue, written, None)
+
+    def bury(self, kind: int, naming: Naming) -> int:
+        """Takes a key (GONE) or all of an origin (ORIGIN_GONE) out at once; how many objects there were. `settle` says
+        when it would survive a power cut."""
+        if not self.is_loaded:
+            return 0
+        number = naming.key if kind == GONE else naming.origin_id
+        gone = self.index.bury(kind, number, naming.digest, self.index.sequence + 1, self._segment)
+        self._owed[(kind, number)] = (naming, 0)
+        self._pay()
+        return gone
+
+    async def settle(self) -> None:
+        """Returns when all that was buried is on the disk. Raises AcceleratorError where the disk doesn't take it: what
+        was purged might be back after a restart."""
+        if not self.is_loaded:
+            raise AcceleratorError("disk", "purged from memory; the disk tier has not loaded yet, try again")
+        self._pay()
+        error = 0
+        if self.is_usable:
+            error, _ = await self._ask(lambda io: io.sync())
+        if error or self._owed or not self.is_usable:
+            raise AcceleratorError("disk", "purged, but the disk does not take it down yet: it will be written later")
+
+    def _pay(self) -> None:
+        """Writes the marks that are owed."""
+        for (kind, number), (naming, moved_limit) in list(self._owed.items()):
+            del self._owed[(kind, number)]
+            if not self._bury(kind, naming, number, moved_limit):
+                self._owed[(kind, number)] = (naming, moved_limit)
+                return
+
+    def _bury(self, kind: int, naming: Naming, number: int, moved_limit: int) -> bool:
+        """`moved_limit`: of a mark that is moved; 0: all that was written before this."""
+
+        def written(place: Place, sequence: int) -> None:
+            self.index.bury(kind, number, naming.digest, moved_limit or sequence, place.segment)
+
+        def queue(io: DiskIo, place: Place, sequence: int) -> int:
+            return io.write(
+                place.segment, place.offset, self._row(kind, naming, 0, moved_limit or sequence, 0, 0, sequence), b""
+            )
+
+        def done(error: int, _: Any) -> None:
+            if error:
+                self._owed[(kind, number)] = (naming, moved_limit)
+
+        return self._append(0, queue, written, done, must=True)
+
+    def _row(
+        self, kind: int, naming: Naming, variant: int, generation: int, number: int, total: int, sequence: int
+    ) -> tuple[Any, ...]:
+        return (
+            kind, sequence, naming.digest, variant, generation, number, total, int(clock.wall_s() * 1e9),
+            number_of(naming.class_name), naming.origin_id, self._salt,
+        )  # fmt: skip
+
+    def _append(
+        self,
+        length: int,
+        queue: Callable[[DiskIo, Place, int], int],
+        written: Callable[[Place, int], None],
+        done: Done | None,
+        *,
+        must: bool = False,
+    ) -> bool:
+        io = self._io
+        space = space_of(length)
+        if io is None or not self.is_usable or (io.queued_bytes + space > self._queue_bytes and not must):
+            self.counts["write_drops"] += 1
+            return False
+        if self._offset + space > self.segment_bytes and not self._next_segment(must=must):
+            self.counts["write_drops"] += 1
+            return False
+        place = Place(self._segment, self._offset, length)
+        sequence = self.index.sequence + 1
+        job = queue(io, place, sequence)
+        if job == 0:
+            return False
+        self.index.sequence = sequence
+        self._offset += space
+        self.index.segments[self._segment] = self._offset
+        self._in_flight[job] = place
+
+        def finished(error: int, value: Any) -> None:
+            self._in_flight.pop(job, None)
+            if error:
+                self.counts["write_drops"] += 1
+                if place.segment == self._segment:
+                    self._offset = self.segment_bytes + 1  # what follows a torn record would never be found
+                self._failed(error, "write")
+            else:
+                self.counts["writes"] += 1
+                self.counts["write_bytes"] += length
+                self._is_dirty = self._is_changed = True
+                self.health.worked()
+                written(place, sequence)
+            if done is not None:
+                done(error, value)
+
+        self._waiting[job] = finished
+        if self.keys.is_changed:
+            self._save_keys()
+        return True
+
+    def _next_segment(self, *, must: bool) -> bool:
+        """Begins a segment where there is room for one. False: eviction has yet to make it."""
+        has_room = self.index.used_bytes + self.segment_bytes <= self.limit_bytes
+        if not has_room:
+            self._evict()
+            if not must:
+                return False
+        self._segment += 1
+        self._offset = START_BYTES
+        self._salt = os.urandom(16)
+        # One segment more than is needed now, so that the next one needn't wait.
+        if self.index.used_bytes + 2 * self.segment_bytes > self.limit_bytes:
+            self._evict()
+        self._save_checkpoint()
+        return True
+
+    # -- eviction ------------------------------------------------------------------------------------------------------
+
+    def _evict(self) -> None:
+        if self._evicting is None or self._evicting.done():
+            self._evicting = self._loop.create_task(self._evict_one())
+
+    async def _evict_one(self) -> None:
+        segment = self.index.least_useful(but=self._segment)
+        if segment is None:
+            return
+        for head in self.index.heads_to_keep(segment):
+            await self._move_head(head)
+        for stone in self.index.tombstones_to_keep(segment):
+            naming = Naming(stone.digest or bytes(16), stone.key if stone.kind == ORIGIN_GONE else 0, "")
+            self._bury(stone.kind, naming, stone.key, stone.limit)
+        self.index.drop_segment(segment)
+        self.index.forget_tombstones()
+        self.index.decay()
+        self.counts["evictions"] += 1
+        self._is_changed = True
+        if self._io is not None:
+            self._waiting[self._io.unlink(segment_file(segment).encode())] = self._unlinked
+
+    async def _move_head(self, head: Head) -> None:
+        """To the log's end, since slices elsewhere need it."""
+        result: asyncio.Future[tuple[bytes, bytes] | None] = self._loop.create_future()
+
+        def done(error: int, value: Any) -> None:
+            if not result.done():
+                result.set_result(None if error else value)
+
+        if not self.read_head(head, done):
+            return
+        payload = await result
+        at = self.index.heads.at
+        if payload is None or at["generation"][head.row] != head.generation:
+            return
+        digest, data = payload
+        class_name = next((name for name in self.keys.classes if number_of(name) == head.class_id), "")
+        naming = Naming(digest, head.origin_id, class_name)
+        moved = asyncio.Event()
+        if self.write_head(naming, head.variant, head.generation, head.total, data, lambda error, value: moved.set()):
+            await moved.wait()
+
+    def _unlinked(self, error: int, _: Any) -> None:
+        if error:
+            self._failed(error, "unlink")
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def read_head(self, head: Head, done: Done) -> bool:
+        """Asks for a head: `done(error, (digest, payload))`. False: not now."""
+        key = self.keys.key_of_number(head.class_id)
+        return self._read(
+            lambda io: io.read(head.place.segment, head.place.offset, head.place.length, HEAD, head.generation, key),
+            head.place, done,
+        )  # fmt: skip
+
+    def read_slice(
+        self, naming: Naming, generation: int, number: int, place: Place, stored: StoredObject, done: Done
+    ) -> bool:
+        """Asks for a slice into its object's memory: `done(error, was published)`. False: no memory, or not now."""
+        key = self.keys.key_of(naming.class_name)
+        return self._read(
+            lambda io: io.read_slice(
+                place.segment, place.offset, place.length, naming.digest, generation, stored, number, key
+            ),
+            place, done,
+        )  # fmt: skip
+
+    def _read(self, ask: Callable[[DiskIo], int], place: Place, done: Done) -> bool:
+        if self._io is None or not self.is_usable or self._n_reads >= READS_MOST:
+            return False
+        job = ask(self._io)
+        if job == 0:
+            return False
+        self._n_reads += 1
+
+        def finished(error: int, value: Any) -> None:
+            self._n_reads -= 1
+            if error:
+                self._failed(error, "read")
+            else:
+                self.counts["reads"] += 1
+                self.counts["read_bytes"] += place.length
+                self.health.worked()
+            done(error, value)
+
+        self._waiting[job] = finished
+        return True
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, ask: Callable[[DiskIo], int]) -> tuple[int, Any]:
+        assert self._io is not None
+        result: asyncio.Future[tuple[int, Any]] = self._loop.create_future()
+
+        def done(error: int, value: Any) -> None:
+            if not result.done():
+                result.set_result((error, value))
+
+        self._waiting[ask(self._io)] = done
+        return await result
+
+    def _on_bell(self) -> None:
+        if self._io is None:
+            return
+        for job, _, error, value, took_ns in self._io.take():
+            self.health.took(took_ns)
+            done = self._waiting.pop(job, None)
+            if done is not None:
+                done(error, value)
+
+    def _failed(self, error: int, what: str) -> None:
+        # Behind a write that has failed and was counted; a segment that was evicted meanwhile.
+        if error == errno.ECANCELED or (error == errno.ENOENT and what == "read"):
+            return
+        if error < 0:
+            self.counts["corrupt"] += 1
+            self._note("disk-corrupt", "a record on the disk is not what was written", DiskKind.name_of(error))
+            return
+        self.counts["errors"] += 1
+        if error == errno.ENOSPC and len(self.index.segments) > 1:
+            # Others fill the file system: the tier gives way, to nine tenths of what it has (reliability.md, row 9).
+            self.limit_bytes = max(2 * self.segment_bytes, self.index.used_bytes * 9 // 10)
+            self._evict()
+            self._note("disk-full", "the file system of the cache is full", "the tier keeps less until a restart")
+            return
+        self.health.failed(error, what)
+
+    def _probe(self, done: Callable[[int, int], None]) -> None:
+        """Whether the disk takes a file again."""
+        if self._io is None:
+            if self._lock_fd < 0:
+                self.start()
+            return
+        began_ns = clock.monotonic_ns()
+        job = self._io.replace(b"probe", [b"probe"])
+        self._waiting[job] = lambda error, _: done(error, clock.monotonic_ns() - began_ns)
+
+    def _save_keys(self) -> None:
+        if self._io is not None:
+            self.keys.is_changed = False
+            job = self._io.replace(FILE_NAME.encode(), [self.keys.dump()])
+            self._waiting[job] = self._keys_saved
+
+    def _keys_saved(self, error: int, _: Any) -> None:
+        if error:
+            self.keys.is_changed = True
+            self._failed(error, "keys")
+
+    def _save_checkpoint(self) -> None:
+        if self._io is None or self._is_checkpointing or not self.health.is_ok:
+            return
+        covered = next(iter(self._in_flight.values()), Place(self._segment, self._offset, 0))
+        parts = dump_checkpoint(self.index, covered.segment, covered.offset)
+        self._is_checkpointing, self._is_changed = True, False
+        self._checkpoint_ns = clock.monotonic_ns()
+        self._waiting[self._io.replace(CHECKPOINT.encode(), parts)] = self._checkpoint_saved
+
+    def _checkpoint_saved(self, error: int, _: Any) -> None:
+        self._is_checkpointing = False
+        if error:
+            self._failed(error, "checkpoint")
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(SYNC_S, self._tick)
+        if self._io is None or not self.health.is_ok:
+            return
+        self._pay()
+        if self._is_dirty:
+            self._is_dirty = False
+            segment = self._segment
+            self._waiting[self._io.sync()] = lambda error, _: self._synced(error, segment)
+        if self._is_changed and clock.monotonic_ns() - self._checkpoint_ns > CHECKPOINT_S * 1e9:
+            self._save_checkpoint()
+
+    def _synced(self, error: int, segment: int) -> None:
+        """What a failed sync covered is gone: the kernel has dropped it, whatever reads of it say now."""
+        if error:
+            self._failed(error, "sync")
+            self.index.drop_segment(segment)
+            if segment == self._segment:
+                self._offset = self.segment_bytes + 1
+
+    def figures(self) -> dict[str, int]:
+        return {
+            "disk_bytes": self.index.used_bytes,
+            "disk_limit_bytes": self.limit_bytes,
+            "disk_objects": self.index.n_objects,
+            "disk_index_bytes": self.index.memory_bytes,
+            "disk_queued_bytes": self._io.queued_bytes if self._io is not None else 0,
+            **{f"disk_{name}": value for name, value in self.counts.items()},
+        }
+
+
+def _name(error: int) -> str:
+    return os.strerror(error) if error > 0 else DiskKind.name_of(error)
+
+
+__all__ = ["GONE", "ORIGIN_GONE", "DiskLog", "Naming", "disk_checksum"]
