@@ -187,7 +187,7 @@ class DiskLog:
                 while self._in_flight and clock.monotonic_ns() < end_ns:
                     await asyncio.sleep(0.01)
                 self._io.sync()
-                self._save_checkpoint()
+                self.save_checkpoint()
                 while self._is_checkpointing and clock.monotonic_ns() < end_ns:
                     await asyncio.sleep(0.01)
             self._loop.remove_reader(self._io.bell_fd)
@@ -347,7 +347,7 @@ class DiskLog:
         # One segment more than is needed now, so that the next one needn't wait.
         if self.index.used_bytes + 2 * self.segment_bytes > self.limit_bytes:
             self._evict()
-        self._save_checkpoint()
+        self.save_checkpoint()
         return True
 
     # -- eviction ------------------------------------------------------------------------------------------------------
@@ -501,7 +501,12 @@ class DiskLog:
             self.keys.is_changed = True
             self._failed(error, "keys")
 
-    def _save_checkpoint(self) -> None:
+    @property
+    def is_settling(self) -> bool:
+        """Whether anything is being written."""
+        return bool(self._in_flight) or self._is_checkpointing
+
+    def save_checkpoint(self) -> None:
         if self._io is None or self._is_checkpointing or not self.health.is_ok:
             return
         covered = next(iter(self._in_flight.values()), Place(self._segment, self._offset, 0))
@@ -525,7 +530,7 @@ class DiskLog:
             segment = self._segment
             self._waiting[self._io.sync()] = lambda error, _: self._synced(error, segment)
         if self._is_changed and clock.monotonic_ns() - self._checkpoint_ns > CHECKPOINT_S * 1e9:
-            self._save_checkpoint()
+            self.save_checkpoint()
 
     def _synced(self, error: int, segment: int) -> None:
         """What a failed sync covered is gone: the kernel has dropped it, whatever reads of it say now."""
