@@ -29,9 +29,9 @@ from ext.stored import StoredObject
 
 __all__ = [
     "COMPLETE", "COUNTER_HELP", "FILLING", "FLAG_HAS_AGE", "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS",
-    "HEALTH_PATH", "RECORD_DTYPE", "SLICE_BYTES", "START_BYTES", "DataPlane", "DiskIo", "DiskKind", "Exchange", "Grants",
-    "HeadError", "RequestBody", "StoredObject", "digest_of_query", "disk_checksum", "list_objects", "parse_request",
-    "parse_response", "seal_bytes", "space_of", "unseal_bytes",
+    "HEALTH_PATH", "RECORD_DTYPE", "SLICE_BYTES", "START_BYTES", "DataPlane", "DiskIo", "DiskKind", "Exchange",
+    "Grants", "HeadError", "RequestBody", "StoredObject", "digest_of_query", "disk_checksum", "list_objects",
+    "parse_request", "parse_response", "seal_bytes", "space_of", "unseal_bytes",
 ]  # fmt: skip
 
 COUNTER_HELP: dict[str, str] = {name: text for _, name, text in layout.COUNTERS}
