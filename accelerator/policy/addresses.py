@@ -302,3 +302,10 @@ def parse_multicast_network(text: str) -> IpNetwork:
     if not network.is_multicast:
         raise ValueError(f"{text} is no range of groups: expected one such as '239.0.0.0/8'")
     return network
+
+
+def parse_folder(value: str) -> str:
+    """The name of a folder that may be somebody's alone: not `.` nor `..`. Raises ValueError."""
+    if not value.strip("./ ") or "\0" in value or "\n" in value:
+        raise ValueError("expected the name of a folder, such as 'cache'")
+    return value

@@ -142,12 +142,6 @@ def _site_name(value: str) -> str:
     return value
 
 
-def _disk_path(value: str) -> str:
-    if not value.strip() or "\0" in value or "\n" in value or value.strip("./") == "":
-        raise ValueError("expected the name of a folder, such as 'cache'")
-    return value
-
-
 def _file_name(value: object, info: ValidationInfo) -> addresses.FileName:
     if not isinstance(value, str) or not value or "\0" in value or "\n" in value:
         raise ValueError("expected text, the name of a file")
@@ -229,7 +223,7 @@ class Class(_Section):
 
 
 class Disk(_Section):
-    path: Annotated[str, *_text(_disk_path, r"^[^\x00]+$", "cache")] = Field(
+    path: Annotated[str, *_text(addresses.parse_folder, r"^[^\x00]+$", "cache")] = Field(
         default="cache", description="Folder of the disk tier, relative to the state directory. It is the tier's alone."
     )
     size: Annotated[int, *_size("64MiB", "65536GiB")] = Field(
