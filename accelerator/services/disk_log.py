@@ -317,6 +317,8 @@ class DiskLog:
             self._in_flight.pop(job, None)
             if error:
                 self.counts["write_drops"] += 1
+                if place.offset == START_BYTES:
+                    self.index.segments.pop(place.segment, None)  # its file could not be begun, or was removed
                 if place.segment == self._segment:
                     self._offset = self.segment_bytes + 1  # what follows a torn record would never be found
                 self._failed(error, "write")
