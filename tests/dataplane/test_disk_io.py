@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from plane_rig import pattern
 
 from ext.disk import BAD, OTHER, DiskIo
 from ext.disk_record import (
@@ -28,7 +29,6 @@ from ext.disk_record import (
     unseal_bytes,
 )
 from ext.plane import Plane
-from tests.dataplane.plane_rig import pattern
 
 SALT = b"s" * 16
 KEY = bytes(range(32))
