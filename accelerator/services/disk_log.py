@@ -210,8 +210,9 @@ class DiskLog:
             )
 
         def queue(io: DiskIo, place: Place, sequence: int) -> int:
+            key = self._saved_key(naming)
             row = self._row(HEAD, naming, variant, generation, 0, total, sequence)
-            return io.write(place.segment, place.offset, row, payload, self.keys.key_of(naming.class_name))
+            return io.write(place.segment, place.offset, row, payload, key)
 
         return self._append(len(payload), queue, written, done)
 
@@ -225,7 +226,7 @@ class DiskLog:
 
         def queue(io: DiskIo, place: Place, sequence: int) -> int:
             row = self._row(SLICE, naming, 0, generation, number, total, sequence)
-            key = self.keys.key_of(naming.class_name)
+            key = self._saved_key(naming)
             return io.write_slice(place.segment, place.offset, row, stored, number, key)
 
         return self._append(length, queue, written, None)
@@ -332,9 +333,14 @@ class DiskLog:
                 done(error, value)
 
         self._waiting[job] = finished
+        return True
+
+    def _saved_key(self, naming: Naming) -> bytes | None:
+        """A class's key. Its file is queued before what it seals: a kill between them leaves nothing unreadable."""
+        key = self.keys.key_of(naming.class_name)
         if self.keys.is_changed:
             self._save_keys()
-        return True
+        return key
 
     def _next_segment(self, *, must: bool) -> bool:
         """Begins a segment where there is room for one. False: eviction has yet to make it."""
