@@ -220,7 +220,10 @@ class Viewer:
         self.writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n")
 
     async def head(self) -> Answer:
-        raw = await self.reader.readuntil(b"\r\n\r\n")
+        """The final head; interim ones before it (RFC 9110 section 15.2) are passed over."""
+        raw = b"HTTP/1.1 1"
+        while raw.startswith(b"HTTP/1.1 1"):
+            raw = await self.reader.readuntil(b"\r\n\r\n")
         first = time.perf_counter()
         line, *rest = raw.decode("latin-1").split("\r\n")[:-2]
         pairs = [each.partition(":") for each in rest]

@@ -198,11 +198,11 @@ class RunningBox:
         return int(head.split()[1]), body
 
     def metrics(self) -> dict[str, float]:
-        """/metrics without labels, by name as exposed. Labelled samples are `name{label}` with the label's value."""
+        """/metrics by name as exposed; a labelled sample is `name{value}`, with the value of each label."""
         found = {}
         for family in text_string_to_metric_families(self.admin("/metrics")[1].decode()):
             for sample in family.samples:
-                label = "".join(f"{{{value}}}" for value in list(sample.labels.values())[:1])
+                label = "".join(f"{{{value}}}" for value in sample.labels.values())
                 name = sample.name + label
                 assert name not in found, f"{name} twice"
                 found[name] = sample.value

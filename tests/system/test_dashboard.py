@@ -392,7 +392,7 @@ def test_a_failing_origin_is_shown_everywhere(origin: RecordingOrigin, tmp_path:
         assert (row["origin"], row["state"] in ("open", "half-open"), row["failures"]) == ("media", True, 0)
         assert "not asked" in box.accelctl("status").stdout or "on trial" in box.accelctl("status").stdout
         assert "1 of 1 not asked" in box.accelctl("top", "--once", "--interval", "0.1").stdout
-        assert box.metrics()["accelerator_upstream_usable{media}"] == 0.0
+        assert box.metrics()["accelerator_upstream_usable{media}{http://127.0.0.1:1}"] == 0.0
 
 
 def test_accelctl_gives_the_token_and_no_log_has_it(origin: RecordingOrigin, tmp_path: Path) -> None:
