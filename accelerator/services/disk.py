@@ -32,9 +32,10 @@ STATUSES = frozenset({200, 203, 301, 308})
 LIFETIME_MIN_S = 10.0
 # A validation that gives less is not worth a record: after a restart it is validated again.
 REFRESH_MIN_S = 60.0
-# Heads that one listing or purge by prefix reads at most.
+# Heads that one listing reads at most.
 LISTED_MOST = 100_000
 READ_AT_ONCE = 64
+HEAD_RETRIES = 1000
 KINDS = list(live.Kind)
 _PLAYLISTS = frozenset({live.Kind.PLAYLIST, live.Kind.LIVE_PLAYLIST})
 
@@ -312,16 +313,48 @@ class DiskTier:
                     found.append((by_name[read.origin], read))
         return found
 
+    async def names(self) -> tuple[set[Key], int]:
+        """Every key on the disk, however many, and how many records could not be read. What must not be missed (a purge
+        by prefix) asks this: a head that moves meanwhile is met again, as its generation stays."""
+        by_name = {origin.name: origin.id for origin in self._origins.by_id.values()}
+        found: set[Key] = set()
+        seen: set[int] = set()
+        n_unread = 0
+        while self.log.is_usable:
+            heads = [self.log.index.head(row) for row in self.log.index.heads.live().tolist()]
+            heads = [head for head in heads if head.generation and head.generation not in seen]
+            if not heads:
+                break
+            for at in range(0, len(heads), READ_AT_ONCE):
+                chunk = heads[at : at + READ_AT_ONCE]
+                for head, read in zip(chunk, await asyncio.gather(*map(self._read_head, chunk)), strict=True):
+                    if read is not None:
+                        seen.add(head.generation)
+                        if read.origin in by_name:
+                            found.add((by_name[read.origin], read.key))
+                    elif self._is_there(head):
+                        n_unread += 1
+                        seen.add(head.generation)
+        return found, n_unread
+
+    def _is_there(self, head: Head) -> bool:
+        return self.log.index.head(head.row) == head
+
     async def _read_head(self, head: Head) -> DiskHead | None:
+        """None where it can't be read, or is no longer there."""
         result: asyncio.Future[DiskHead | None] = self._loop.create_future()
 
         def done(error: int, value: Any) -> None:
             if not result.done():
                 result.set_result(None if error else _unpacked(value[1]))
 
-        if not self.log.read_head(head, done):
-            return None
-        return await result
+        for _ in range(HEAD_RETRIES):
+            if self.log.read_head(head, done):
+                return await result
+            if not self.log.is_usable or not self._is_there(head):
+                break
+            await asyncio.sleep(MEMORY_RETRY_S)  # too many are under way: viewers' come first
+        return None
 
     def state(self) -> dict[str, Any]:
         health = self.log.health

@@ -127,8 +127,13 @@ class Inventory:
                 row = self._origins.by_id.get(wanted)
                 purged += disk.forget_origin(row) if row is not None else 0
             elif prefix is not None:
-                found_there = {(row, head.key) for row, head in await disk.listed()}
+                found_there, n_unread = await disk.names()
                 purged += self._take_out({name for name in found_there if matches(*name)})
+                if n_unread:
+                    raise ControlError(
+                        "disk", f"{purged} purged; {n_unread} records on the disk can't be read: purge by origin, which"
+                        " needs no reading",
+                    )  # fmt: skip
             await disk.settle()
         self._plane.count("purged", purged)
         return {"purged": purged}

@@ -88,6 +88,24 @@ def test_eviction_keeps_the_disk_within_its_size(tmp_path: Path, origin: VideoOr
             assert (response.status, response.body == body_of(path)) == (200, True), response.raw[:300]
 
 
+def test_a_purge_by_prefix_finds_all_that_is_on_the_disk_only(tmp_path: Path, origin: VideoOrigin) -> None:
+    """It read the first so many heads only, and said that the purge was whole."""
+    with disk_box(tmp_path, origin) as box:
+        fill(box, [f"/v/1000/{folder}/{name}" for folder in ("gone", "kept") for name in range(150)])
+        again = restart(box, signal.SIGTERM)
+        try:
+            assert again.stats()["disk_objects"] == 300
+            assert again.control("cache purge", prefix=f"http://{HOST}/v/1000/gone/") == {"purged": 150}
+            assert again.stats()["disk_objects"] == 150
+            asked = origin.n_asked
+            for folder, n_asked in (("kept", 0), ("gone", 150)):
+                for name in range(150):
+                    assert again.get(f"/v/1000/{folder}/{name}").body == body_of(f"/v/1000/{folder}/{name}")
+                assert origin.n_asked == asked + n_asked
+        finally:
+            again.kill()
+
+
 def test_purge_outlives_a_kill(tmp_path: Path, origin: VideoOrigin) -> None:
     paths = [f"/v/1000/{name}" for name in "abcd"] + ["/v/1000/dir/x", "/v/1000/dir/y"]
     with disk_box(tmp_path, origin) as box:
