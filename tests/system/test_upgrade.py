@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -298,13 +299,21 @@ class NotifySocket:
 
     def hear(self, name: str) -> dict[str, str]:
         """The next message that has `name`; what is stored before it is kept."""
-        while True:
+        return self.hear_all(name)
+
+    def hear_all(self, *names: str) -> dict[str, str]:
+        """Until each of `names` was told, in whatever order: two processes may be telling."""
+        found: dict[str, str] = {}
+        end = time.monotonic() + 60
+        while not found.keys() >= set(names):
+            assert time.monotonic() < end, (names, self.told)
             data, fds, _, _ = socket.recv_fds(self.socket, 4096, 4)
             message = dict(line.split("=", 1) for line in data.decode().split("\n"))
             self.told.append(message)
             self.stored += [(message["FDNAME"], fd) for fd in fds]
-            if name in message:
-                return message
+            if found or message.keys() & set(names):
+                found |= message
+        return found
 
     def started(self) -> None:
         self.start()
@@ -384,16 +393,15 @@ def test_in_a_unit_only_the_daemon_itself_starts_its_successor(manager: NotifySo
     assert "SIGUSR2" in box.output
     old = box.process
     box.signal(signal.SIGUSR2)
-    new = int(manager.hear("MAINPID")["MAINPID"])
-    manager.hear("READY")
+    # The one says who comes, the other that it serves: either may be first.
+    new = int(manager.hear_all("MAINPID", "READY")["MAINPID"])
     assert box.serving_pid() == new
     assert old.wait(20) == 0
     assert not any("STOPPING" in message for message in manager.told)
     # It says that it is well, and would start the next one.
     manager.hear("WATCHDOG")
     os.kill(new, signal.SIGUSR2)
-    newest = int(manager.hear("MAINPID")["MAINPID"])
-    manager.hear("READY")
+    newest = int(manager.hear_all("MAINPID", "READY")["MAINPID"])
     assert box.get("/good/film").body == GOOD_BODY
     os.kill(newest, signal.SIGTERM)
     wait_for(lambda: not (_runs(new) or _runs(newest)))
