@@ -5,6 +5,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from ext.atomics cimport *
+from ext.layout cimport Tables
 from ext.request cimport route
 from ext.store cimport *
 from ext.workers cimport Workers
@@ -127,7 +128,7 @@ cdef bint is_wanted(Workers plane, Listing* to, const Entry* entry, const uint8_
         if (to.prefixes[i].origin == entry.origin and entry.key_length >= to.prefixes[i].length
                 and memcmp(key, to.prefixes[i].key, to.prefixes[i].length) == 0):
             # Several origins may share a host, each with paths of its own below the prefix.
-            return route(plane.shared.tables, to.host, to.host_length, key, entry.key_length) == <int>entry.origin
+            return route(<Tables*>load_ptr(<void**>&plane.shared.tables), to.host, to.host_length, key, entry.key_length) == <int>entry.origin
     return False
 
 

@@ -50,6 +50,15 @@ def test_every_imported_package_is_declared() -> None:
     assert missing == set()
 
 
+def test_every_package_of_ours_is_installed() -> None:
+    """One was missing from an installed box, which did not start; an editable install doesn't notice."""
+    folders = {path.parent for folder in ("accelerator", "ext") for path in (ROOT / folder).rglob("__init__.py")}
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} == {
+        name for name in packages if (ROOT / name.replace(".", "/") / "__init__.py").exists()
+    }
+
+
 def test_every_declared_package_is_locked() -> None:
     lock = (ROOT / "requirements.lock").read_text()
     locked = {normal(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
