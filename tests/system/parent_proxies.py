@@ -1,4 +1,4 @@
-"""Parent proxies as peers: squid and tinyproxy from Debian, and a strict one that notes every byte of a request.
+"""Parent proxies as peers: squid, tinyproxy and nginx from Debian, and a strict one that notes every byte of a request.
 Test support, no test."""
 
 from __future__ import annotations
@@ -40,6 +40,22 @@ MaxClients 50
 LogLevel Warning
 {login}
 """
+# It opens no tunnels (CONNECT), and asks nobody for an address that stands there.
+_NGINX = """
+daemon off; master_process off; pid {folder}/pid; error_log stderr error;
+events {{}}
+http {{
+    access_log off; proxy_temp_path {folder}/temporary; client_body_temp_path {folder}/bodies;
+    map $http_host $origin_port {{ ~:(?<port>[0-9]+)$ $port; }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://127.0.0.1:$origin_port$request_uri;
+            proxy_http_version 1.1; proxy_set_header Host $http_host; proxy_buffering off;
+        }}
+    }}
+}}
+"""
 
 
 def free_port() -> int:
@@ -65,6 +81,17 @@ def running_peer(command: list[str], port: int, user: str | None = None) -> Iter
         finally:
             process.kill()
             process.wait(10)
+
+
+@contextmanager
+def nginx() -> Iterator[int]:
+    """Its port: it passes requests in absolute-form on to the port of 127.0.0.1 that their Host names."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="nginx-") as folder:
+        configuration = Path(folder) / "nginx.conf"
+        configuration.write_text(_NGINX.format(port=port, folder=folder))
+        with running_peer(["nginx", "-c", str(configuration), "-p", folder], port):
+            yield port
 
 
 @contextmanager

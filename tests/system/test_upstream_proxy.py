@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trustme
 from hostile_origin import STANDARD, HostileOrigin, reply
-from parent_proxies import AUTHORIZATION, StrictProxy, squid, tinyproxy
+from parent_proxies import AUTHORIZATION, StrictProxy, nginx, squid, tinyproxy
 from recording_sink import RecordingSink, until
 from upstream_box import OK, Run, client_of, get, run
 
@@ -73,6 +73,15 @@ async def box(
 PROXIES: dict[str, Callable[..., Any]] = {"squid": squid, "tinyproxy": tinyproxy}
 
 
+@pytest.fixture(scope="module", params=[*PROXIES, "nginx"])
+def plain_proxy(request: pytest.FixtureRequest) -> Iterator[int]:
+    """For http:// origins; nginx opens no tunnels."""
+    if shutil.which(request.param) is None:
+        pytest.skip(f"needs {request.param}")
+    with (PROXIES | {"nginx": nginx})[request.param]() as port:
+        yield port
+
+
 @pytest.fixture(scope="module", params=PROXIES)
 def proxy(request: pytest.FixtureRequest) -> Iterator[int]:
     if shutil.which(request.param) is None:
@@ -89,9 +98,9 @@ def proxy_with_login(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]
         yield request.param, port
 
 
-def test_http_through_a_real_proxy(run: Run, proxy: int) -> None:
+def test_http_through_a_real_proxy(run: Run, plain_proxy: int) -> None:
     async def main() -> None:
-        async with box(proxy) as (origin, client):
+        async with box(plain_proxy) as (origin, client):
             for target in (b"/ok", b"/chunked", b"/until-close", b"/close", b"/ok"):
                 assert (await get(client, target)).calls == OK, target
             assert (await get(client, b"/empty")).calls == [("head", 200), ("ended",)]
