@@ -16,7 +16,7 @@ from running_box import HOST, RunningBox, policy_for, wait_for
 
 N_OBJECTS = 100_000
 NGINX = """
-daemon off; worker_processes 1; pid {folder}/pid; error_log stderr crit;
+daemon off; master_process off; worker_processes 1; pid {folder}/pid; error_log stderr crit;
 events {{ worker_connections 512; }}
 http {{
   access_log off; keepalive_requests 10000000;
