@@ -30,14 +30,14 @@ system:
 build: build/plain/.stamp
 
 build/plain/.stamp: $(SOURCES) .venv/.stamp
-	$(PYTHON) setup.py --quiet build_ext --inplace
+	$(PYTHON) setup.py --quiet build_ext --parallel $(shell nproc) --inplace
 	mkdir -p $(@D) && touch $@
 
 # The sanitized modules stand beside the plain ones, never in their place.
 build/asan/.stamp: SANITIZE := address,undefined
 build/tsan/.stamp: SANITIZE := thread
 build/asan/.stamp build/tsan/.stamp: $(SOURCES) .venv/.stamp
-	SANITIZE=$(SANITIZE) $(PYTHON) setup.py --quiet build_ext --build-lib $(@D) --build-temp $(@D)/temp
+	SANITIZE=$(SANITIZE) $(PYTHON) setup.py --quiet build_ext --parallel $(shell nproc) --build-lib $(@D) --build-temp $(@D)/temp
 	cp ext/__init__.py $(@D)/ext/
 	touch $@
 

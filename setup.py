@@ -43,6 +43,7 @@ setup(
     ext_modules=cythonize(
         EXTENSIONS,
         build_dir=f"build/cython-{SANITIZE or 'plain'}",
+        nthreads=os.cpu_count() or 1,
         emit_linenums=bool(SANITIZE),
         compiler_directives={
             "language_level": 3,
