@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from disk_box import MIB, VideoOrigin, body_of, disk_box, fill
-from running_box import HOST, RunningBox, wait_for
+from running_box import HOST, Response, RunningBox, read_all, wait_for
 
 PATHS = [f"/v/{size}/{name}" for name, size in enumerate((1, 70_000, MIB, MIB + 1, 3 * MIB + 5))]
 
@@ -54,6 +55,23 @@ def test_restart_is_warm(tmp_path: Path, origin: VideoOrigin, number: signal.Sig
             assert grown["disk_hits"] == len(PATHS)
             assert again.metrics()["accelerator_disk_usable"] == 1
             assert again.status()["disk"]["state"] == "ready"
+        finally:
+            again.__exit__(None, None, None)
+
+
+def test_who_has_ended_his_side_gets_all_of_what_comes_from_the_disk(tmp_path: Path, origin: VideoOrigin) -> None:
+    """What the disk had was taken for an endless stream: one flag of an object had two meanings."""
+    path = f"/v/{5 * MIB}/half-closed"
+    with disk_box(tmp_path, origin) as box:
+        fill(box, [path])
+        again = restart(box, signal.SIGTERM)
+        try:
+            with again.connect(receive_buffer=16384) as connected:
+                connected.sendall(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
+                connected.shutdown(socket.SHUT_WR)
+                response = Response(read_all(connected))
+            assert (response.status, len(response.body)) == (200, 5 * MIB)
+            assert response.body == body_of(path)
         finally:
             again.__exit__(None, None, None)
 
