@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.access_ring cimport AccessRing
 from ext.addresses cimport Addresses
+from ext.atomics cimport load_u32_relaxed
 from ext.exchange cimport Bell, Exchange, List, Mailbox, Ring
 from ext.http_head cimport RequestHead
 from ext.layout cimport MAX_ORIGINS, ORIGIN_COLUMNS, OriginRow, Tables
@@ -132,6 +133,7 @@ cdef struct Shared:             # what all workers and the control plane have in
     Bell bell
     Addresses addresses
     uint64_t n_connections
+    uint32_t overload           # the rung of protocols/overload.py: what is given up while memory is short
     Grant* grants
 
 cdef struct Worker:
@@ -179,6 +181,14 @@ cdef struct Worker:
     Connection* serving         # whose request is in `head` and at `serving_data`, while a step answers it
     const uint8_t* serving_data
     uint32_t is_framing_fault   # of the head that is being refused
+
+cdef enum:                      # Shared.overload
+    OVERLOAD_NO_KEEP_ALIVE = 2
+    OVERLOAD_REFUSE = 3
+
+cdef inline bint is_last_answer(Worker* w) noexcept nogil:
+    """Whether connections are closed after their answer, whatever the viewer says."""
+    return w.is_draining != 0 or load_u32_relaxed(&w.shared.overload) >= OVERLOAD_NO_KEEP_ALIVE
 
 cdef inline uint64_t* origin_row(Worker* w, uint32_t origin) noexcept nogil:
     return w.by_origin + (origin if origin < MAX_ORIGINS else 0) * ORIGIN_COLUMNS

@@ -326,6 +326,10 @@ cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
             if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
                 rest_listeners(w)
             return
+        if load_u32_relaxed(&w.shared.overload) >= OVERLOAD_REFUSE:
+            count(&w.counters[C_REFUSED_CONNECTIONS_OVERLOAD], 1)
+            turn_away(w, fd, address)
+            continue
         if add_u64(&w.shared.n_connections, 1) >= w.tables.limits.connections:
             count(&w.counters[C_REFUSED_CONNECTIONS_ALL], 1)
             add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)

@@ -85,13 +85,15 @@ cdef enum:                      # one column each of the counter rows; the table
     C_UPGRADES_IGNORED
     C_AUTHORISATIONS
     C_REFUSED_CREDENTIAL
+    C_REFUSED_CONNECTIONS_OVERLOAD
+    C_CLOSED_OVERLOAD
     N_COUNTERS
     MAX_ORIGINS = 8192          # rows with figures of their own; those beyond count with row 0
     ORIGIN_COLUMNS = 8          # requests, hits, body bytes to viewers, then:
     ORIGIN_TUNNELS_ENDED = 3    # of those that the control plane has given
     ORIGIN_TUNNEL_BYTES_TO_VIEWERS = 4
     ORIGIN_TUNNEL_BYTES_TO_ORIGIN = 5
-    COUNTER_STRIDE = 96         # columns of a row: a multiple of 8, so that rows stand on their own cache lines
+    COUNTER_STRIDE = 160        # columns of a row: a multiple of 8, so that rows stand on their own cache lines
 
 cdef packed struct OriginRow:
     uint32_t credential         # index of the first credential parameter in `parameters`, and how many

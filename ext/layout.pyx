@@ -82,6 +82,8 @@ COUNTERS = (
     (C_TUNNELS_ENDED_IDLE, "tunnels_ended_idle", "Upgrade tunnels closed: idle for longer than the policy allows"),
     (C_UPGRADES_IGNORED, "upgrades_ignored", "requests to change to HTTP/2 or TLS, answered without that"),
     (C_AUTHORISATIONS, "authorisations", "requests whose credential wasn't known yet, so that it was judged"),
+    (C_REFUSED_CONNECTIONS_OVERLOAD, "refused_connections_overload", "connections refused: memory is short"),
+    (C_CLOSED_OVERLOAD, "closed_overload", "connections closed after their answer: memory is short"),
     (C_REFUSED_CREDENTIAL, "refused_credential", "requests refused: the viewer's credential doesn't cover them"),
 )
 

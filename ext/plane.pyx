@@ -10,7 +10,7 @@ import threading
 import numpy as np
 
 from ext.addresses cimport ADDRESS_BUCKETS, AddressCount
-from ext.arena cimport arena_free
+from ext.arena cimport arena_free, arena_trim
 from ext.asked cimport Exchange, take_exchange
 from ext.atomics cimport *
 from ext.authorise cimport GRANT_SLOTS
@@ -48,6 +48,10 @@ cdef extern from "<sys/eventfd.h>" nogil:
     enum: EFD_NONBLOCK
     enum: EFD_CLOEXEC
     int eventfd(unsigned int, int)
+
+cdef extern from "<sys/prctl.h>" nogil:
+    enum: PR_SET_NAME
+    int prctl(int, ...)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int)
@@ -229,6 +233,8 @@ cdef class Plane(Workers):
 
     def _run(self, uint32_t index):
         cdef Worker* worker = self.workers[index]
+        name = b"edge-%d" % index
+        prctl(PR_SET_NAME, <const char*>name)     # what `top -H` and a debugger show
         with nogil:
             edge_run(worker)
 
@@ -471,6 +477,18 @@ cdef class Plane(Workers):
                     object = object.next_variant
             pthread_mutex_unlock(&store.lock)
         return (end if end > begin else n_buckets), n_buckets
+
+    def give_up(self, uint64_t bytes) -> None:
+        """Of the memory limit, objects leave `bytes` to the machine: what is over goes with the next reclaim()."""
+        cdef Store* store = &self.shared.store
+        pthread_mutex_lock(&store.lock)
+        store.given_up = bytes
+        arena_trim(&store.arena)
+        pthread_mutex_unlock(&store.lock)
+
+    def set_overload(self, uint32_t rung) -> None:
+        """What the workers give up from now on: protocols/overload.py."""
+        store_u32(&self.shared.overload, rung)
 
     def reclaim(self) -> None:
         """Frees what no worker can see any more; evicts what connections need of the limit; forgets marks that ended."""

@@ -81,17 +81,21 @@ cdef void reclaim(Store* store) noexcept nogil:
             store.destroy(store, object)
 
 
+cdef inline uint64_t left_free(Store* store) noexcept nogil:
+    return load_u64_relaxed(&store.outside) + store.reserve + store.given_up
+
+
 cdef void* store_allocate(Store* store, uint64_t size) noexcept nogil:
     """Memory within the budget, evicting for it; NULL when what was evicted isn't reclaimed yet or all is in use.
 
     May evict any object without references, and full slices of any strong one: callers look again at what they had."""
-    cdef void* piece = arena_allocate(&store.arena, size, load_u64_relaxed(&store.outside) + store.reserve)
+    cdef void* piece = arena_allocate(&store.arena, size, left_free(store))
     cdef int attempt
     if piece != NULL:
         return piece
     for attempt in range(64):
         reclaim(store)
-        piece = arena_allocate(&store.arena, size, load_u64_relaxed(&store.outside) + store.reserve)
+        piece = arena_allocate(&store.arena, size, left_free(store))
         if piece != NULL:
             return piece
         # What is retired comes free within a pass of the workers: evicting more meanwhile would empty the store.

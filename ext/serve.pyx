@@ -364,8 +364,10 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
     cdef bint has_body = head.content_length > 0 or head.chunked
     c.is_head = head.method == METHOD_HEAD
     c.minor = head.minor
-    c.close_after = not head.keep_alive or w.is_draining
+    c.close_after = not head.keep_alive or is_last_answer(w)
     if not c.n_tries:
+        if c.close_after and head.keep_alive and not w.is_draining:
+            count(&w.counters[C_CLOSED_OVERLOAD], 1)
         c.arrival_ns = w.now_ns
         c.log_origin = NO_ORIGIN
         c.fwd_reason = FWD_NONE

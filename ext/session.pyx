@@ -322,7 +322,7 @@ cdef void resume(Worker* w, Connection* c) noexcept nogil:
         else:
             c.is_head = w.head.method == METHOD_HEAD
             c.minor = w.head.minor
-            c.close_after = not w.head.keep_alive or w.is_draining
+            c.close_after = not w.head.keep_alive or is_last_answer(w)
             if c.answer == ANSWER_ALL and not c.is_leader and (w.head.known[FIELD_AUTHORIZATION] or w.head.known[FIELD_COOKIE]):
                 # What an anonymous request got says nothing of one with credentials.
                 c.n_tries = MAX_TRIES

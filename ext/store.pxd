@@ -133,6 +133,7 @@ cdef struct Store:              # allocated on a cache line; what workers write 
     Table* table
     uint64_t secret[2]
     uint64_t reserve            # bytes that objects leave free for `outside` to grow into before anything is evicted
+    uint64_t given_up           # and those that they leave the machine, which is short of memory (writers only)
     uint32_t n_workers
     uint32_t slice_bytes
     pthread_mutex_t lock

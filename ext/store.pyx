@@ -204,7 +204,7 @@ cdef uint64_t evict(Store* store, uint64_t bytes) noexcept nogil:
 
 cdef uint64_t over_budget(Store* store) noexcept nogil:
     """How many bytes objects must give back, so that connections have their reserve."""
-    cdef uint64_t sum = store.arena.mapped + load_u64_relaxed(&store.outside) + store.reserve
+    cdef uint64_t sum = store.arena.mapped + load_u64_relaxed(&store.outside) + store.reserve + store.given_up
     return sum - store.arena.limit if sum > store.arena.limit else 0
 
 

@@ -18,6 +18,7 @@ from accelerator.io.credentials import Credentials
 from accelerator.io.origin import UpstreamEvent
 from accelerator.policy.compile import Tables, compile_policy
 from accelerator.policy.model import Policy
+from accelerator.protocols.overload import Rung
 from accelerator.services.admin_token import AdminToken
 from accelerator.services.disk_boot import counters_of, gauges_of, make_tier, take_classes
 from accelerator.services.events import Events, Feed
@@ -27,6 +28,7 @@ from accelerator.services.inventory import Inventory
 from accelerator.services.log_lines import Causes, about
 from accelerator.services.netd_client import NetdClient, NetdError
 from accelerator.services.origins import Origin, Origins, Secrets
+from accelerator.services.overload import Overload
 from accelerator.services.pulse import Pulse, upstream_row
 from accelerator.services.request_log import RequestLog
 from accelerator.services.rollout import Rollout, one_line
@@ -103,6 +105,7 @@ class Appliance:
         self.fetcher.disk = self.disk
         self.inventory = Inventory(self.dataplane, self.origins, self.fetcher)
         self.pulse = Pulse(self)
+        self.overload = Overload(self.dataplane, events, loop)
         self.netd = NetdClient(state_dir / "netd.sock", events)
         self.admin_token: AdminToken | None = None
         self.extra_counters: Any = dict
@@ -126,6 +129,7 @@ class Appliance:
             self.disk.log.start()
         self.fetcher.start()
         self.netd.start()
+        self.overload.start()
         self._is_serving = True
 
     def apply(self, policy: Policy) -> int:
@@ -190,6 +194,7 @@ class Appliance:
 
     async def close(self) -> None:
         self._is_serving = False
+        self.overload.stop()
         self.fetcher.stop()
         await self.netd.stop()
         if self.disk is not None:
@@ -353,6 +358,8 @@ class Appliance:
             reasons.append("a worker has ended")
         if self.generation == 0:
             reasons.append("no policy is published")
+        if self.overload.rung is Rung.REFUSE:
+            reasons.append("memory is short: new connections are refused")
         if self.disk is not None and not self.disk.log.is_settled:
             reasons.append("the disk's index is loading")
         return reasons
@@ -485,6 +492,10 @@ class Appliance:
             "objects": (max(0, self._plane.n_objects - 1), "complete variants stored now"),
             "memory_bytes": (memory["mapped"] + memory["outside"], "memory that objects and connections take"),
             "memory_limit_bytes": (memory["limit"], "hard limit of that memory"),
+            "memory_given_up_bytes": (
+                self.overload.give_up_bytes, "what of the limit the cache leaves free because memory is short",
+            ),
+            "overload": (int(self.overload.rung), "0: none; 1: the cache gives back; 2: no keep-alive; 3: refusing"),
             "flights": (self.fetcher.n_flights, "upstream requests under way"),
             "tls_relays": (self.fetcher.tunnels.n_relays, "tunnels whose origin is reached over TLS"),
             "policy_is_fallback": (

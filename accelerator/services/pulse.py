@@ -31,7 +31,7 @@ TALLY_BUCKETS = 16_384
 NS = 1_000_000_000
 
 _OWN_ERRORS = ("status_502", "status_503", "status_504")
-_CAPS = ("refused_connections_all", "refused_connections_address")
+_CAPS = ("refused_connections_all", "refused_connections_address", "refused_connections_overload")
 
 
 class Sample(NamedTuple):

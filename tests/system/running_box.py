@@ -64,8 +64,9 @@ class RunningBox:
     """`acceleratord` in a process of its own. `policy` is written to `work`/policy.yaml, as `reload` does later."""
 
     def __init__(
-        self, work: Path, policy: Mapping[str, Any], *, nofile: int | None = None, stderr: int | None = None
-    ) -> None:
+        self, work: Path, policy: Mapping[str, Any], *, nofile: int | None = None, stderr: int | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.work = work
         self.policy_path = work / "policy.yaml"
         self.state = work / "state"
@@ -73,6 +74,7 @@ class RunningBox:
         self.policy = dict(policy)
         self._nofile = nofile
         self._stderr = stderr
+        self._environ = environ
         self.process: subprocess.Popen[bytes]
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -92,6 +94,7 @@ class RunningBox:
             self.process = subprocess.Popen(
                 command,
                 cwd=self.work,
+                env=None if self._environ is None else {**os.environ, **self._environ},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log if self._stderr is None else self._stderr,
