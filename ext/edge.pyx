@@ -258,13 +258,14 @@ cdef void read_mail(Worker* w) noexcept nogil:
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
-cdef void turn_away(Worker* w, int fd, uint8_t* address) noexcept nogil:
+cdef void turn_away(Worker* w, int fd, int counter) noexcept nogil:
     """A connection above a cap: one 503 where the socket takes it, then closed. Nothing is kept of it."""
     cdef char text[512]
     cdef int n = snprintf(
         text, sizeof(text),
         "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nCache-Control: no-store\r\n"
         "Cache-Status: %.*s\r\nConnection: close\r\n\r\n", <int>w.tables.site_length, <char*>w.tables.strings + w.tables.site)
+    count(&w.counters[counter], 1)
     send_text(fd, text, n, MSG_NOSIGNAL | MSG_DONTWAIT)
     shutdown(fd, SHUT_WR)
     recv(fd, w.input, READ_BYTES, MSG_DONTWAIT)     # a close with unread input would reset the answer away
@@ -317,8 +318,7 @@ cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
             close(w.spare_fd)
             fd = acc_accept(listener.fd, address)
             if fd >= 0:
-                count(&w.counters[C_REFUSED_CONNECTIONS_ALL], 1)
-                turn_away(w, fd, address)
+                turn_away(w, fd, C_REFUSED_CONNECTIONS_ALL)
             w.spare_fd = eventfd(0, EFD_CLOEXEC)
             if fd >= 0:
                 continue
@@ -327,25 +327,21 @@ cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
                 rest_listeners(w)
             return
         if load_u32_relaxed(&w.shared.overload) >= OVERLOAD_REFUSE:
-            count(&w.counters[C_REFUSED_CONNECTIONS_OVERLOAD], 1)
-            turn_away(w, fd, address)
+            turn_away(w, fd, C_REFUSED_CONNECTIONS_OVERLOAD)
             continue
         if add_u64(&w.shared.n_connections, 1) >= w.tables.limits.connections:
-            count(&w.counters[C_REFUSED_CONNECTIONS_ALL], 1)
             add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
-            turn_away(w, fd, address)
+            turn_away(w, fd, C_REFUSED_CONNECTIONS_ALL)
             continue
         if not address_enter(&w.shared.addresses, address, w.tables.limits.connections_per_address):
-            count(&w.counters[C_REFUSED_CONNECTIONS_ADDRESS], 1)
             add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
-            turn_away(w, fd, address)
+            turn_away(w, fd, C_REFUSED_CONNECTIONS_ADDRESS)
             continue
         c = connection_new(w)
         if c == NULL:
-            count(&w.counters[C_CLOSED_MEMORY], 1)
             address_leave(&w.shared.addresses, address)
             add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
-            turn_away(w, fd, address)
+            turn_away(w, fd, C_CLOSED_MEMORY)
             continue
         c.fd = fd
         c.is_what = IS_CONNECTION
