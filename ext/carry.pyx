@@ -12,17 +12,22 @@ from ext.frames cimport follow_frame, is_at_boundary
 from ext.layout cimport *
 from ext.respond cimport AS_PASSED
 from ext.siphash cimport hash_bytes
+from ext.transport cimport (
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    SHUT_WR,
+    recv,
+    send,
+    shutdown,
+    transport_read,
+    transport_shut,
+    transport_write,
+)
 from ext.tunnel cimport CLOSE_DUE, CLOSE_NOT, CLOSE_SENT, CLOSE_WANTED, Tunnel, Way, way_release
 
 cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_DONTWAIT
-    enum: MSG_NOSIGNAL
-    enum: SHUT_WR
     enum: SOL_SOCKET
     enum: SO_KEEPALIVE
-    ssize_t recv(int, void*, size_t, int)
-    ssize_t send(int, const void*, size_t, int)
-    int shutdown(int, int)
     int setsockopt(int, int, int, const void*, unsigned int)
 
 cdef extern from "<netinet/in.h>" nogil:
@@ -204,14 +209,26 @@ cdef void hurry(Worker* w, Connection* c) noexcept nogil:
     set_deadline(w, c, w.now_ns + GOODBYE_NS)
 
 
-cdef int move(Worker* w, Connection* c, Way* way, int source, int sink) noexcept nogil:
+cdef inline ssize_t take(Worker* w, Connection* c, Way* way) noexcept nogil:
+    if way == &c.tunnel.to_viewer:
+        return recv(c.tunnel.fd, w.input, CARRY_BYTES, MSG_DONTWAIT)
+    return transport_read(w, c, w.input, CARRY_BYTES)
+
+
+cdef inline ssize_t give(Worker* w, Connection* c, Way* way, const uint8_t* data, uint32_t n) noexcept nogil:
+    if way == &c.tunnel.to_viewer:
+        return transport_write(w, c, data, n)
+    return send(c.tunnel.fd, data, n, MSG_NOSIGNAL | MSG_DONTWAIT)
+
+
+cdef int move(Worker* w, Connection* c, Way* way) noexcept nogil:
     """One way of a tunnel: what waits first, then what is there to read, until a socket is full or empty."""
     cdef Tunnel* t = c.tunnel
     cdef ssize_t n, sent
     cdef uint32_t going, spent = 0
     while True:
         while way.offset < way.length:
-            n = send(sink, way.pending + way.offset, way.length - way.offset, MSG_NOSIGNAL | MSG_DONTWAIT)
+            n = give(w, c, way, way.pending + way.offset, way.length - way.offset)
             if n < 0:
                 if errno == EINTR:
                     continue
@@ -231,15 +248,17 @@ cdef int move(Worker* w, Connection* c, Way* way, int source, int sink) noexcept
             continue
         if way.has_ended:
             if not way.is_shut:
-                if not way.is_dead:
-                    shutdown(sink, SHUT_WR)
+                if not way.is_dead and way == &t.to_viewer:
+                    transport_shut(w, c)
+                elif not way.is_dead:
+                    shutdown(t.fd, SHUT_WR)
                 way.is_shut = 1
             return OPEN
         if not way.is_readable:
             return OPEN
         if spent >= TURN_BYTES:
             return MORE
-        n = recv(source, w.input, CARRY_BYTES, MSG_DONTWAIT)
+        n = take(w, c, way)
         if n < 0:
             if errno == EINTR:
                 continue
@@ -262,7 +281,7 @@ cdef int move(Worker* w, Connection* c, Way* way, int source, int sink) noexcept
         going = follow(t, way, w.input, <uint32_t>n)
         sent = 0
         while going:
-            sent = send(sink, w.input, going, MSG_NOSIGNAL | MSG_DONTWAIT)
+            sent = give(w, c, way, w.input, going)
             if sent >= 0 or errno != EINTR:
                 break
         if sent < 0:
@@ -284,10 +303,10 @@ cdef void carry(Worker* w, Connection* c) noexcept nogil:
     """A tunnel's turn."""
     cdef Tunnel* t = c.tunnel
     cdef int down, up
-    down = move(w, c, &t.to_viewer, t.fd, c.fd)
+    down = move(w, c, &t.to_viewer)
     if down == GONE:
         return
-    up = move(w, c, &t.to_origin, c.fd, t.fd)
+    up = move(w, c, &t.to_origin)
     if up == GONE:
         return
     if t.to_viewer.is_shut and t.to_origin.is_shut:

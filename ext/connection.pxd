@@ -72,6 +72,7 @@ cdef struct Connection:
     uint8_t is_blocked          # the socket is full
     uint8_t has_ended           # the viewer's FIN came: a short read doesn't mean that there is nothing more
     uint8_t must_linger         # closing could overtake the answer: see close_gently
+    uint8_t protocol            # transport.pxd
     uint8_t minor               # HTTP/1.minor of the request under way
     uint8_t fwd_reason
     uint8_t n_tries

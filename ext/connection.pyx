@@ -12,26 +12,17 @@ from ext.exchange cimport EXCHANGE_WANT, RING_BODY, RING_CANCEL, RING_NUDGE, RIN
 from ext.layout cimport *
 from ext.body cimport body_at, body_passed, body_wait
 from ext.store cimport OBJECT_FAILED, OBJECT_FILLING, Directory, Store
+from ext.transport cimport iovec, msghdr, transport_writev
 from ext.tunnel cimport tunnel_free, tunnel_shut
 from ext.upload cimport UPLOAD_ABORTED, upload_release
-
-cdef extern from "<sys/uio.h>" nogil:
-    cdef struct iovec:
-        void* iov_base
-        size_t iov_len
 
 cdef extern from "<sys/socket.h>" nogil:
     enum: SOL_SOCKET
     enum: SO_LINGER
-    enum: MSG_NOSIGNAL
     cdef struct linger:
         int l_onoff
         int l_linger
-    cdef struct msghdr:
-        iovec* msg_iov
-        size_t msg_iovlen
     int setsockopt(int, int, int, const void*, unsigned int)
-    ssize_t sendmsg(int, const msghdr*, int)
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum: EPOLL_CTL_DEL
@@ -535,7 +526,7 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
                 continue
             return step
         message.msg_iovlen = n_parts
-        written = sendmsg(c.fd, &message, MSG_NOSIGNAL)
+        written = transport_writev(w, c, &message)
         if written < 0:
             if errno == EINTR:
                 continue

@@ -8,6 +8,7 @@ from ext.chunked cimport CHUNKED_BAD, CHUNKED_DATA, CHUNKED_END, chunked_read
 from ext.connection cimport READ_BYTES, STATE_WAIT, charge, keep_input, set_deadline, upload_leave, upload_tell
 from ext.exchange cimport MESSAGE_ROOM, Message, mailbox_post
 from ext.layout cimport *
+from ext.transport cimport transport_read
 from ext.upload cimport (
     UPLOAD_WHOLE,
     upload_end,
@@ -19,10 +20,6 @@ from ext.upload cimport (
     upload_size,
     upload_waits,
 )
-
-cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_DONTWAIT
-    ssize_t recv(int, void*, size_t, int)
 
 cdef enum:
     READS_PER_TURN = 16         # of one body, before the others
@@ -143,7 +140,7 @@ cdef int receive_body(Worker* w, Connection* c) noexcept nogil:
                 into = upload_end(u, &most)
             if most > <uint64_t>u.left:
                 most = <uint64_t>u.left
-        n = recv(c.fd, into, most, MSG_DONTWAIT)
+        n = transport_read(w, c, into, most)
         if n < 0:
             if errno == EINTR:
                 continue

@@ -14,18 +14,7 @@ from ext.layout cimport *
 from ext.request cimport RANGE_NONE, RANGE_OK, RANGE_UNSATISFIABLE, etag_matches, first_field, parse_date, parse_range
 from ext.body cimport body_at
 from ext.store cimport *
-
-cdef extern from "<sys/uio.h>" nogil:
-    cdef struct iovec:
-        void* iov_base
-        size_t iov_len
-
-cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_NOSIGNAL
-    cdef struct msghdr:
-        iovec* msg_iov
-        size_t msg_iovlen
-    ssize_t sendmsg(int, const msghdr*, int)
+from ext.transport cimport iovec, msghdr, transport_writev
 
 cdef extern from "<time.h>" nogil:
     ctypedef long time_t
@@ -469,7 +458,7 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     message.msg_iovlen = n_parts
     written = 0
     while c.out_length == c.out_offset:     # else an interim response comes first, which the socket didn't take whole
-        written = sendmsg(c.fd, &message, MSG_NOSIGNAL)
+        written = transport_writev(w, c, &message)
         if written >= 0 or errno != EINTR:
             break
     if written < 0:

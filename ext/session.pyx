@@ -16,14 +16,7 @@ from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, respond_error
 from ext.serve cimport MAX_TRIES, handle, leave_bucket, now_ns
 from ext.store cimport *
 from ext.table cimport entry_match, hash_key, table_find
-
-cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_DONTWAIT
-    enum: SHUT_WR
-    ssize_t recv(int, void*, size_t, int)
-    enum: MSG_NOSIGNAL
-    ssize_t send(int, const void*, size_t, int)
-    int shutdown(int, int)
+from ext.transport cimport MSG_DONTWAIT, recv, transport_read, transport_shut, transport_write
 
 cdef enum:
     READS_PER_TURN = 4          # of one connection, before the others
@@ -71,7 +64,7 @@ cdef void close_gently(Worker* w, Connection* c) noexcept nogil:
         connection_close(w, c, False)
         return
     release_input(w, c)
-    shutdown(c.fd, SHUT_WR)
+    transport_shut(w, c)
     c.state = STATE_LINGER
     c.window_bytes = 0
     clear_deadline(w, c)
@@ -153,7 +146,7 @@ cdef void on_split(Worker* w, Message* m) noexcept nogil:
 cdef void flush_interim(Worker* w, Connection* c) noexcept nogil:
     cdef ssize_t n
     while c.out_length > c.out_offset:
-        n = send(c.fd, c.out + c.out_offset, c.out_length - c.out_offset, MSG_NOSIGNAL | MSG_DONTWAIT)
+        n = transport_write(w, c, c.out + c.out_offset, c.out_length - c.out_offset)
         if n < 0:
             return              # full: the next edge goes on; broken: the next event says so
         c.out_offset += <uint32_t>n
@@ -259,7 +252,7 @@ cdef void on_readable(Worker* w, Connection* c) noexcept nogil:
         if before:
             memcpy(w.input, c.buffer, before)
         room = READ_BYTES
-        n = recv(c.fd, w.input + before, room, MSG_DONTWAIT)
+        n = transport_read(w, c, w.input + before, room)
         if n < 0:
             if errno == EINTR:
                 continue

@@ -1,0 +1,46 @@
+# The one place through which a viewer's connection reads and writes: plain, or through TLS (tls.pyx). Both keep the
+# socket's own words: bytes moved, 0 for the end, -1 with errno, EAGAIN for an empty or full one. No HTTP here.
+from libc.stdint cimport uint8_t, uint32_t
+
+from ext.connection cimport Connection, Worker
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum: MSG_DONTWAIT
+    enum: MSG_NOSIGNAL
+    enum: SHUT_WR
+    cdef struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
+    ssize_t recv(int, void*, size_t, int)
+    ssize_t send(int, const void*, size_t, int)
+    ssize_t sendmsg(int, const msghdr*, int)
+    int shutdown(int, int)
+
+cdef enum:                      # Connection.protocol: what ALPN agreed on (RFC 7301); HTTP/1.1 where nothing was said
+    PROTOCOL_HTTP1 = 0
+    PROTOCOL_H2 = 1
+
+# What a read must do, since events are edges: go on until `most` bytes are there or the socket is empty. So a short
+# read means that nothing more is there, unless c.has_ended. What a write must do: say that bytes are written only when
+# all that carries them has been taken by the socket; whoever writes offers the others again, the same ones first.
+
+cdef inline ssize_t transport_read(Worker* w, Connection* c, void* into, size_t most) noexcept nogil:
+    return recv(c.fd, into, most, MSG_DONTWAIT)
+
+
+cdef inline ssize_t transport_writev(Worker* w, Connection* c, const msghdr* message) noexcept nogil:
+    return sendmsg(c.fd, message, MSG_NOSIGNAL | MSG_DONTWAIT)
+
+
+cdef inline ssize_t transport_write(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
+    return send(c.fd, data, n, MSG_NOSIGNAL | MSG_DONTWAIT)
+
+
+cdef inline void transport_shut(Worker* w, Connection* c) noexcept nogil:
+    """Nothing more will be written."""
+    shutdown(c.fd, SHUT_WR)
