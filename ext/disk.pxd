@@ -16,5 +16,6 @@ cdef class DiskIo:
     cdef Job* _job(self, uint32_t kind, uint64_t segment, uint64_t offset, bytes key) except NULL
     cdef Job* _writing(self, uint64_t segment, uint64_t offset, tuple row, uint64_t length, bytes key) except NULL
     cdef void _charge(self, int64_t n)
+    cdef uint64_t _counted(self) noexcept
     cdef void _free(self, Job* job)
     cdef bint _publish(self, Job* job, StoredObject stored)

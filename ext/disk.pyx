@@ -36,9 +36,12 @@ cdef class DiskIo:
     """The threads on one directory, which must exist. `plane`: whose memory the slices are read into and queued writes
     are counted against; None: slices can't be read, only records. `bell_fd` becomes readable when take() has something.
 
+    `aside_bytes` of the memory limit are the queue's from the start, used or not: were they taken when a slice is queued,
+    with all memory full of objects, the next connection would find none.
+
     Each job has a number, which its result in take() comes back with. Raises OSError."""
 
-    def __cinit__(self, str path, Workers plane, int readers=2, uint64_t segment_bytes=268435456):
+    def __cinit__(self, str path, Workers plane, int readers=2, uint64_t segment_bytes=268435456, uint64_t aside_bytes=0):
         cdef int i
         self._kept = {}
         self._threads = []
@@ -54,6 +57,9 @@ cdef class DiskIo:
         if self.disk.bell.fd < 0 or not queue_open(&self.disk.writes) or not queue_open(&self.disk.reads):
             raise MemoryError
         self.disk.segment_bytes = segment_bytes
+        self.disk.aside_bytes = aside_bytes
+        if plane is not None:
+            add_u64(&plane.shared.store.outside, aside_bytes)
         self.disk.directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         for i in range(1 + max(1, readers)):
             thread = threading.Thread(target=self._run, args=(i == 0,), name="disk-write" if i == 0 else f"disk-read-{i}", daemon=True)
@@ -78,6 +84,9 @@ cdef class DiskIo:
         if not self._threads and self.disk.directory >= 0:
             close(self.disk.directory)
             self.disk.directory = -1
+            if self.plane is not None and self.plane.shared != NULL:
+                add_u64(&self.plane.shared.store.outside, load_u64(&self.disk.queued_bytes) - self._counted())
+            self.disk.aside_bytes = 0
         return not self._threads
 
     def __dealloc__(self):
@@ -121,9 +130,14 @@ cdef class DiskIo:
         return job
 
     cdef void _charge(self, int64_t n):
+        cdef uint64_t before = self._counted()
         add_u64(&self.disk.queued_bytes, <uint64_t>n)
         if self.plane is not None and self.plane.shared != NULL:
-            add_u64(&self.plane.shared.store.outside, <uint64_t>n)
+            add_u64(&self.plane.shared.store.outside, self._counted() - before)
+
+    cdef uint64_t _counted(self) noexcept:
+        cdef uint64_t queued = load_u64(&self.disk.queued_bytes)
+        return queued if queued > self.disk.aside_bytes else self.disk.aside_bytes
 
     cdef void _free(self, Job* job):
         cdef Store* store

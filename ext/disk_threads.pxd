@@ -68,6 +68,7 @@ cdef struct Disk:
     int directory
     uint64_t segment_bytes      # preallocated for each
     uint64_t queued_bytes       # of writes, all of them
+    uint64_t aside_bytes        # of those, what the memory limit has room for in any case
     int fd                      # the writer's alone, from here on
     uint64_t segment
     uint64_t bad_segment

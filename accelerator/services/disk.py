@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,11 @@ PATIENCE_S = 1.0
 MEMORY_RETRY_S = 0.005
 MEMORY_RETRIES = 200
 READ_AHEAD = 2
+# What a head takes at most in its segment, for all practical purposes: room is looked for before it and its slice.
+HEAD_ROOM_BYTES = 16384
+# Slices that came faster than the disk writes. Of a body without a strong validator they can't be evicted meanwhile, so
+# that they may be a share of memory at most; of others eviction takes what it needs, and the disk goes without.
+BACKLOG_SHARE = 4
 STATUSES = frozenset({200, 203, 301, 308})
 # What is fresh for less, and has no validator, is gone before it could be read again.
 LIFETIME_MIN_S = 10.0
@@ -54,7 +60,10 @@ class DiskTier:
         self._kept_classes: dict[int, tuple[str, int]] = {}  # class index -> (name, quota in bytes or 0)
         self._heads_queued: set[int] = set()
         self._looking: dict[Key, list[Exchange]] = {}
-        self._reading: set[tuple[int, int]] = set()
+        self._reading: dict[tuple[int, int], list[StoredObject]] = {}
+        self._backlog: deque[tuple[StoredObject, int]] = deque()
+        self._backlog_most = dataplane.plane.memory["limit"] // SLICE_BYTES
+        log.on_room = self._catch_up
         self._late: set[tuple[int, int]] = set()
         self._quota_ns = 0
 
@@ -96,14 +105,42 @@ class DiskTier:
         if not stored.is_strong and total > SLICE_BYTES:
             return  # without a strong validator a part that is lost can't be fetched again: whole or not at all
         naming = self._naming_of(stored)
-        if naming is None or not self.log.is_usable:
+        if not self.log.is_usable:
+            self._backlog.clear()
             return
         number = (offset - 1) // SLICE_BYTES if offset else 0
-        if not self._has_head(naming, generation) and not self._write_head(stored, naming):
+        if naming is None:
             return
+        if not self._backlog and self._keep(stored, naming, number):
+            return
+        if len(self._backlog) < (self._backlog_most if stored.is_strong else self._backlog_most // BACKLOG_SHARE):
+            self._backlog.append((stored, number))
+        else:
+            self.log.counts["write_drops"] += 1
+
+    def _keep(self, stored: StoredObject, naming: Naming, number: int) -> bool:
+        """Queues a slice, and its object's head before the first. False: the disk takes no more just now."""
+        generation, total = stored.generation, stored.total_length
+        length = min(SLICE_BYTES, total - number * SLICE_BYTES)
+        if not self.log.can_take(length + HEAD_ROOM_BYTES):
+            return False
+        if not self._has_head(naming, generation) and not self._write_head(stored, naming):
+            return True
         if total and self.log.index.slice_of(generation, number) is None:
-            length = min(SLICE_BYTES, total - number * SLICE_BYTES)
             self.log.write_slice(naming, generation, number, total, length, stored)
+        return True
+
+    def _catch_up(self) -> None:
+        """There is room in the queue: what came faster than the disk wrote is next, if it is still in memory."""
+        while self._backlog:
+            stored, number = self._backlog[0]
+            naming = self._naming_of(stored)
+            is_there = stored.total_length == 0 or stored.has_bytes(number * SLICE_BYTES) > 0
+            if naming is None or not is_there or not self.log.is_usable:
+                self.log.counts["write_drops"] += 1
+            elif not self._keep(stored, naming, number):
+                return
+            self._backlog.popleft()
 
     def body_done(self, stored: StoredObject) -> None:
         """A body whose length nobody had said is whole."""
@@ -189,6 +226,11 @@ class DiskTier:
                 look.head_read(head, 0, None)
         return True
 
+    def find(self, key: Key) -> list[StoredObject]:
+        """What is in memory under a key."""
+        found: list[StoredObject] = self._plane.find(*key)
+        return found
+
     def answer(self, key: Key, *, is_restored: bool, go_on: Callable[[Exchange], None]) -> None:
         for exchange in self._looking.pop(key, ()):
             if is_restored:
@@ -220,7 +262,11 @@ class DiskTier:
         generation = stored.generation
         if not generation or not self.log.is_usable or (generation, number) in self._late:
             return False
-        return self.log.index.slice_of(generation, number) is not None
+        if self.log.index.slice_of(generation, number) is None:
+            return False
+        # One that was purged or replaced while it is read has rows of slices left, until their segments go.
+        naming = self._naming_of(stored)
+        return naming is not None and self.log.index.is_current(naming.key, generation)
 
     def want(self, stored: StoredObject, offset: int) -> bool:
         """A reader is at `offset`. Whether its slice comes from here."""
@@ -238,28 +284,30 @@ class DiskTier:
         generation = stored.generation
         name = (generation, number)
         if name in self._reading:
+            if stored not in self._reading[name]:  # the same, restored anew while the one before is still read
+                self._reading[name].append(stored)
             return
         naming = self._naming_of(stored)
         place = self.log.index.slice_of(generation, number)
         if naming is None or place is None:
             stored.forget_want()
             return
-        self._reading.add(name)
+        self._reading[name] = [stored]
         timer = self._loop.call_later(PATIENCE_S, self._slice_late, stored, name)
 
         def done(error: int, was_published: Any) -> None:
             timer.cancel()
-            self._reading.discard(name)
+            waiting = self._reading.pop(name)
             self._late.discard(name)
-            if error:
+            if error and self.log.index.slice_of(generation, number) == place:
                 self.log.index.drop_slice(generation, number)
-            if not was_published:
-                stored.forget_want()
+            for each in waiting[1 if was_published else 0 :]:
+                each.forget_want()
 
         if self.log.read_slice(naming, generation, number, place, stored, done):
             return
         timer.cancel()
-        self._reading.discard(name)
+        del self._reading[name]
         if retries:
             self._loop.call_later(MEMORY_RETRY_S, self._read_slice, stored, number, retries - 1)
         else:
@@ -427,7 +475,10 @@ class _LookUp:
         )
 
     def _list(self, head: Head, stored: StoredObject, found: DiskHead) -> None:
-        if self._is_over or not stored.insert_as(found.key, found.vary, found.vary_values):
+        vary = (found.vary, found.vary_values)
+        # What the origin has sent since is newer (RFC 9111 section 4), however long the disk took.
+        has_newer = any(other.vary == vary for other in self._tier.find(self._key))
+        if self._is_over or has_newer or not stored.insert_as(found.key, *vary):
             self._one_less()
             return
         n_slices = -(-found.total_length // SLICE_BYTES)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from accelerator import clock
-from accelerator.dataplane import RECORD_DTYPE, START_BYTES, DiskIo, DiskKind, disk_checksum, space_of
+from accelerator.dataplane import RECORD_DTYPE, SLICE_BYTES, START_BYTES, DiskIo, DiskKind, disk_checksum, space_of
 from accelerator.errors import AcceleratorError
 from accelerator.services.disk_files import CHECKPOINT, DiskBusy, Found, prepare, segment_file
 from accelerator.services.disk_health import DiskHealth
@@ -34,8 +34,10 @@ SEGMENT_BYTES = 256 << 20
 SEGMENT_BYTES_MIN = 4 << 20
 # A disk of fewer segments could only be evicted in large pieces.
 SEGMENTS_MIN = 8
-# Writes that wait for a slow disk: more are dropped, and nobody is slowed down.
-QUEUE_BYTES = 32 << 20
+# Copies of slices that wait for the disk; what comes faster waits as it is, in its object (services/disk.py). They are
+# taken from the memory limit for good, so that a burst of them never takes what connections need.
+QUEUE_BYTES = 16 << 20
+QUEUE_BYTES_MIN = 2 * (SLICE_BYTES + 65536)
 READS_MOST = 256
 # Records behind a torn one may have had higher numbers than any that is found.
 SEQUENCE_GAP = 1 << 20
@@ -74,8 +76,8 @@ class DiskLog:
         self.folder = folder
         self.index = DiskIndex()
         self.keys = DiskKeys.make(site_key)
-        # Counted in the memory limit while they wait, so a share of it at most.
-        self._queue_bytes = min(QUEUE_BYTES, dataplane.plane.memory["limit"] // 8)
+        self._queue_bytes = max(QUEUE_BYTES_MIN, min(QUEUE_BYTES, dataplane.plane.memory["limit"] // 16))
+        self.on_room: Callable[[], None] = lambda: None  # a write is done, or a segment was evicted
         self.health = DiskHealth(note, loop, self._probe)
         self.limit_bytes = size_bytes
         self.segment_bytes = max(SEGMENT_BYTES_MIN, min(SEGMENT_BYTES, size_bytes // SEGMENTS_MIN))
@@ -135,7 +137,7 @@ class DiskLog:
         self.keys = found.keys
         if found.note:
             self._note("disk-rebuilt", "the disk index is made anew", found.note)
-        self._io = DiskIo(str(self.folder), self._plane, 2, self.segment_bytes)
+        self._io = DiskIo(str(self.folder), self._plane, 2, self.segment_bytes, self._queue_bytes)
         self._loop.add_reader(self._io.bell_fd, self._on_bell)
         for name in found.unwanted:
             self._io.unlink(name.encode())
@@ -230,6 +232,17 @@ class DiskLog:
             return io.write_slice(place.segment, place.offset, row, stored, number, key)
 
         return self._append(length, queue, written, None)
+
+    def can_take(self, length: int) -> bool:
+        """Whether records of so many bytes could be queued now; False: `on_room` says when to try again."""
+        io = self._io
+        space = space_of(length)
+        return (
+            io is not None
+            and self.is_usable
+            and io.queued_bytes + space <= self._queue_bytes
+            and (self._offset + space <= self.segment_bytes or self._next_segment(must=False))
+        )
 
     def bury(self, kind: int, naming: Naming) -> int:
         """Takes a key (GONE) or all of an origin (ORIGIN_GONE) out at once; how many objects there were. `settle` says
@@ -331,6 +344,7 @@ class DiskLog:
                 written(place, sequence)
             if done is not None:
                 done(error, value)
+            self.on_room()
 
         self._waiting[job] = finished
         return True
@@ -380,6 +394,7 @@ class DiskLog:
         self._is_changed = True
         if self._io is not None:
             self._waiting[self._io.unlink(segment_file(segment).encode())] = self._unlinked
+        self.on_room()
 
     async def _move_head(self, head: Head) -> None:
         """To the log's end, since slices elsewhere need it."""
@@ -533,6 +548,7 @@ class DiskLog:
         if self._io is None or not self.health.is_ok:
             return
         self._pay()
+        self.on_room()
         if self._is_dirty:
             self._is_dirty = False
             segment = self._segment
