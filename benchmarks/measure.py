@@ -120,13 +120,13 @@ def pss_bytes(pids: Iterable[int]) -> int:
     return total
 
 
-def compiled(name: str) -> str:
+def compiled(name: str, *libraries: str) -> str:
     """The program of NAME.c, built when its source is newer. CalledProcessError when gcc refuses it."""
     source = ROOT / "benchmarks" / f"{name}.c"
     program = ROOT / "build" / "bench" / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         program.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["gcc", "-O2", "-Wall", "-o", str(program), str(source)], check=True)
+        subprocess.run(["gcc", "-O2", "-Wall", "-o", str(program), str(source), *libraries], check=True)
     return str(program)
 
 

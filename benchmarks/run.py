@@ -12,7 +12,7 @@ import time
 import measure
 
 # The questions of the product first, then what its parts cost.
-QUESTIONS = ("hits", "collapse", "idle_memory", "relay_fanout")
+QUESTIONS = ("hits", "viewers", "collapse", "idle_memory", "relay_fanout")
 
 
 def names() -> list[str]:

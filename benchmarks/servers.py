@@ -20,6 +20,7 @@ from pathlib import Path
 import measure
 
 NGINX = "/usr/sbin/nginx"
+VARNISH = "/usr/sbin/varnishd"
 START_LIMIT_S = 20.0
 SEND_BUFFER_BYTES = 256 << 10  # as accelerator/dataplane.py sets it
 
@@ -186,6 +187,28 @@ def nginx_files(files: dict[str, bytes], is_sendfile: bool) -> Iterator[Server]:
         name = "nginx, sendfile" if is_sendfile else "nginx, read"
         with nginx(name, f"root {folder}; {how} add_header Cache-Control max-age=86400;", http) as server:
             yield server
+
+
+@contextlib.contextmanager
+def varnish(origin_port: int) -> Iterator[Server]:
+    """Debian's Varnish, objects in memory, logging to its shared memory as by default; one pool of threads."""
+    port = measure.free_port()
+    with tempfile.TemporaryDirectory(prefix="bench-varnish-") as folder:
+        Path(folder).chmod(0o755)
+        vcl = Path(folder, "bench.vcl")
+        vcl.write_text(
+            f"""vcl 4.1;
+backend default {{ .host = "127.0.0.1"; .port = "{origin_port}"; }}
+sub vcl_recv {{ if (req.url == "/probe") {{ return (synth(200)); }} }}
+sub vcl_backend_response {{ set beresp.ttl = 1d; }}
+"""
+        )
+        command = [
+            VARNISH, "-F", "-n", folder, "-f", str(vcl), "-a", f"127.0.0.1:{port}", "-s", "malloc,512m",
+            "-p", "thread_pools=1", "-p", "thread_pool_min=200", "-p", "timeout_idle=600", "-T", "none",
+        ]  # fmt: skip
+        with running(command, port, "/probe", measure.SERVER_CPU) as process:
+            yield Server("varnish", port, process.pid)
 
 
 @contextlib.contextmanager

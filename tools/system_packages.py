@@ -43,10 +43,11 @@ OPTIONAL = {
     "systemd": "checks of the units' exposure",
     "systemd-container": "the machine that the units are tested on",
     "tinyproxy-bin": "parent proxy in the tests",
+    "varnish": "peer of the benchmarks",
     "wrk": "load for benchmarks",
 }
 # What some of them would start at boot.
-SERVICES = {"nginx-light": "nginx.service", "squid": "squid.service"}
+SERVICES = {"nginx-light": "nginx.service", "squid": "squid.service", "varnish": "varnish.service"}
 # A program that is there already, from wherever, makes its packages unnecessary.
 COVERED_BY = {"nodejs": "node", "npm": "npm", "chromium": "chromium", "systemd": "systemd-analyze"}
 
