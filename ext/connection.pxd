@@ -7,6 +7,7 @@ from ext.atomics cimport load_u32_relaxed
 from ext.exchange cimport Bell, Exchange, List, Mailbox, Ring
 from ext.http_head cimport RequestHead
 from ext.layout cimport MAX_ORIGINS, ORIGIN_COLUMNS, OriginRow, Tables
+from ext.multipart cimport Parts
 from ext.store cimport Object, Store
 from ext.tunnel cimport Tunnel
 from ext.upload cimport Upload
@@ -116,6 +117,7 @@ cdef struct Connection:
     uint32_t out_length
     uint32_t out_capacity
     Upload* upload              # of the request under way, while its body is not read whole
+    Parts* parts                # of an answer with several ranges
     uint8_t* out                # head bytes that the socket didn't take
 
 cdef struct Listener:
@@ -207,6 +209,7 @@ cdef bint keep_input(Worker* w, Connection* c, const uint8_t* data, uint32_t n) 
 cdef bint keep_output(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil
 cdef void release_input(Worker* w, Connection* c) noexcept nogil
 cdef void release_output(Worker* w, Connection* c) noexcept nogil
+cdef Parts* keep_parts(Worker* w, Connection* c, uint32_t type_length) noexcept nogil
 cdef void attach(Connection* c, Object* object) noexcept nogil
 cdef void detach(Worker* w, Connection* c) noexcept nogil
 cdef void let_go(Worker* w, Object* object) noexcept nogil

@@ -10,6 +10,7 @@ from ext.addresses cimport address_leave
 from ext.atomics cimport *
 from ext.exchange cimport EXCHANGE_WANT, RING_BODY, RING_CANCEL, RING_NUDGE, RING_REQUEST, ring_is_half_full, ring_push, ring_push_body
 from ext.layout cimport *
+from ext.multipart cimport part_text
 from ext.body cimport body_at, body_passed, body_wait
 from ext.store cimport OBJECT_FAILED, OBJECT_FILLING, Directory, Store
 from ext.transport cimport iovec, msghdr, transport_writev
@@ -252,7 +253,26 @@ cdef void release_input(Worker* w, Connection* c) noexcept nogil:
     c.buffer_capacity = 0
 
 
+cdef Parts* keep_parts(Worker* w, Connection* c, uint32_t type_length) noexcept nogil:
+    """Room for the parts of an answer; release_output gives it back. NULL: no memory."""
+    cdef uint32_t size = <uint32_t>sizeof(Parts) + type_length
+    if not charge(w, size):
+        return NULL
+    c.parts = <Parts*>malloc(size)
+    if c.parts == NULL:
+        discharge(w, size)
+        return NULL
+    memset(c.parts, 0, sizeof(Parts))
+    c.parts.size = size
+    c.parts.type_length = type_length
+    return c.parts
+
+
 cdef void release_output(Worker* w, Connection* c) noexcept nogil:
+    if c.parts != NULL:
+        discharge(w, c.parts.size)
+        free(c.parts)
+        c.parts = NULL
     if c.out != NULL:
         discharge(w, c.out_capacity)
         free(c.out)
@@ -445,6 +465,30 @@ cdef int wait_for_body(Worker* w, Connection* c) noexcept nogil:
     return PENDING
 
 
+cdef int next_part(Worker* w, Connection* c) noexcept nogil:
+    """After a part: the text of the next one, and its place. DONE: there is none; PENDING: there is; CLOSED: no memory."""
+    cdef Parts* parts = c.parts
+    cdef uint8_t text[512]      # MAX_PART_TEXT
+    cdef uint32_t n
+    if parts == NULL or parts.begun > parts.n:
+        return DONE
+    n = part_text(parts, parts.begun, text)
+    if not keep_output(w, c, text, n):
+        count(&w.counters[C_CLOSED_MEMORY], 1)
+        connection_close(w, c, True)
+        return CLOSED
+    # These bytes are of the body too, and the log's figure is the way from `log_first` to `offset`.
+    count(&w.counters[C_BYTES_TO_VIEWERS], n)
+    count(&origin_row(w, c.object.origin)[2], n)
+    c.log_first -= n
+    if parts.begun < parts.n:
+        c.log_first += parts.ranges[parts.begun].first - c.offset
+        c.offset = parts.ranges[parts.begun].first
+        c.end = parts.ranges[parts.begun].last + 1
+    parts.begun += 1
+    return PENDING
+
+
 cdef int pump(Worker* w, Connection* c) noexcept nogil:
     """Sends what there is. DONE: the response is out; PENDING: it waits for the socket, the body or its turn; CLOSED."""
     cdef iovec parts[16]
@@ -520,7 +564,10 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
             if c.object == NULL or c.is_head or (c.is_chunked and c.chunk_phase == 2):
                 return DONE
             if not c.is_chunked and load_i64_seq(&c.object.total_length) >= 0 and c.offset >= end:
-                return DONE
+                step = next_part(w, c)
+                if step == PENDING:
+                    continue
+                return step
             step = wait_for_body(w, c)
             if step == DONE:
                 continue

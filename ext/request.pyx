@@ -231,44 +231,134 @@ cdef int number(const uint8_t* text, uint32_t n, uint32_t* i, int64_t* value) no
     return <int>(i[0] - start)
 
 
-cdef int range_bounds(const uint8_t* text, uint32_t n, int64_t* first, int64_t* last) noexcept nogil:
-    """One `bytes` range as written: first -1 for a suffix (last = its length), last -1 for an open end."""
-    cdef uint32_t i = 6
-    if n < 7 or lower(text[0]) != 98 or lower(text[1]) != 121 or lower(text[2]) != 116 or lower(text[3]) != 101 or lower(text[4]) != 115 or text[5] != 61:
-        return RANGE_NONE
-    while i < n and (text[i] == 32 or text[i] == 9):
-        i += 1
-    cdef int digits = number(text, n, &i, first)
-    cdef int more
-    if i >= n or text[i] != 45:
+cdef enum:
+    SPECIFIER = 1
+    NO_MORE = 2                 # else RANGE_NONE: malformed
+
+
+cdef bint is_bytes_unit(const uint8_t* text, uint32_t n) noexcept nogil:
+    return (n > 6 and lower(text[0]) == 98 and lower(text[1]) == 121 and lower(text[2]) == 116 and lower(text[3]) == 101
+            and lower(text[4]) == 115 and text[5] == 61)
+
+
+cdef int next_specifier(const uint8_t* text, uint32_t n, uint32_t* i, ByteRange* found) noexcept nogil:
+    """The range at `i` as written: first -1 for a suffix (last = its length), last -1 for an open end. Empty members of
+    the list are passed over (RFC 9110 section 5.6.1.2)."""
+    cdef int digits, more
+    while i[0] < n and (text[i[0]] == 32 or text[i[0]] == 9 or text[i[0]] == 44):
+        i[0] += 1
+    if i[0] == n:
+        return NO_MORE
+    digits = number(text, n, i, &found.first)
+    if i[0] >= n or text[i[0]] != 45:
         return RANGE_NONE
     if digits == 0:
-        first[0] = -1
-    i += 1
-    more = number(text, n, &i, last)
+        found.first = -1
+    i[0] += 1
+    more = number(text, n, i, &found.last)
     if more == 0 and digits == 0:
         return RANGE_NONE
     if more == 0:
-        last[0] = -1
-    while i < n and (text[i] == 32 or text[i] == 9):
-        i += 1
-    if i != n or (first[0] >= 0 and last[0] >= 0 and last[0] < first[0]):
+        found.last = -1
+    while i[0] < n and (text[i[0]] == 32 or text[i[0]] == 9):
+        i[0] += 1
+    if (i[0] != n and text[i[0]] != 44) or (found.first >= 0 and found.last >= 0 and found.last < found.first):
         return RANGE_NONE
-    return RANGE_OK
+    return SPECIFIER
 
 
-cdef int parse_range(const uint8_t* text, uint32_t n, int64_t total, int64_t* first, int64_t* last) noexcept nogil:
-    """The bytes (first..last) that a single range selects of `total`. Several ranges count as no Range."""
-    if range_bounds(text, n, first, last) != RANGE_OK:
+cdef int range_bounds(const uint8_t* text, uint32_t n, int64_t* first, int64_t* last) noexcept nogil:
+    """The first of the `bytes` ranges as written (see next_specifier), if all of them are well-formed."""
+    cdef ByteRange found
+    cdef uint32_t i = 6, n_found = 0
+    cdef int step
+    if not is_bytes_unit(text, n):
         return RANGE_NONE
-    if first[0] < 0:
-        if last[0] == 0 or total == 0:
-            return RANGE_UNSATISFIABLE
-        first[0] = total - last[0] if last[0] < total else 0
-        last[0] = total - 1
-        return RANGE_OK
-    if first[0] >= total:
+    while True:
+        step = next_specifier(text, n, &i, &found)
+        if step == NO_MORE and n_found:
+            return RANGE_OK
+        if step != SPECIFIER or n_found == MAX_SPECIFIERS:
+            return RANGE_NONE
+        if n_found == 0:
+            first[0] = found.first
+            last[0] = found.last
+        n_found += 1
+
+
+cdef bint resolve(ByteRange* r, int64_t total) noexcept nogil:
+    """What a range as written selects of `total` bytes. False: nothing (RFC 9110 section 14.1.2)."""
+    if r.first < 0:
+        if r.last == 0 or total == 0:
+            return False
+        r.first = total - r.last if r.last < total else 0
+        r.last = total - 1
+        return True
+    if r.first >= total:
+        return False
+    if r.last < 0 or r.last >= total:
+        r.last = total - 1
+    return True
+
+
+cdef uint32_t add_range(ByteRange* parts, uint32_t n, ByteRange added) noexcept nogil:
+    """Adds to `n` ranges of which none touch each other, in the place of the first that it touches, united with all that
+    it does (RFC 9110 section 15.3.7.2: the order asked for, overlapping and adjacent ones coalesced)."""
+    cdef uint32_t i = 0, place = n, kept
+    while i < n:
+        if added.first > parts[i].last + 1 or parts[i].first > added.last + 1:
+            i += 1
+            continue
+        added.first = parts[i].first if parts[i].first < added.first else added.first
+        added.last = parts[i].last if parts[i].last > added.last else added.last
+        if i < place:
+            place = i
+        n -= 1
+        for kept in range(i, n):
+            parts[kept] = parts[kept + 1]
+        i = 0                   # it is larger now: those before may touch it
+    if place > n:
+        place = n
+    i = n
+    while i > place:
+        parts[i] = parts[i - 1]
+        i -= 1
+    parts[place] = added
+    return n + 1
+
+
+cdef int select_ranges(const uint8_t* text, uint32_t n, int64_t total, ByteRange* parts, uint32_t* n_parts) noexcept nogil:
+    """What a Range selects of `total` bytes: at most MAX_PARTS ranges into `parts` (RFC 9110 section 14.2)."""
+    cdef ByteRange found[128]   # MAX_SPECIFIERS
+    cdef ByteRange one
+    cdef uint32_t i = 6, n_found = 0, n_read = 0, k
+    cdef int step
+    if not is_bytes_unit(text, n):
+        return RANGE_NONE
+    while True:
+        step = next_specifier(text, n, &i, &one)
+        if step == NO_MORE:
+            break
+        if step != SPECIFIER or n_read == MAX_SPECIFIERS:
+            return RANGE_NONE
+        n_read += 1
+        if resolve(&one, total):
+            n_found = add_range(found, n_found, one)
+    if n_read == 0 or n_found > MAX_PARTS:
+        return RANGE_NONE
+    if n_found == 0:
         return RANGE_UNSATISFIABLE
-    if last[0] < 0 or last[0] >= total:
-        last[0] = total - 1
-    return RANGE_OK
+    for k in range(n_found):
+        parts[k] = found[k]
+    n_parts[0] = n_found
+    return RANGE_OK if n_found == 1 else RANGE_SEVERAL
+
+
+def ranges_of(bytes field, int64_t total):
+    """select_ranges for tests: the ranges, [] where none is satisfiable, None where the field is ignored."""
+    cdef ByteRange parts[8]     # MAX_PARTS
+    cdef uint32_t n = 0
+    cdef int outcome = select_ranges(field, <uint32_t>len(field), total, parts, &n)
+    if outcome == RANGE_NONE:
+        return None
+    return [(parts[i].first, parts[i].last) for i in range(n)]

@@ -11,7 +11,18 @@ from ext.atomics cimport *
 from ext.connection cimport *
 from ext.http_head cimport *
 from ext.layout cimport *
-from ext.request cimport RANGE_NONE, RANGE_OK, RANGE_UNSATISFIABLE, etag_matches, first_field, parse_date, parse_range
+from ext.multipart cimport MAX_TYPE_BYTES, Parts, draw_boundary, parts_length
+from ext.request cimport (
+    RANGE_NONE,
+    RANGE_OK,
+    RANGE_SEVERAL,
+    RANGE_UNSATISFIABLE,
+    ByteRange,
+    etag_matches,
+    first_field,
+    parse_date,
+    select_ranges,
+)
 from ext.body cimport body_at
 from ext.store cimport *
 from ext.transport cimport iovec, msghdr, transport_writev
@@ -317,12 +328,53 @@ cdef bint may_range(const uint8_t* data, const RequestHead* request, const Head*
     return head.last_modified_s >= 0 and parse_date(data + field.value, field.value_length) == head.last_modified_s
 
 
+cdef bint are_present(Worker* w, Object* object, int64_t first, int64_t last, const ByteRange* ranges, uint32_t n) noexcept nogil:
+    cdef uint32_t i
+    for i in range(1, n):
+        if not is_present(w, object, ranges[i].first, ranges[i].last):
+            return False
+    return is_present(w, object, first, last)
+
+
 cdef bint is_present(Worker* w, Object* object, int64_t first, int64_t last) noexcept nogil:
     """Whether the bytes are in memory already, as far as a look at the ends tells: decides only how it counts."""
     cdef uint64_t n
     if first > last:
         return True
     return body_at(w.store, object, first, &n) != NULL and body_at(w.store, object, last, &n) != NULL
+
+
+cdef bint find_type(const uint8_t* lines, uint32_t n, uint32_t* start, uint32_t* value, uint32_t* end) noexcept nogil:
+    """Where the Content-Type line stands among stored field lines. False: nowhere; then all are `n`."""
+    cdef const char* name = b"content-type: "
+    cdef uint32_t i = 0, j
+    while i < n:
+        j = 0
+        while j < 14 and i + j < n and (lines[i + j] | 32 if 65 <= lines[i + j] <= 90 else lines[i + j]) == <uint8_t>name[j]:
+            j += 1
+        start[0] = i
+        value[0] = i + j
+        while i < n and lines[i] != 10:
+            i += 1
+        i += 1
+        end[0] = i
+        if j == 14:
+            return True
+    start[0] = value[0] = end[0] = n
+    return False
+
+
+cdef bint begin_parts(Worker* w, Connection* c, const ByteRange* ranges, uint32_t n, int64_t total, const uint8_t* content_type, uint32_t type_length) noexcept nogil:
+    """An answer of several parts. False: no memory."""
+    cdef Parts* parts = keep_parts(w, c, type_length if type_length <= MAX_TYPE_BYTES else 0)
+    if parts == NULL:
+        return False
+    memcpy(<uint8_t*>parts + sizeof(Parts), content_type, parts.type_length)
+    memcpy(parts.ranges, ranges, n * sizeof(ByteRange))
+    parts.n = n
+    parts.total = total
+    draw_boundary(parts, w.store.secret, w.counters[C_REQUESTS] << 8 | w.index, <uint64_t>w.now_ns)
+    return True
 
 
 cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* request, Object* object, uint32_t how) noexcept nogil:
@@ -344,6 +396,8 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     cdef ssize_t written
     cdef uint64_t sent
     cdef bint has_body, needs_age
+    cdef ByteRange ranges[8]    # MAX_PARTS
+    cdef uint32_t n_ranges = 0, type_start, type_value, type_end
     cdef bint is_crowd = w.ready.n >= CROWD and flags & OBJECT_FILLING
     if head.status == 200 and not flags & OBJECT_PRIVATE:
         if is_not_modified(data, request, head):
@@ -351,12 +405,14 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
         elif request.known[FIELD_RANGE] and request.method == METHOD_GET and total >= 0 and may_range(data, request, head):
             field = first_field(request, FIELD_RANGE)
             if request.count[FIELD_RANGE] == 1:
-                outcome = parse_range(data + field.value, field.value_length, total, &first, &last)
+                outcome = select_ranges(data + field.value, field.value_length, total, ranges, &n_ranges)
             if outcome == RANGE_UNSATISFIABLE:
                 return respond_unsatisfiable(w, c, total)
-    if outcome != RANGE_OK:
-        first = 0
-        last = total - 1 if total >= 0 else INT64_MAX - 1
+    first = 0
+    last = total - 1 if total >= 0 else INT64_MAX - 1
+    if n_ranges:
+        first = ranges[0].first
+        last = ranges[0].last
     size = last - first + 1
     # --- head: stored lines, then what depends on the moment
     if outcome == -1:
@@ -380,6 +436,26 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
         used = put_number(lines, used + 1, total)
         used = put(lines, used, b"\r\n", 2)
         count(&w.counters[C_PARTIAL_RESPONSES], 1)
+    elif outcome == RANGE_SEVERAL:
+        # The parts' own type stands in each of them (RFC 9110 section 15.3.7.2).
+        find_type(stored + head.status_line_length, head.lines_length, &type_start, &type_value, &type_end)
+        if not begin_parts(w, c, ranges, n_ranges, total, stored + head.status_line_length + type_value,
+                           type_end - type_value - 2 if type_end > type_value else 0):
+            count(&w.counters[C_CLOSED_MEMORY], 1)
+            connection_close(w, c, True)
+            return CLOSED
+        size = parts_length(c.parts)
+        parts[0].iov_base = <void*>LINE_206
+        parts[0].iov_len = strlen(LINE_206)
+        parts[1].iov_base = stored + head.status_line_length
+        parts[1].iov_len = type_start
+        parts[2].iov_base = stored + head.status_line_length + type_end
+        parts[2].iov_len = head.lines_length - type_end
+        n_parts = 3
+        used = put(lines, used, b"Content-Type: multipart/byteranges; boundary=", 45)
+        used = put(lines, used, <const char*>c.parts.boundary, 32)
+        used = put(lines, used, b"\r\n", 2)
+        count(&w.counters[C_PARTIAL_RESPONSES], 1)
     else:
         parts[0].iov_base = stored
         parts[0].iov_len = head.status_line_length + head.lines_length
@@ -401,7 +477,7 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
                 c.close_after = 1
     needs_age = how == AS_HIT or how == AS_COLLAPSED or head.flags & HEAD_HAS_AGE
     if how == AS_HIT and has_body:
-        if not flags & OBJECT_ON_DISK and not is_present(w, object, first, last if total >= 0 else first):
+        if not flags & OBJECT_ON_DISK and not are_present(w, object, first, last if total >= 0 else first, ranges, n_ranges):
             how = AS_COLLAPSED if flags & OBJECT_FILLING else AS_MISS
             c.fwd_reason = FWD_PARTIAL
         elif total < 0:
@@ -417,7 +493,9 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     parts[n_parts].iov_base = lines
     parts[n_parts].iov_len = used
     n_parts += 1
-    head_size = used + parts[0].iov_len + (parts[1].iov_len if n_parts == 3 else 0)
+    head_size = 0
+    for i in range(n_parts):
+        head_size += parts[i].iov_len
     n_head_parts = n_parts
     # --- counted when the answer starts
     count(&w.counters[C_REQUESTS], 1)
@@ -434,10 +512,10 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     else:
         count(&w.counters[C_PASSED], 1)
     c.log_origin = object.origin
-    access_begin(w, c, 304 if outcome == -1 else (206 if outcome == RANGE_OK else head.status), how, first if has_body else 0)
+    access_begin(w, c, 304 if outcome == -1 else (206 if n_ranges else head.status), how, first if has_body else 0)
     # --- the body that is here, in the same write
     offset = first
-    if has_body and not c.is_chunked:
+    if has_body and not c.is_chunked and c.parts == NULL:
         while n_parts < 12 and offset <= last:
             body = body_at(w.store, object, offset, &piece)
             if body == NULL:
@@ -495,7 +573,9 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
         return after_start(w, c, data, n, request, False)
     c.offset = first + <int64_t>sent
     c.end = last + 1 if total >= 0 else INT64_MAX
-    if total >= 0 and c.offset > last and c.out_length == c.out_offset:
+    if c.parts != NULL:
+        c.end = first           # the part's text comes first: pump goes from one to the next
+    elif total >= 0 and c.offset > last and c.out_length == c.out_offset:
         return DONE
     attach(c, object)
     return after_start(w, c, data, n, request, is_crowd)

@@ -51,6 +51,17 @@ def parse_content_range(value: bytes) -> ContentRange:
     return ContentRange(first, last, total)
 
 
+def is_what_was_asked(part: ContentRange, first: int, last: int | None) -> bool:
+    """Whether a 206 carries the range that was asked for, or its beginning (RFC 9110 sections 14.4 and 15.3.7.1).
+
+    `last` None: to the end; `first` negative: the last bytes. Anything else is another place of the body than the one
+    that somebody waits for.
+    """
+    if first >= 0:
+        return part.first == first and (last is None or part.last <= last)
+    return part.total is None or (part.last == part.total - 1 and part.first >= part.total + first)
+
+
 def unsatisfied_length(response_fields: Fields) -> int | None:
     """The length that a 416 tells by `Content-Range: bytes */LENGTH`; None if it doesn't (RFC 9110 section 15.5.17)."""
     match = _UNSATISFIED_RANGE.fullmatch(get_first(response_fields, b"content-range") or b"")

@@ -20,7 +20,7 @@ from accelerator.services.origins import Origin, Origins
 from accelerator.services.passing import Passing
 from accelerator.services.remembered import Remembered
 from accelerator.services.tunnels import Tunnels
-from accelerator.services.upstream_request import UpstreamRequest, has_range
+from accelerator.services.upstream_request import UpstreamRequest, has_range, has_several_ranges
 
 if TYPE_CHECKING:
     from accelerator.services.disk import DiskTier
@@ -176,7 +176,8 @@ class Fetcher:
             exchange.match(joined=True)
             return
         key = (origin.id, exchange.key)
-        is_alone = exchange.kind == "alone" or (has_range(exchange) and self.remembered.is_uncombinable(key))
+        has_one_range = has_range(exchange) and not has_several_ranges(request.fields)
+        is_alone = exchange.kind == "alone" or (has_one_range and self.remembered.is_uncombinable(key))
         flight = None if is_alone else self._flights.get(key)
         if flight is not None:
             flight.exchanges.append(exchange)

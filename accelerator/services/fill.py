@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from accelerator import clock
 from accelerator.errors import OriginError
+from accelerator.services.freshen import freshen_by_part
 from accelerator.services.heads import NS
 from accelerator.services.upstream_request import continuation
 
@@ -90,6 +91,8 @@ class Fill:
         self._passed_wants = 0
         self._rate_ns = 0
         self._rate_offset = offset
+        self._asked_ns = 0
+        self._asked_wall_s = 0.0
         stored.begin_fill()
 
     def become_stream(self) -> None:
@@ -107,6 +110,8 @@ class Fill:
         self._upstream = None
         self._is_paused = False
         self.stored.unpause()
+        self._asked_ns = clock.monotonic_ns()
+        self._asked_wall_s = clock.wall_s()
         self.call = self.source.send(self, byte_range=(self.offset, end - 1), if_range=self._etag, avoid=avoid)
 
     # -- the sink of an upstream call ----------------------------------------------------------------------------------
@@ -124,6 +129,7 @@ class Fill:
         self._skip, end, self._runs_on = found
         if not self._runs_on:
             self.end = end
+        self._freshen(response)
 
     def started(self, upstream: Upstream) -> None:
         """A response's head is there, and its body will come."""
@@ -274,6 +280,23 @@ class Fill:
         self._stop_quietly()
 
     # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _freshen(self, response: Response) -> None:
+        if self._is_private:
+            return
+        is_kept = freshen_by_part(
+            self.stored, self.source.fields, response.fields, self.source.origin.rules,
+            request_wall_s=self._asked_wall_s, response_wall_s=clock.wall_s(),
+            request_ns=self._asked_ns, response_ns=clock.monotonic_ns(),
+        )  # fmt: skip
+        if is_kept:
+            if self._keeper is not None:
+                self._keeper.head_changed(self.stored)
+            return
+        key = self.stored.key
+        self.stored.detach()
+        if self._keeper is not None and key is not None:
+            self._keeper.forget(self.source.origin, key)
 
     @property
     def _window(self) -> int:

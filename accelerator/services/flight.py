@@ -13,7 +13,7 @@ from accelerator.protocols import live
 from accelerator.protocols.cache_decide import NOT_SHAREABLE_S, Verdict, decide, with_manifest
 from accelerator.protocols.cache_validate import decide_304, matches_304
 from accelerator.protocols.fields import Fields, get_first, get_list, has
-from accelerator.protocols.representation import selected_etag, stored_fields
+from accelerator.protocols.representation import is_what_was_asked, selected_etag, stored_fields
 from accelerator.services.fill import Fill
 from accelerator.services.freshen import freshen_by_head
 from accelerator.services.heads import compose, split_lines, with_exposed
@@ -28,7 +28,14 @@ from accelerator.services.sharing import (
     shares_error,
 )
 from accelerator.services.stale import Failure, kept_verdict, permits_stale
-from accelerator.services.upstream_request import UpstreamRequest, aligned_range, asked_range, has_range
+from accelerator.services.upstream_request import (
+    UpstreamRequest,
+    aligned_range,
+    asked_range,
+    has_range,
+    has_several_ranges,
+    own_condition,
+)
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
     from accelerator.io.upstream import Call
     from accelerator.services.fetch import Fetcher
     from accelerator.services.origins import Origin
+    from accelerator.services.upstream_request import ByteRange
 
 STALE_STATUSES = frozenset({500, 502, 503, 504})
 KINDS = list(live.Kind)
@@ -69,10 +77,13 @@ class Flight:
         self._source = UpstreamRequest(self._plane, origin, request, fetcher.site)
         self._first_head = first.head
         self._range = asked_range(first) if has_range(first) and request.method == b"GET" else None
+        self._has_several_ranges = self._range is not None and has_several_ranges(self._source.fields)
+        if self._has_several_ranges and fetcher.remembered.is_uncombinable(self.key):
+            self._range = None  # the whole, from which they can be answered
         self._others = OTHERS_AGAIN if is_alone else OTHERS_ALONE
         self._stored: StoredObject | None = first.stored
         self._is_validation = False
-        self._requested_range: tuple[int, int | None] | None = None
+        self._requested_range: ByteRange | None = None
         self._requested_ns = 0
         self._requested_wall_s = 0.0
         self._response_ns = 0
@@ -98,14 +109,27 @@ class Flight:
             if validators == (None, None):
                 validators = None
         self._is_validation = validators is not None
-        self._requested_range = None
-        if self._range is not None and not self._is_validation:
-            self._requested_range = self._range if self.is_alone else aligned_range(self.exchanges[0], SLICE_BYTES)
+        self._requested_range, condition = self._part_to_ask_for()
         self._requested_ns = clock.monotonic_ns()
         self._requested_wall_s = clock.wall_s()
-        self._call = self._source.send(self, validators=validators, byte_range=self._requested_range)
+        self._call = self._source.send(
+            self, validators=validators, byte_range=self._requested_range, if_range=condition
+        )
         if self.origin.rules.profile == "generic" and not self.is_alone and self._long_timer is None:
             self._long_timer = self.fetcher.loop.call_later(LONG_POLL_S, self._waits_for_long)
+
+    def _part_to_ask_for(self) -> tuple[ByteRange | None, bytes | None]:
+        """The range that goes to the origin, and the condition with it."""
+        if self._range is None:
+            return None, None
+        if self.is_alone:
+            condition, can_be_judged = own_condition(self._source.fields)
+            # Several ranges are answered from what is stored; where nothing is, all is sent (RFC 9110 section 14.2).
+            return (self._range, condition) if can_be_judged and not self._has_several_ranges else (None, None)
+        if self._is_validation and not (self._stored is not None and self._stored.is_strong):
+            return None, None  # a part of what replaces it could not be kept
+        # A validation names the part too: of new content the origin then sends no more (RFC 9110 section 13.2.2).
+        return aligned_range(self.exchanges[0], SLICE_BYTES), None
 
     def _waits_for_long(self) -> None:
         """A long poll, by all signs: whoever waits behind its viewer would be answered when he is, if at all."""
@@ -150,6 +174,10 @@ class Flight:
                 raise OriginError("unasked-304", f"{upstream}: 304 to a request without conditions")
             elif response.status == 206 and self._requested_range is None:
                 raise OriginError("unasked-206", f"{upstream}: 206 to a request without Range")
+            elif response.status == 206 and self._is_validation and self._is_of_stored(response):
+                self._validated(response, wall_s)  # an origin that looks at Range before the condition
+                if self.is_answered:
+                    self.abandon()
             elif response.status in STALE_STATUSES and self._serve_stale("5xx"):
                 self.abandon()
             else:
@@ -227,12 +255,20 @@ class Flight:
         if self._source.method == b"HEAD" and response.status == 200 and not self.is_withdrawn:
             self._freshen(response, wall_s)
         verdict = self._held_not_found(verdict, response.status)
+        part, asked = verdict.partial, self._requested_range
+        if part is not None and asked is not None and not is_what_was_asked(part, *asked):
+            raise OriginError("content-range", f"{upstream}: another range than the one asked for")
         self._verdict = verdict
         may_list = not self.is_alone and not self.is_withdrawn
         if self._is_validation and not verdict.store and ends_stored(response.status, verdict):
             assert self._stored is not None
             self._withdraw(self._stored)  # RFC 9111 section 4.3.3: the full response takes its place
         if response.status == 206 and not (verdict.shareable and may_list):
+            if not self.is_alone and self._has_several_ranges:
+                self.fetcher.remembered.uncombinable(self.key)
+                self._range = None
+                self._ask_again()
+                return
             if not self.is_alone and self._requested_range != self._range:
                 self.fetcher.remembered.uncombinable(self.key)
                 self._ask_again(as_asked=True)
@@ -242,6 +278,15 @@ class Flight:
             self._store(response, upstream, verdict, wall_s)
         else:
             self._pass(response, upstream, verdict)
+
+    def _is_of_stored(self, response: Response) -> bool:
+        """Whether a part is one of what is stored, by its strong tag."""
+        tag = selected_etag(response.fields)
+        stored = self._stored
+        return (
+            stored is not None and stored.is_strong and tag is not None and not tag.startswith(b"W/")
+            and tag == selected_etag(split_lines(stored.lines()))
+        )  # fmt: skip
 
     def _freshen(self, response: Response, wall_s: float) -> None:
         stored = self._plane.match(*self.key, self._first_head)
@@ -331,7 +376,12 @@ class Flight:
         stored = private_object(
             self._plane, self.origin.id, response, requested_ns=self._requested_ns, response_ns=self._response_ns
         )
-        shares = not self.is_alone and shares_error(response, verdict, self._source.fields, self.origin.rules)
+        # A 416 is about the leader's range only.
+        is_of_range = response.status == 416 and self._requested_range is not None
+        shares = (
+            not self.is_alone and not is_of_range
+            and shares_error(response, verdict, self._source.fields, self.origin.rules)
+        )  # fmt: skip
         if self._source.method != b"HEAD":
             self._fill_into(stored, upstream, 0, None, is_private=not shares)
             if self._fill is not None and not shares and is_event_stream(response.fields):
@@ -343,7 +393,7 @@ class Flight:
             self._answer(lambda exchange: exchange.everybody(stored, response.status))
             return
         others = self._others
-        if self.is_withdrawn or lies_in_request(verdict):
+        if self.is_withdrawn or is_of_range or lies_in_request(verdict):
             others = OTHERS_AGAIN
         if not self.is_alone and verdict.waiting_status:
             others = verdict.waiting_status
@@ -435,7 +485,8 @@ class Flight:
         if stored is None or self.is_answered or self.is_withdrawn or self.is_alone:
             return False
         verdict = self._kept
-        if verdict is None or not permits_stale(stored, verdict, failure, self._range):
+        asked = None if self._has_several_ranges else self._range
+        if verdict is None or not permits_stale(stored, verdict, failure, asked):
             return False
         self._answer(lambda exchange: exchange.stale(stored))
         return True

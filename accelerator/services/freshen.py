@@ -1,19 +1,23 @@
-"""What a HEAD's answer says of a stored GET (RFC 9111 section 4.3.5). Decides nothing on the HEAD itself."""
+"""What the head of a HEAD's answer, or of a part, says of a stored GET (RFC 9111 sections 3.4 and 4.3.5). Decides
+nothing on the answer itself."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from accelerator.protocols.cache_validate import decide_304
+from accelerator.protocols import live
+from accelerator.protocols.cache_validate import Validated, decide_304
 from accelerator.protocols.fields import Field, Fields, get_first, has
 from accelerator.protocols.representation import selected_etag
 from accelerator.services.heads import compose, split_lines, with_exposed
+from accelerator.services.sharing import lies_in_request
 
 if TYPE_CHECKING:
     from accelerator.dataplane import StoredObject
     from accelerator.protocols.origin_rules import OriginRules
 
 _ABOUT_ONE_VIEWER = (b"authorization", b"cookie")
+_PLAYLISTS = frozenset(list(live.Kind).index(kind) for kind in live.PLAYLISTS)
 
 
 def freshen_by_head(
@@ -45,6 +49,43 @@ def freshen_by_head(
     )  # fmt: skip
     if not validated.verdict.store:
         return
+    _take_head(stored, validated, response_fields, request_ns, response_ns)
+
+
+def freshen_by_part(
+    stored: StoredObject,
+    request_fields: Fields,
+    response_fields: Fields,
+    rules: OriginRules,
+    *,
+    request_wall_s: float,
+    response_wall_s: float,
+    request_ns: int,
+    response_ns: int,
+) -> bool:
+    """Updates a stored 200 by the head of a part that is combined with it: MUST, by RFC 9111 section 3.4.
+
+    False: its origin says now that it may not be kept. What forbids to share only this viewer's answer changes nothing:
+    the bytes are those of a representation that others were allowed to have.
+    """
+    key = stored.key
+    if key is None or stored.is_failed or stored.kind in _PLAYLISTS:  # a playlist's lifetime is in its body
+        return True
+    validated = decide_304(
+        request_fields, key, rules, stored.status, split_lines(stored.lines()), response_fields,
+        request_wall_s=request_wall_s, response_wall_s=response_wall_s,
+    )  # fmt: skip
+    if lies_in_request(validated.verdict):
+        return True
+    if not validated.verdict.store:
+        return False
+    _take_head(stored, validated, response_fields, request_ns, response_ns)
+    return True
+
+
+def _take_head(
+    stored: StoredObject, validated: Validated, response_fields: Fields, request_ns: int, response_ns: int
+) -> None:
     head = compose(
         stored.status, with_exposed(validated.fields), validated.verdict,
         request_ns=request_ns, response_ns=response_ns, has_age=has(response_fields, b"age"),

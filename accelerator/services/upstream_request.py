@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from accelerator.errors import OriginError
-from accelerator.protocols.fields import get_first
+from accelerator.protocols.fields import get_all, get_first
 from accelerator.protocols.representation import partial_range, selected_etag
 from accelerator.protocols.upstream_fields import upstream_fields
 
@@ -81,15 +81,29 @@ def plain_host(authority: bytes) -> bytes:
     return host.removesuffix(b".")
 
 
+def own_condition(fields: list[tuple[bytes, bytes]]) -> tuple[bytes | None, bool]:
+    """A viewer's If-Range for the origin to judge, where we have nothing to compare it with; False: it can't be judged,
+    which makes the request one for the whole (RFC 9110 section 13.1.5). Without it, he would add a part of what is
+    there now to what he has of something else."""
+    values = get_all(fields, b"if-range")
+    return (values[0] if values else None), len(values) <= 1
+
+
 def has_range(exchange: Exchange) -> bool:
-    """Whether the viewer asks for one range that we understand."""
+    """Whether the viewer asks for ranges that we understand: of several, the exchange names the first."""
     return (exchange.range_first, exchange.range_last) != (-1, -1)
+
+
+def has_several_ranges(fields: list[tuple[bytes, bytes]]) -> bool:
+    """Whether Range names more than one."""
+    return b"," in (get_first(fields, b"range") or b"")
 
 
 def asked_range(exchange: Exchange) -> ByteRange:
     """The viewer's own range."""
     if exchange.range_first < 0:
-        return -exchange.range_last, None
+        # `-0` is no byte at all, and 416 once the length is known: what tells that costs one slice.
+        return (-exchange.range_last, None) if exchange.range_last else (0, 0)
     return exchange.range_first, None if exchange.range_last < 0 else exchange.range_last
 
 
@@ -120,6 +134,6 @@ def continuation(response: Response, offset: int, etag: bytes | None, total: int
         part = partial_range(response.fields)
     except OriginError:
         return None
-    if part is None or part.first != offset or part.total != total:
+    if part is None or part.first != offset or part.total not in (total, None) or part.last >= total:
         return None
     return 0, part.last + 1, False

@@ -1,0 +1,3 @@
+"""Types of ext/request.pyx: what a Range selects."""
+
+def ranges_of(field: bytes, total: int) -> list[tuple[int, int]] | None: ...
