@@ -34,7 +34,7 @@ cdef bint grow_directory(Store* store, Object* object, uint64_t n) noexcept nogi
         new.slices[i].first = old.slices[i].first
         # A reader that sets `wanted` in the old directory now asks twice, which costs one exchange.
         new.slices[i].wanted = load_u32(&old.slices[i].wanted)
-        new.slices[i].is_passed = load_u32(&old.slices[i].is_passed)
+        new.slices[i].reading = load_u32(&old.slices[i].reading)
     store_ptr(<void**>&object.directory, new)
     retire(store, old, directory_bytes(old.n))
     return True
@@ -81,7 +81,7 @@ cdef uint8_t* object_room(Store* store, Object* object, int64_t offset, uint64_t
             store_ptr(<void**>&slice.data, data)
             retire(store, old, slice.capacity)
         else:
-            store_u32(&slice.is_passed, 0)
+            store_u32(&slice.reading, SLICE_UNREAD)
             store_ptr(<void**>&slice.data, data)
         slice.capacity = capacity
     n[0] = slice.capacity - (within - slice.first)
@@ -157,7 +157,7 @@ cdef bint object_attach(Store* store, Object* object, uint64_t index, uint8_t* d
     slice = &object.directory.slices[index]
     if slice.data != NULL or slice.filled != 0:
         return False
-    store_u32(&slice.is_passed, 0)
+    store_u32(&slice.reading, SLICE_UNREAD)
     store_ptr(<void**>&slice.data, data)
     slice.capacity = n
     mask[0] = object_commit(store, object, <int64_t>(index * store.slice_bytes), n)
@@ -277,14 +277,39 @@ cdef bint body_wait(Store* store, Object* object, int64_t offset, uint32_t worke
     return total >= 0 and offset >= total
 
 
-cdef void body_passed(Store* store, Object* object, int64_t start, int64_t end) noexcept nogil:
-    """A reader got from `start` to `end`: the slices that it leaves behind may be evicted before those ahead of it."""
+cdef bint body_passed(Store* store, Object* object, int64_t start, int64_t end) noexcept nogil:
+    """A reader got from `start` to `end`: the slices that it leaves behind may be evicted before those ahead of it.
+    Whether a fill rests at one of them."""
     cdef Directory* directory = <Directory*>load_ptr(<void**>&object.directory)
     cdef uint64_t i = <uint64_t>start // store.slice_bytes
     cdef uint64_t after = <uint64_t>end // store.slice_bytes
+    cdef bint is_watched = False
     if end == load_i64(&object.total_length):
         after += 1
     while i < after and i < directory.n:
-        if not load_u32_relaxed(&directory.slices[i].is_passed):      # the line is shared with `filled`, which all read
-            store_u32(&directory.slices[i].is_passed, 1)
+        # The line is shared with `filled`, which all read: written once.
+        if load_u32_relaxed(&directory.slices[i].reading) != SLICE_PASSED:
+            is_watched |= exchange_u32(&directory.slices[i].reading, SLICE_PASSED) == SLICE_WATCHED
         i += 1
+    return is_watched
+
+
+cdef int64_t object_lead(Store* store, Object* object, int64_t offset, int64_t most) noexcept nogil:
+    """How many bytes before `offset` no reader has been through, in a row and up to a slice more than `most`. By slices:
+    a fill is ahead of its own readers by this, wherever others are in the same body."""
+    cdef Slice* slices = object.directory.slices
+    cdef int64_t start = offset
+    cdef int64_t i = (offset - 1) // <int64_t>store.slice_bytes
+    while i >= 0 and offset - start <= most and slices[i].data != NULL and load_u32(&slices[i].reading) != SLICE_PASSED:
+        start = i * <int64_t>store.slice_bytes
+        i -= 1
+    return offset - start
+
+
+cdef bint object_watch(Store* store, Object* object, int64_t offset) noexcept nogil:
+    """Has readers tell when one of them has been through the slice of `offset`. False: one has already."""
+    cdef Slice* slice = &object.directory.slices[<uint64_t>offset // store.slice_bytes]
+    if exchange_u32(&slice.reading, SLICE_WATCHED) == SLICE_PASSED:
+        store_u32(&slice.reading, SLICE_PASSED)
+        return False
+    return True

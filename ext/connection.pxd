@@ -213,7 +213,7 @@ cdef Parts* keep_parts(Worker* w, Connection* c, uint32_t type_length) noexcept 
 cdef void attach(Connection* c, Object* object) noexcept nogil
 cdef void detach(Worker* w, Connection* c) noexcept nogil
 cdef void let_go(Worker* w, Object* object) noexcept nogil
-cdef int pump(Worker* w, Connection* c) noexcept nogil
+cdef void nudge(Worker* w, Object* object) noexcept nogil
 cdef List* waiting_list(Worker* w, Object* object) noexcept nogil
 cdef bint charge(Worker* w, uint64_t bytes) noexcept nogil
 cdef void upload_tell(Worker* w, Upload* u) noexcept nogil

@@ -21,3 +21,4 @@ cdef struct Parts:              # an answer's parts, followed by the Content-Typ
 cdef uint32_t part_text(const Parts* parts, uint32_t index, uint8_t* out) noexcept nogil
 cdef int64_t parts_length(const Parts* parts) noexcept nogil
 cdef void draw_boundary(Parts* parts, const uint64_t* secret, uint64_t a, uint64_t b) noexcept nogil
+cdef bint find_type(const uint8_t* lines, uint32_t n, uint32_t* start, uint32_t* value, uint32_t* end) noexcept nogil

@@ -11,7 +11,7 @@ from ext.atomics cimport *
 from ext.connection cimport *
 from ext.http_head cimport *
 from ext.layout cimport *
-from ext.multipart cimport MAX_TYPE_BYTES, Parts, draw_boundary, parts_length
+from ext.multipart cimport MAX_TYPE_BYTES, Parts, draw_boundary, find_type, parts_length
 from ext.request cimport (
     RANGE_NONE,
     RANGE_OK,
@@ -23,7 +23,8 @@ from ext.request cimport (
     parse_date,
     select_ranges,
 )
-from ext.body cimport body_at
+from ext.body cimport body_at, body_passed
+from ext.send cimport pump
 from ext.store cimport *
 from ext.transport cimport iovec, msghdr, transport_writev
 
@@ -344,26 +345,6 @@ cdef bint is_present(Worker* w, Object* object, int64_t first, int64_t last) noe
     return body_at(w.store, object, first, &n) != NULL and body_at(w.store, object, last, &n) != NULL
 
 
-cdef bint find_type(const uint8_t* lines, uint32_t n, uint32_t* start, uint32_t* value, uint32_t* end) noexcept nogil:
-    """Where the Content-Type line stands among stored field lines. False: nowhere; then all are `n`."""
-    cdef const char* name = b"content-type: "
-    cdef uint32_t i = 0, j
-    while i < n:
-        j = 0
-        while j < 14 and i + j < n and (lines[i + j] | 32 if 65 <= lines[i + j] <= 90 else lines[i + j]) == <uint8_t>name[j]:
-            j += 1
-        start[0] = i
-        value[0] = i + j
-        while i < n and lines[i] != 10:
-            i += 1
-        i += 1
-        end[0] = i
-        if j == 14:
-            return True
-    start[0] = value[0] = end[0] = n
-    return False
-
-
 cdef bint begin_parts(Worker* w, Connection* c, const ByteRange* ranges, uint32_t n, int64_t total, const uint8_t* content_type, uint32_t type_length) noexcept nogil:
     """An answer of several parts. False: no memory."""
     cdef Parts* parts = keep_parts(w, c, type_length if type_length <= MAX_TYPE_BYTES else 0)
@@ -571,6 +552,8 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
         if c.out_length == c.out_offset:
             return DONE
         return after_start(w, c, data, n, request, False)
+    if sent and body_passed(w.store, object, first, first + <int64_t>sent):
+        nudge(w, object)
     c.offset = first + <int64_t>sent
     c.end = last + 1 if total >= 0 else INT64_MAX
     if c.parts != NULL:

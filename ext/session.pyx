@@ -12,6 +12,7 @@ from ext.exchange cimport *
 from ext.http_head cimport *
 from ext.layout cimport *
 from ext.receive cimport RECEIVE_ENDED, RECEIVE_MORE, RECEIVE_WHOLE, receive_body, stays_behind
+from ext.send cimport pump
 from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, respond_error, respond_object
 from ext.serve cimport MAX_TRIES, handle, leave_bucket, now_ns
 from ext.store cimport *

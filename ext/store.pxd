@@ -20,6 +20,11 @@ cdef enum:
     MAX_VARIANTS = 32           # per key: an unbounded Vary: User-Agent is a cache-busting attack
     MAX_MARKS = 65536           # keys remembered as not shareable: viewers choose keys, so their number is theirs to choose
 
+cdef enum:                      # Slice.reading
+    SLICE_UNREAD = 0
+    SLICE_PASSED = 1            # a reader has been through it: it may go before one that nobody has read yet
+    SLICE_WATCHED = 2           # unread, and a fill rests until a reader has been through it
+
 cdef enum:                      # Head.flags
     HEAD_MUST_VALIDATE = 1      # no-cache: usable only for requests that arrived before the validation began
     HEAD_NO_BODY = 2            # 204, 304: never a body
@@ -56,7 +61,7 @@ cdef struct Slice:
     uint32_t capacity
     uint32_t wanted             # a reader has asked for it
     uint32_t first              # where `data` begins, in the slice: 0 but for a stream
-    uint32_t is_passed          # a reader has been through it: it may go before one that nobody has read yet
+    uint32_t reading            # SLICE_UNREAD and so on
 
 cdef struct Directory:
     uint64_t n

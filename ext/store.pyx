@@ -171,7 +171,7 @@ cdef uint64_t evict_object(Store* store, Object* object, uint64_t bytes) noexcep
             # Only a full slice: a fill may write to any other, which would find its place gone and never get on. While
             # the length isn't known the first slice grows, so it is full only at its largest.
             slice = &object.directory.slices[i]
-            if slice.data == NULL or slice.filled != slice.capacity or (turn == 0 and not load_u32(&slice.is_passed)):
+            if slice.data == NULL or slice.filled != slice.capacity or (turn == 0 and load_u32(&slice.reading) != SLICE_PASSED):
                 continue
             if object.total_length >= 0 or slice.capacity == store.slice_bytes:
                 freed += empty_slice(store, object, i)

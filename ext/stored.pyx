@@ -304,6 +304,22 @@ cdef class StoredObject:
             return False
         return True
 
+    def lead(self, int64_t offset, int64_t most) -> int:
+        """How far a fill at `offset` is ahead of its readers, by slices; not further than a slice more than `most`."""
+        return object_lead(&self.plane.shared.store, self.object, offset, most)
+
+    def rest_until(self, int64_t offset, int64_t place) -> bool:
+        """A fill at `place` rests until a reader has been through the slice at `offset`: then nudge, or a want of who is
+        at `place` all the same. False: one has been already."""
+        cdef Store* store = &self.plane.shared.store
+        cdef uint64_t i = <uint64_t>place // store.slice_bytes
+        if not object_watch(store, self.object, offset):
+            return False
+        if i < self.object.directory.n:
+            exchange_u32(&self.object.directory.slices[i].wanted, 0)
+        self.plane.wake(self.object, take_waiting(self.object))
+        return True
+
     def unpause(self) -> None:
         store_i64_seq(&self.object.resume_at, INT64_MAX)
 

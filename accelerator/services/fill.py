@@ -91,6 +91,11 @@ class Fill:
         self._passed_wants = 0
         self._rate_ns = 0
         self._rate_offset = offset
+        # The furthest place that a reader has asked this fill for.
+        self._reach = offset
+        # Parts of one body may be filled at several places at once: then what its readers have passed tells how far
+        # they are behind this one, which the furthest reader's place doesn't.
+        self._is_one_of_many = stored.is_strong and stored.total_length >= 0
         self._asked_ns = 0
         self._asked_wall_s = 0.0
         stored.begin_fill()
@@ -214,6 +219,11 @@ class Fill:
 
     # -- readers -------------------------------------------------------------------------------------------------------
 
+    def wanted(self, offset: int) -> None:
+        """A reader waits at `offset` for this fill."""
+        self._reach = max(self._reach, offset)
+        self.nudge()
+
     def serves(self, offset: int) -> bool:
         """Whether a reader at `offset` does best to wait for this fill."""
         if self.offset > offset or (self.end is not None and offset >= self.end):
@@ -236,6 +246,8 @@ class Fill:
             else:
                 self._pause()
             return
+        if self._is_one_of_many and self._lead() > self._window:
+            return  # another reader's
         if self._is_paused and not self._spill:
             self._is_paused = False
             self.stored.unpause()
@@ -261,7 +273,7 @@ class Fill:
             self._rate_ns = 0
         elif self._is_paused:
             self._rate_ns = 0
-            if self.stored.has_waiting or self.offset - self.stored.want <= self._window // 2:
+            if (self.stored.has_waiting and not self._is_one_of_many) or self._lead() <= self._window // 2:
                 self.nudge()
             elif now_ns - self._paused_ns > PAUSED_S * NS and self.stored.is_strong and not self._is_private:
                 self._stop_quietly()
@@ -336,12 +348,21 @@ class Fill:
         if self._is_private:
             self.stored.drop_before(self.stored.want)
         window = self._window
-        if self._is_paused or self.offset - self.stored.want <= window:
+        if self._is_paused or self._lead() <= window:
             return
         if self.stored.n_readers == 0 and self._is_worth_finishing():
             return
-        if self.stored.pause_at(self.offset - window // 2):
+        if self._is_one_of_many:
+            if self.stored.rest_until(self.offset - window // 2, self.offset):
+                self._pause()
+        elif self.stored.pause_at(self.offset - window // 2):
             self._pause()
+
+    def _lead(self) -> int:
+        """How many bytes this fill is ahead of its readers."""
+        if self._is_one_of_many:
+            return min(self.stored.lead(self.offset, self._window), self.offset - self._reach)
+        return self.offset - self.stored.want
 
     def _commit(self, n: int) -> None:
         self.stored.commit(self.offset, n)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from accelerator import clock
 from accelerator.dataplane import SLICE_BYTES
 from accelerator.protocols.representation import selected_etag
-from accelerator.services.fill import Fill, window_bytes
+from accelerator.services.fill import Fill
 from accelerator.services.heads import split_lines
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Fills:
             return
         for fill in self._by_object.get(stored, ()):
             if fill.serves(offset):
-                fill.nudge()
+                fill.wanted(offset)
                 return
             if not stored.is_strong and fill.is_passed(offset):
                 stored.forget_want()
@@ -101,9 +101,6 @@ class Fills:
         end = total
         if last >= start:
             end = min(total, last - last % SLICE_BYTES + SLICE_BYTES)
-        if stored.want > start + SLICE_BYTES:
-            # Only the furthest reader's place is known, so nothing would hold back a fill behind it.
-            end = min(end, start - start % SLICE_BYTES + window_bytes(self._plane.memory["limit"]))
         position = start - start % SLICE_BYTES + SLICE_BYTES
         while position < end:
             if stored.has_bytes(position) or (self.disk is not None and self.disk.has(stored, position)):
