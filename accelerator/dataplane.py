@@ -24,11 +24,20 @@ from ext.disk import DiskIo
 from ext.disk_record import RECORD_DTYPE, START_BYTES, seal_bytes, space_of, unseal_bytes
 from ext.disk_record import checksum as disk_checksum
 from ext.http_head import HeadError, parse_request, parse_response
-from ext.plane import FLAG_HAS_AGE, FLAG_MUST_VALIDATE, FLAG_NO_BODY, FOREVER_NS, Plane
+from ext.plane import (
+    FLAG_DATE_IS_STRONG,
+    FLAG_HAS_AGE,
+    FLAG_MAY_BE_STALE,
+    FLAG_MUST_VALIDATE,
+    FLAG_NO_BODY,
+    FOREVER_NS,
+    Plane,
+)
 from ext.stored import StoredObject
 
 __all__ = [
-    "COMPLETE", "COUNTER_HELP", "FILLING", "FLAG_HAS_AGE", "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS",
+    "COMPLETE", "COUNTER_HELP", "FILLING", "FLAG_DATE_IS_STRONG", "FLAG_HAS_AGE", "FLAG_MAY_BE_STALE",
+    "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS",
     "HEALTH_PATH", "RECORD_DTYPE", "SLICE_BYTES", "START_BYTES", "DataPlane", "DiskIo", "DiskKind", "Exchange",
     "Grants", "HeadError", "RequestBody", "StoredObject", "digest_of_query", "disk_checksum", "list_objects",
     "parse_request", "parse_response", "seal_bytes", "space_of", "unseal_bytes",

@@ -106,6 +106,20 @@ cdef int credential_of(const Tables* tables, uint32_t origin, const uint8_t* dat
     return <int>used
 
 
+cdef bint is_plain_name(const uint8_t* key, uint32_t first, uint32_t n) noexcept nogil:
+    """Whether what follows the last slash can only be a name in that directory. An origin may decode `..%2fpaid%2fa` or
+    take a backslash for a slash: such a path is judged for itself (protocols/tokens/scope.py), whatever its directory."""
+    cdef uint32_t i
+    if first < n and key[first] == 46:
+        return False
+    for i in range(first, n):
+        if key[i] == 63:
+            break
+        if key[i] == 37 or key[i] == 92 or key[i] <= 32 or key[i] == 127 or key[i] == 35:
+            return False
+    return True
+
+
 cdef int tags_of(Shared* shared, const Tables* tables, uint32_t origin, const uint8_t* data, const RequestHead* head,
                  uint8_t* scratch, uint8_t* key, uint64_t* tags) noexcept nogil:
     """Tags of the request's directory (0, 1) and object (2, 3), 128 bits each by two secrets; -1: too long. `scratch` and
@@ -140,6 +154,9 @@ cdef int tags_of(Shared* shared, const Tables* tables, uint32_t origin, const ui
     scratch[16] = 79
     tags[2] = hash_bytes(shared.store.secret, scratch, 17 + n)
     tags[3] = hash_bytes(shared.addresses.secret, scratch, 17 + n)
+    if not is_plain_name(key, directory, n):
+        tags[0] = tags[2]
+        tags[1] = tags[3]
     return 0
 
 

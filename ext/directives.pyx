@@ -11,6 +11,7 @@ cdef struct Asked:
     bint no_cache
     int64_t max_age_s           # -1: not said
     int64_t min_fresh_s
+    int64_t max_stale_s
 
 
 cdef inline uint8_t lower(uint8_t c) noexcept nogil:
@@ -64,6 +65,9 @@ cdef void member(const uint8_t* text, uint32_t n, Asked* asked) noexcept nogil:
         asked.max_age_s = seconds_of(text + value, n - value) if value < n else 0
     elif is_name(text, name, b"min-fresh", 9) and asked.min_fresh_s < 0:
         asked.min_fresh_s = seconds_of(text + value, n - value) if value < n else 0
+    elif is_name(text, name, b"max-stale", 9) and asked.max_stale_s < 0:
+        # RFC 9111 section 5.2.1.2: without an argument of any age. What permits is heard only where it is well formed.
+        asked.max_stale_s = SECONDS_MAX if n == 9 else (seconds_of(text + value, n - value) if value < n else 0)
 
 
 cdef void read_list(const uint8_t* text, uint32_t n, Asked* asked) noexcept nogil:
@@ -88,21 +92,36 @@ cdef void read_list(const uint8_t* text, uint32_t n, Asked* asked) noexcept nogi
     member(text + start, n - start, asked)
 
 
-cdef bint refuses_stored(const uint8_t* data, const RequestHead* head, int64_t age_ns, int64_t left_ns) noexcept nogil:
-    """Whether the viewer doesn't want a stored response of this age, fresh for `left_ns` more, without validation."""
-    cdef Asked asked
-    cdef Asked pragma
+cdef void read_request(const uint8_t* data, const RequestHead* head, Asked* asked, Asked* pragma) noexcept nogil:
     cdef const Field* field
     cdef uint32_t i
     asked.no_cache = pragma.no_cache = False
     asked.max_age_s = pragma.max_age_s = -1
     asked.min_fresh_s = pragma.min_fresh_s = -1
+    asked.max_stale_s = pragma.max_stale_s = -1
     for i in range(head.n_fields):
         field = &head.fields[i]
         if field.id == FIELD_CACHE_CONTROL:
-            read_list(data + field.value, field.value_length, &asked)
+            read_list(data + field.value, field.value_length, asked)
         elif is_name(data + field.name, field.name_length, b"pragma", 6):
-            read_list(data + field.value, field.value_length, &pragma)
+            read_list(data + field.value, field.value_length, pragma)
+
+
+cdef bint accepts_stale(const uint8_t* data, const RequestHead* head, int64_t stale_ns) noexcept nogil:
+    """Whether the viewer takes what has been stale for so long: max-stale (RFC 9111 section 5.2.1.2)."""
+    cdef Asked asked
+    cdef Asked pragma
+    if not head.known[FIELD_CACHE_CONTROL]:
+        return False
+    read_request(data, head, &asked, &pragma)
+    return asked.max_stale_s >= 0 and stale_ns <= asked.max_stale_s * 1000000000
+
+
+cdef bint refuses_stored(const uint8_t* data, const RequestHead* head, int64_t age_ns, int64_t left_ns) noexcept nogil:
+    """Whether the viewer doesn't want a stored response of this age, fresh for `left_ns` more, without validation."""
+    cdef Asked asked
+    cdef Asked pragma
+    read_request(data, head, &asked, &pragma)
     if not head.known[FIELD_CACHE_CONTROL]:
         return pragma.no_cache
     if asked.no_cache or asked.max_age_s == 0:
@@ -118,3 +137,11 @@ def refuses(bytes request_head, int64_t age_ns, int64_t left_ns) -> bool:
     if parse_request(request_head, len(request_head), &head) <= 0:
         return False
     return refuses_stored(request_head, &head, age_ns, left_ns)
+
+
+def takes_stale(bytes request_head, int64_t stale_ns) -> bool:
+    """accepts_stale on a whole request head, for tests; False for one that doesn't parse."""
+    cdef RequestHead head
+    if parse_request(request_head, len(request_head), &head) <= 0:
+        return False
+    return accepts_stale(request_head, &head, stale_ns)

@@ -10,6 +10,8 @@ from ext.workers import Workers
 FLAG_MUST_VALIDATE: int
 FLAG_NO_BODY: int
 FLAG_HAS_AGE: int
+FLAG_MAY_BE_STALE: int
+FLAG_DATE_IS_STRONG: int
 FOREVER_NS: int
 
 class Plane(Workers):

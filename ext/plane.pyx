@@ -63,6 +63,8 @@ cdef extern from "<stdlib.h>" nogil:
 FLAG_MUST_VALIDATE = HEAD_MUST_VALIDATE
 FLAG_NO_BODY = HEAD_NO_BODY
 FLAG_HAS_AGE = HEAD_HAS_AGE
+FLAG_MAY_BE_STALE = HEAD_MAY_BE_STALE
+FLAG_DATE_IS_STRONG = HEAD_DATE_IS_STRONG
 FOREVER_NS = INT64_MAX
 MAX_ALLOW_BYTES = 512       # the same
 MAX_SITE_BYTES = 255        # heads are composed in buffers of fixed size

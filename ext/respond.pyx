@@ -326,6 +326,8 @@ cdef bint may_range(const uint8_t* data, const RequestHead* request, const Head*
     if data[field.value] == 34:
         return (head.etag != 0 and etag[0] == 34 and head.etag_length == field.value_length
                 and memcmp(etag, data + field.value, field.value_length) == 0)
+    if not head.flags & HEAD_DATE_IS_STRONG:    # two versions may share that second
+        return False
     return head.last_modified_s >= 0 and parse_date(data + field.value, field.value_length) == head.last_modified_s
 
 

@@ -6,7 +6,7 @@ from ext.access_ring cimport NO_ORIGIN
 from ext.atomics cimport *
 from ext.authorise cimport JUDGED_NO, JUDGED_YES, TAG_BYTES, judge
 from ext.connection cimport *
-from ext.directives cimport refuses_stored
+from ext.directives cimport accepts_stale, refuses_stored
 from ext.exchange cimport *
 from ext.http_grammar cimport same
 from ext.http_head cimport *
@@ -214,6 +214,10 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
             return respond_object(w, c, data, n, head, object, how)
         if w.now_ns < stored.stale_until_ns and not is_refused:
             refresh_behind(w, c, data, head, origin, hash, key, key_length, object)
+            count(&w.counters[C_STALE_SERVED], 1)
+            return respond_object(w, c, data, n, head, object, how)
+        if (not is_fresh and not is_refused and stored.flags & HEAD_MAY_BE_STALE and w.tables.origins[origin].profile != 0
+                and accepts_stale(data, head, w.now_ns - stored.fresh_until_ns)):
             count(&w.counters[C_STALE_SERVED], 1)
             return respond_object(w, c, data, n, head, object, how)
         kind = EXCHANGE_STALE

@@ -29,6 +29,8 @@ cdef enum:                      # Head.flags
     HEAD_MUST_VALIDATE = 1      # no-cache: usable only for requests that arrived before the validation began
     HEAD_NO_BODY = 2            # 204, 304: never a body
     HEAD_HAS_AGE = 4            # Age came from upstream
+    HEAD_MAY_BE_STALE = 8       # no directive forbids it (RFC 9111 section 4.2.4): a viewer's max-stale is heard
+    HEAD_DATE_IS_STRONG = 16    # Last-Modified is older than Date: If-Range may go by it (RFC 9110 section 8.8.2.2)
 
 cdef enum:                      # Object.flags
     OBJECT_COMPLETE = 1         # every slice is filled (it may have been evicted since)

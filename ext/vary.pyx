@@ -1,7 +1,7 @@
 # The values that select a variant (RFC 9111 section 4.1) behind vary.pxd. Bytes of a parsed head in, bytes out.
 from libc.string cimport memcmp, memcpy
 
-from ext.http_head cimport Field
+from ext.http_head cimport Field, parse_request
 
 
 cdef inline uint8_t lower(uint8_t c) noexcept nogil:
@@ -79,9 +79,12 @@ cdef int vary_key_of(const uint8_t* vary, uint32_t n, const uint8_t* data, const
                 used += 1
             is_present = True
             for j in range(field.value_length):
-                if value[j] == 9 or (value[j] == 32 and j and value[j - 1] == 32):
+                if value[j] != 32 and value[j] != 9:
+                    out[used] = value[j]
+                elif j and (value[j - 1] == 32 or value[j - 1] == 9):
                     continue
-                out[used] = value[j]
+                else:
+                    out[used] = 32
                 used += 1
         if used + 4 > MAX_VARY_BYTES:
             return -1
@@ -92,3 +95,14 @@ cdef int vary_key_of(const uint8_t* vary, uint32_t n, const uint8_t* data, const
         used += 1
         start = end + 1
     return <int>used
+
+
+def values(bytes names, bytes request_head):
+    """vary_key_of of a whole request head, for tests; None: it doesn't parse, or is too long."""
+    cdef RequestHead head
+    cdef uint8_t out[MAX_VARY_BYTES]
+    cdef int n
+    if parse_request(request_head, len(request_head), &head) <= 0:
+        return None
+    n = vary_key_of(names, <uint32_t>len(names), request_head, &head, out)
+    return None if n < 0 else (<char*>out)[:n]

@@ -115,12 +115,18 @@ class RequestDirectives:
     only_if_cached: bool = False
     max_age_s: int | None = None
     min_fresh_s: int | None = None
+    max_stale_s: int | None = None
 
     def accepts(self, *, age_s: float, lifetime_s: float) -> bool:
         """Whether a stored response of this age may answer without validation."""
         if self.no_cache or (self.max_age_s is not None and age_s > self.max_age_s):
             return False
         return self.min_fresh_s is None or lifetime_s - age_s >= self.min_fresh_s
+
+    def accepts_stale(self, staleness_s: float) -> bool:
+        """Whether one that has been stale for so long may answer (RFC 9111 section 5.2.1.2), where the origin doesn't
+        forbid it."""
+        return self.max_stale_s is not None and staleness_s <= self.max_stale_s
 
 
 def request_directives(fields: Fields, rules: OriginRules) -> RequestDirectives:
@@ -136,12 +142,14 @@ def request_directives(fields: Fields, rules: OriginRules) -> RequestDirectives:
         pragma = parse(get_all(fields, b"pragma"))
         return RequestDirectives(no_cache=b"no-cache" in pragma)
     directives = parse(get_all(fields, b"cache-control"))
+    is_bare = b"max-stale" in directives and directives[b"max-stale"] is None  # RFC 9111 section 5.2.1.2: of any age
     return RequestDirectives(
         no_cache=b"no-cache" in directives,
         no_store=b"no-store" in directives,
         only_if_cached=b"only-if-cached" in directives,
         max_age_s=directives.seconds(b"max-age"),
         min_fresh_s=directives.seconds(b"min-fresh"),
+        max_stale_s=DELTA_SECONDS_MAX if is_bare else directives.seconds(b"max-stale"),
     )
 
 

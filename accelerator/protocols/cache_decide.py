@@ -6,6 +6,7 @@ to the origin in upstream_fields.py.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -31,6 +32,9 @@ UNLIMITED_S: Final = float(DELTA_SECONDS_MAX)
 # (reliability.md section 4, CPDoS: 400, 405, 413, 414, 431, 501), and those that answer this request's conditions,
 # range, expectation, negotiation or pace.
 PROVOKED_STATUSES: Final = frozenset({400, 405, 406, 408, 411, 412, 413, 414, 415, 416, 417, 421, 426, 428, 431, 501})
+# Nobody's limit of a head is smaller; servers have 4 KiB (some 8 or 16) for it, and answer 400, 413 or 431 beyond.
+PLAIN_BYTES_MAX: Final = 2048
+_PRINTABLE = re.compile(rb"[\x20-\x7e]*")
 REDIRECTS: Final = frozenset({300, 301, 302, 303, 307, 308})
 NOT_FOUND: Final = frozenset({404, 410})
 _SUCCESSES = frozenset({200, 203, 204, 206})
@@ -199,6 +203,8 @@ def decide(
     # Who sent credentials may have got an answer of his own; a lifetime, no-cache, or a directive of RFC 9111 section
     # 3.5 is the origin's word that it is for all.
     is_personal = credentials and explicit_s is None and not must_validate and not _is_for_authorized(directives)
+    if status in PROVOKED_STATUSES and (is_media or explicit_s is None or not _is_plain(request_fields)):
+        return replace(known, reason=Reason.PROVOKED)
     return _permission(known, status, explicit_s, rules, credentials, is_personal)
 
 
@@ -248,8 +254,6 @@ def _permission(
 ) -> Verdict:
     """Verdict on a response that nothing forbids to share."""
     is_media = rules.profile == "media"
-    if status in PROVOKED_STATUSES:
-        return replace(known, reason=Reason.PROVOKED)
     if status in NOT_FOUND or status in REDIRECTS:
         return _negative(known, status, explicit_s, rules, credentials)
     if status not in _SUCCESSES:
@@ -309,6 +313,8 @@ def _lasting(
     can_be_stale = not known.forbids_stale and (
         known.stale_while_revalidate_s > 0 or known.stale_if_error_s > 0 or is_medium
     )
+    # A viewer's max-stale may want what came stale already, from a cache behind us (RFC 9111 section 5.2.1.2).
+    can_be_stale = can_be_stale or (not is_media and not known.forbids_stale and lifetime_s > 0)
     store = (has_word or status in _STORED_TO_VALIDATE) and (has_validator(known) or can_be_stale)
     # RFC 9111 section 4: joining is reuse. What is not fresh answers those who asked before it was fetched (DESIGN.md
     # section 5, validation). Without a word of the origin only in profile media, where all of them ask the origin the
@@ -366,6 +372,16 @@ def invalidates(method: bytes, status: int) -> bool:
     """Whether the answer to this method makes the stored responses of its target invalid (RFC 9111 section 4.4)."""
     # Unknown methods count as unsafe (RFC 9110 section 9.2.1); a failed request invalidates nothing.
     return method not in (b"GET", b"HEAD", b"OPTIONS", b"TRACE") and 200 <= status < 400
+
+
+def _is_plain(request_fields: Fields) -> bool:
+    """Whether nothing in a request is odd enough to have provoked an error that others would not have got: it is small,
+    printable, and asks for no part and no expectation (the CPDoS classes: oversized, meta character, override)."""
+    if sum(len(name) + len(value) for name, value in request_fields) > PLAIN_BYTES_MAX:
+        return False
+    if any(has(request_fields, name) for name in (b"range", b"expect", b"upgrade", b"te")):
+        return False
+    return all(is_token(name) and _PRINTABLE.fullmatch(value) for name, value in request_fields)
 
 
 def _has_credentials(request_fields: Fields, rules: OriginRules) -> bool:

@@ -196,7 +196,7 @@ def _is_zero(parameters: bytes) -> bool:
         name, _, value = parameter.strip(b" \t").partition(b"=")
         if name.strip(b" \t") == b"q":
             value = value.strip(b" \t")
-            return bool(value) and not value.strip(b"0.")
+            return bool(value) and not value.strip(b"0. \t")
     return False
 
 

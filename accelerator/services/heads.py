@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from accelerator.dataplane import FLAG_HAS_AGE, FLAG_MUST_VALIDATE, FLAG_NO_BODY, FOREVER_NS
+from accelerator.dataplane import (
+    FLAG_DATE_IS_STRONG,
+    FLAG_HAS_AGE,
+    FLAG_MAY_BE_STALE,
+    FLAG_MUST_VALIDATE,
+    FLAG_NO_BODY,
+    FOREVER_NS,
+)
 from accelerator.protocols.cache_decide import Verdict
-from accelerator.protocols.fields import Field, Fields, get_all, get_list, has
+from accelerator.protocols.dates import parse_http_date
+from accelerator.protocols.fields import Field, Fields, get_all, get_first, get_list, has
 
 NS = 1_000_000_000
 # RFC 9110 section 15.4.5, and what a browser's CORS check needs on a 304 too.
@@ -99,6 +107,11 @@ def compose(
         fresh_until_ns = min(FOREVER_NS, response_ns + int(verdict.lifetime_s * NS) - age_ns)
     else:
         flags |= FLAG_MUST_VALIDATE
+    if not verdict.forbids_stale:
+        flags |= FLAG_MAY_BE_STALE
+    date_s = parse_http_date(get_first(fields, b"date") or b"")
+    if verdict.last_modified_s is not None and date_s is not None and date_s > verdict.last_modified_s:
+        flags |= FLAG_DATE_IS_STRONG  # RFC 9110 section 8.8.2.2: at least a second lies between them
     stale_until_ns = 0
     if verdict.stale_while_revalidate_s > 0 and not verdict.forbids_stale and fresh_until_ns:
         window_s = min(verdict.stale_while_revalidate_s, verdict.stale_limit_s)

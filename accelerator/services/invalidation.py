@@ -48,8 +48,15 @@ def _same_origin_path(origin: Origin, source: UpstreamRequest, reference: bytes)
     except ValueError:  # no URL: urlsplit refuses "http://["
         return None
     upstreams = {(each.scheme, each.authority.decode("latin-1").lower()) for each in origin.client.settings.upstreams}
-    is_ours = parts.scheme == "http" and authority in ("box", asked)
-    if not is_ours and (parts.scheme, authority) not in upstreams:
+    # Neither scheme nor listener is part of the key: behind a TLS listener the same is named by https.
+    plain = (parts.scheme, _plain(parts.scheme, authority))
+    is_ours = parts.scheme in ("http", "https") and plain[1] in ("box", _plain(parts.scheme, asked))
+    if not is_ours and plain not in {(scheme, _plain(scheme, name)) for scheme, name in upstreams}:
         return None
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return path.encode("latin-1", "replace")
+
+
+def _plain(scheme: str, authority: str) -> str:
+    """An authority without its scheme's own port (RFC 9110 section 4.2.3)."""
+    return authority.removesuffix(":443" if scheme == "https" else ":80")

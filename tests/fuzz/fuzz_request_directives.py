@@ -13,15 +13,15 @@ from mutation import mutated, run
 
 from accelerator.protocols.cache_control import request_directives
 from accelerator.protocols.origin_rules import OriginRules
-from ext.directives import refuses
+from ext.directives import refuses, takes_stale
 from ext.http_head import parse_request
 
 SEEDS = [
     b"no-cache", b"max-age=30", b'max-age="30", min-fresh=5', b"min-fresh=90", b"max-age=0", b'x="a, no-cache',
     b"No-Cache=x", b'x="a, no-cache, ", max-age=1', b"max-age =9", b'max-age="3\\0"', b"max-age=99999999999999999999",
-    b"no-cache ,,", b"",
+    b"no-cache ,,", b"", b"max-stale", b"max-stale=5", b'max-stale="5"', b"max-stale =5", b"max-stale=x",
 ]  # fmt: skip
-WORDS = [b'"', b"\\", b",", b" ", b"\t", b"=", b"no-cache", b"max-age=", b"min-fresh=", b"60", b"0"]
+WORDS = [b'"', b"\\", b",", b" ", b"\t", b"=", b"no-cache", b"max-age=", b"min-fresh=", b"max-stale", b"60", b"0"]
 GENERIC = OriginRules(profile="generic")
 NS = 10**9
 
@@ -38,6 +38,8 @@ def check(source: random.Random) -> None:
     wanted = request_directives(request.fields, GENERIC)
     refused = not wanted.accepts(age_s=age_s, lifetime_s=age_s + left_s)
     assert refuses(head, age_s * NS, left_s * NS) is refused, head
+    stale_s = source.choice([1, 5, 6, 10**6])
+    assert takes_stale(head, stale_s * NS) is wanted.accepts_stale(stale_s), head
 
 
 def test_fuzz_request_directives() -> None:

@@ -140,10 +140,38 @@ def test_dash_utc_timing_is_never_stored_nor_shared() -> None:
 # -- by status ---------------------------------------------------------------------------------------------------------
 
 
+ODD = [
+    (b"X-Long", b"a" * 3000),
+    (b"X-Meta", b"\x08"),
+    (b"X-High", b"\xff"),
+    (b"Range", b"bytes=9-"),
+    (b"Expect", b"x"),
+]
+
+
+@BOTH
+@pytest.mark.parametrize("odd", ODD, ids=[name.decode() for name, _ in ODD])
+@pytest.mark.parametrize("status", sorted(PROVOKED_STATUSES))
+def test_provoked_errors_are_never_stored_nor_shared(status: int, odd: Field, rules: OriginRules) -> None:
+    verdict = judge(cc(b"public, max-age=60"), ETAG, status=status, rules=rules, request=[odd])
+    assert (verdict.store, verdict.shareable, verdict.share_waiting) == (False, False, False)
+    assert verdict.not_shareable_for_s == 0
+
+
 @BOTH
 @pytest.mark.parametrize("status", sorted(PROVOKED_STATUSES))
-def test_provoked_errors_are_never_stored_nor_shared(status: int, rules: OriginRules) -> None:
-    verdict = judge(cc(b"public, max-age=60"), ETAG, status=status, rules=rules)
+@pytest.mark.parametrize("value", [b"max-age=60", b"public"])
+def test_9111_3_an_error_that_nothing_odd_provoked_is_stored_in_generic_where_it_says_how_long(
+    status: int, value: bytes, rules: OriginRules
+) -> None:
+    verdict = judge(cc(value), ETAG, status=status, rules=rules, request=[(b"Accept", b"*/*")])
+    assert verdict.store is (rules.profile == "generic" and value == b"max-age=60")
+
+
+@BOTH
+@pytest.mark.parametrize("status", sorted(PROVOKED_STATUSES))
+def test_a_provoked_error_without_a_lifetime_is_nobody_elses(status: int, rules: OriginRules) -> None:
+    verdict = judge(cc(b"public"), ETAG, status=status, rules=rules)
     assert (verdict.store, verdict.shareable, verdict.share_waiting) == (False, False, False)
     assert verdict.not_shareable_for_s == 0
 

@@ -142,6 +142,21 @@ async def test_no_path_leads_out_of_the_scope(box: Box, path: str) -> None:
     assert origin.requests == []
 
 
+@pytest.mark.parametrize("name", ["..%2fpaid%2fa.ts", "%2e%2e%2fpaid%2fa.ts", "..", "%2e%2e", "..%5cpaid", "..\\paid",
+                                  "..;x", "a%00.ts", "%252e%252e%252fpaid"])  # fmt: skip
+@scenario
+async def test_bug_a_yes_for_a_directory_was_one_for_what_an_origin_decodes_out_of_it(box: Box, name: str) -> None:
+    """After one verified request in /free/, the worker let `/free/..%2fpaid%2fa.ts` through by its directory alone."""
+    good = token(path="/free/")
+    async with box.origin({b"/free/a.ts": reply(b"free", fields=FRESH)}) as origin:
+        assert (await get(box, f"/free/a.ts?token={good}", host=JWT)).status == 200
+        origin.requests.clear()
+        answer = await get(box, f"/free/{name}?token={good}", host=JWT)
+        assert answer.status in (400, 403)
+        assert origin.requests == []
+        assert "hit" in (await get(box, f"/free/a.ts?token={good}", host=JWT)).cache
+
+
 @scenario
 async def test_a_yes_for_an_object_is_for_that_object_and_query(box: Box) -> None:
     """`covers: object`: each is judged, also for a token that is for all; a scope of one object is one anywhere."""

@@ -1,0 +1,3 @@
+"""Types of ext/vary.pyx: the values that select a variant."""
+
+def values(names: bytes, request_head: bytes) -> bytes | None: ...
