@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from ext.access_reader import AccessReader, digest_of_query
 from ext.listing import COMPLETE, FILLING, list_objects
+from ext.tags import tagged_objects
 
 from accelerator.policy.compile import Tables
 from ext import disk as _disk
@@ -40,7 +41,7 @@ __all__ = [
     "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS",
     "HEALTH_PATH", "RECORD_DTYPE", "SLICE_BYTES", "START_BYTES", "DataPlane", "DiskIo", "DiskKind", "Exchange",
     "Grants", "HeadError", "RequestBody", "StoredObject", "digest_of_query", "disk_checksum", "list_objects",
-    "parse_request", "parse_response", "seal_bytes", "space_of", "unseal_bytes",
+    "parse_request", "parse_response", "seal_bytes", "space_of", "tagged_objects", "unseal_bytes",
 ]  # fmt: skip
 
 COUNTER_HELP: dict[str, str] = {name: text for _, name, text in layout.COUNTERS}
@@ -145,6 +146,7 @@ class DataPlane:
             parameters += [strings.add(name) for name in row.credential_cookies]
             origin["rule"], origin["refusal"] = row.credential_rule, row.refusal
             origin["judges_all"] = row.judges_all
+            origin["offline_ns"] = int(row.max_offline_s * 1e9)
         hosts: list[tuple[int, ...]] = []
         paths: list[tuple[int, ...]] = []
         for host in tables.hosts:

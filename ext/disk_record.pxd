@@ -16,6 +16,7 @@ cdef enum:                      # Record.kind
     RECORD_SLICE = 2            # payload: body bytes
     RECORD_GONE = 3             # the key's objects written before are purged; no payload
     RECORD_ORIGIN_GONE = 4      # the same for all of an origin
+    RECORD_CLASS_GONE = 5       # and of a class
 
 cdef enum:                      # what is wrong with a record
     RECORD_GOOD = 0
@@ -36,7 +37,7 @@ cdef packed struct Record:
     uint8_t key[16]             # keyed digest of origin and key
     uint64_t variant            # digest of the Vary names and values
     uint64_t generation         # of one stored representation: random
-    uint32_t slice_index
+    uint32_t slice_index        # of a head: how many tags it has
     uint32_t length             # of the payload
     uint64_t total_length
     int64_t wall_ns             # when it was written

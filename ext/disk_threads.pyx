@@ -300,8 +300,8 @@ cdef int do_read(Disk* disk, Job* job) noexcept nogil:
     error = record_check(&record, job.segment)
     if error:
         return error
-    if (record.kind != want.kind or record.length != job.n or record.slice_index != want.slice_index
-            or record.generation != want.generation or (want.kind == RECORD_SLICE and memcmp(record.key, want.key, 16) != 0)):
+    if (record.kind != want.kind or record.length != job.n or record.generation != want.generation
+            or (want.kind == RECORD_SLICE and (record.slice_index != want.slice_index or memcmp(record.key, want.key, 16) != 0))):
         return RECORD_OTHER
     error = record_open(&record, job.memory, job.offset, job.key if job.has_key else NULL)
     memcpy(want, &record, sizeof(Record))

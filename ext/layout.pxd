@@ -115,6 +115,7 @@ cdef packed struct OriginRow:
     uint32_t n_cookies
     uint64_t rule               # 0: viewers' credentials are not judged; else part of what a yes is remembered by
     uint32_t refusal            # the status of a no
+    int64_t offline_ns          # what was not checked with the origin for longer isn't used; 0: no limit
     uint32_t judges_all         # methods other than GET and HEAD too: the box decides, not the origin
 
 cdef packed struct HostRow:

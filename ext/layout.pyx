@@ -93,7 +93,8 @@ ORIGIN_DTYPE = np.dtype(
     [("credential", "u4"), ("n_credentials", "u4"), ("profile", "u1"), ("is_used", "u1"), ("class_index", "u2"),
      ("methods", "u2"), ("method", "u4"), ("n_methods", "u4"), ("allow", "u4"), ("allow_length", "u4"),
      ("body_max", "u8"), ("wait_ns", "i8"), ("may_tunnel", "u4"),
-     ("header", "u4"), ("n_headers", "u4"), ("cookie", "u4"), ("n_cookies", "u4"), ("rule", "u8"), ("refusal", "u4"), ("judges_all", "u4")]
+     ("header", "u4"), ("n_headers", "u4"), ("cookie", "u4"), ("n_cookies", "u4"), ("rule", "u8"), ("refusal", "u4"),
+     ("offline_ns", "i8"), ("judges_all", "u4")]
 )
 HOST_DTYPE = np.dtype([("pattern", "u4"), ("pattern_length", "u4"), ("path", "u4"), ("n_paths", "u4"), ("kind", "u4")])
 PATH_DTYPE = np.dtype([("prefix", "u4"), ("prefix_length", "u4"), ("origin", "u4")])

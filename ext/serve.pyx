@@ -188,7 +188,7 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
     cdef Head* stored
     cdef uint32_t how = AS_HIT
     cdef uint32_t kind = EXCHANGE_MISS
-    cdef bint is_fresh, is_refused
+    cdef bint is_fresh, is_refused, is_known
     c.log_origin = origin
     key_length = find_key(w, data, head, origin, &hash)
     entry = table_find(w.store, hash, origin, key, key_length)
@@ -203,7 +203,10 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
         if object == w.permitted:
             count(&w.counters[C_STALE_SERVED], 1)
             return respond_object(w, c, data, n, head, object, AS_HIT)
-        is_fresh = w.now_ns < stored.fresh_until_ns
+        # Whatever lifetime it was given: what the origin may have withdrawn since is not used unasked (max_offline).
+        is_known = (w.tables.origins[origin].offline_ns == 0
+                    or w.now_ns - stored.validated_ns <= w.tables.origins[origin].offline_ns)
+        is_fresh = is_known and w.now_ns < stored.fresh_until_ns
         # Profile media ignores viewers' directives: reload keys would be a storm at the origin.
         is_refused = w.tables.origins[origin].profile != 0 and refuses_stored(
             data, head, w.now_ns - stored.born_ns, stored.fresh_until_ns - w.now_ns)
@@ -212,7 +215,7 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
             c.arrival_ns = now_ns()
         if (is_fresh and not is_refused) or c.arrival_ns <= stored.validated_ns:
             return respond_object(w, c, data, n, head, object, how)
-        if w.now_ns < stored.stale_until_ns and not is_refused:
+        if is_known and w.now_ns < stored.stale_until_ns and not is_refused:
             refresh_behind(w, c, data, head, origin, hash, key, key_length, object)
             count(&w.counters[C_STALE_SERVED], 1)
             return respond_object(w, c, data, n, head, object, how)

@@ -65,6 +65,12 @@ cdef struct Slice:
     uint32_t first              # where `data` begins, in the slice: 0 but for a stream
     uint32_t reading            # SLICE_UNREAD and so on
 
+cdef struct Tagged:             # one tag of one object (ext/tags.pxd)
+    Tagged* next                # in its bucket
+    Tagged* previous
+    uint64_t tag
+    Object* object              # NULL once it has left the table
+
 cdef struct Directory:
     uint64_t n
     Slice slices[1]
@@ -111,6 +117,8 @@ cdef struct Object:
     uint32_t origin
     uint64_t n_filled_bytes     # body bytes in memory (writers only)
     uint64_t generation         # its name on the disk; 0: it isn't kept there (writers only)
+    Tagged* tags                # writers only, as all of ext/tags.pxd
+    uint32_t n_tags
     Object* newer               # eviction queue (SIEVE)
     Object* older
 
@@ -160,6 +168,7 @@ cdef struct Store:              # allocated on a cache line; what workers write 
     Entry* oldest_mark
     Entry* newest_mark
     uint64_t n_marks
+    Tagged** tag_buckets        # NULL until an object has a tag
     uint32_t last_vary_id
     void (*destroy)(Store*, Object*) noexcept nogil
     bint (*make_room)(Store*, uint64_t) noexcept nogil

@@ -8,6 +8,7 @@ from ext.atomics cimport *
 from ext.body cimport directory_bytes, empty_slice, take_waiting
 from ext.reclaim cimport reclaim, retire, store_allocate
 from ext.table cimport drop_marks, entry_prune, table_detach, table_new, unmark
+from ext.tags cimport TAG_BUCKETS, tags_free, tags_unlink
 
 cdef enum:
     MIN_RESERVE = 1048576
@@ -60,6 +61,9 @@ cdef void store_close(Store* store) noexcept nogil:
     reclaim(store)
     arena_free(&store.arena, table, table.size)
     store.table = NULL
+    if store.tag_buckets != NULL:
+        arena_free(&store.arena, store.tag_buckets, TAG_BUCKETS * sizeof(Tagged*))
+        store.tag_buckets = NULL
     arena_trim(&store.arena)
     free(store.retired)
     store.retired = NULL
@@ -105,6 +109,8 @@ cdef uint32_t object_fail(Store* store, Object* object) noexcept nogil:
 cdef void object_destroy(Store* store, Object* object) noexcept nogil:
     cdef uint64_t i
     unqueue(store, object)
+    tags_unlink(store, object)
+    tags_free(store, object)
     for i in range(object.directory.n):
         if object.directory.slices[i].data != NULL:
             arena_free(&store.arena, object.directory.slices[i].data, object.directory.slices[i].capacity)

@@ -10,6 +10,7 @@ from ext.http_head cimport RequestHead, parse_request
 from ext.reclaim cimport retire, store_allocate
 from ext.store cimport *
 from ext.table cimport hash_key, table_detach, table_insert
+from ext.tags cimport MAX_TAGS, tags_set
 from ext.vary cimport MAX_VARY_BYTES, vary_key_of
 
 
@@ -116,6 +117,29 @@ cdef class StoredObject:
     @generation.setter
     def generation(self, uint64_t generation):
         self.object.generation = generation
+
+    @property
+    def tags(self) -> tuple:
+        """Numbers of its tags, as set_tags() was given them."""
+        return tuple([self.object.tags[i].tag for i in range(self.object.n_tags)])
+
+    def set_tags(self, tags) -> bool:
+        """Makes it findable by tagged_objects(), by at most 256 numbers, while it is in the table. False: no memory."""
+        cdef Store* store = &self.plane.shared.store
+        cdef uint64_t numbers[MAX_TAGS]
+        cdef uint32_t n = 0
+        cdef bint done
+        if len(tags) > MAX_TAGS:
+            raise ValueError("more tags than an object can have")
+        for tag in tags:
+            numbers[n] = tag
+            n += 1
+        if n == 0 and self.object.n_tags == 0:
+            return True
+        pthread_mutex_lock(&store.lock)
+        done = tags_set(store, self.object, numbers, n)
+        pthread_mutex_unlock(&store.lock)
+        return done
 
     @property
     def key(self):

@@ -7,6 +7,7 @@ from ext.atomics cimport *
 from ext.reclaim cimport retire, store_allocate
 from ext.siphash cimport hash_bytes
 from ext.store cimport *
+from ext.tags cimport tags_unlink
 from ext.vary cimport MAX_VARY_BYTES, vary_key_of
 
 
@@ -185,6 +186,7 @@ cdef void table_detach(Store* store, Object* object) noexcept nogil:
     if object.flags & OBJECT_COMPLETE:
         store.n_objects -= 1
     unlink_variant(entry, object)
+    tags_unlink(store, object)
     object.entry = NULL
     or_u32(&object.flags, OBJECT_DETACHED)
     entry_prune(store, entry)

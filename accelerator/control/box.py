@@ -212,8 +212,11 @@ class Box(Protocol):
         """CacheList. `sort`: url ascending; size, age, ttl descending. `contains`: in host and path, of any case."""
         ...
 
-    def cache_purge(self, *, url: str | None, prefix: str | None, origin: str | None) -> Answer:
-        """{"purged": n}, after no viewer can be answered with them any more. Exactly one argument is not None."""
+    def cache_purge(
+        self, *, url: str | None, prefix: str | None, origin: str | None, tag: str | None = None
+    ) -> Answer:
+        """{"purged": n}, after no viewer can be answered with them any more. Exactly one argument is not None, or tag
+        and origin."""
         ...
 
     def object_purge(self, *, name: str) -> Answer:

@@ -50,9 +50,10 @@ class Command:
     """One command. `name` is what is typed and what travels; `may_change`: only root and the daemon's own user may
     give it.
 
-    `one_of`: exactly one of these arguments must be there. `is_offline`: needs no daemon, never travels.
-    `box_method`: the method of control.box.Box that answers it. `request_bytes_max`: of a request for it from a peer
-    that may change; others, and other commands, have control.message's limit. `is_secret`: no log may hold its answer.
+    `one_of`: exactly one of these arguments must be there; of `may_narrow` the second one narrows the first.
+    `is_offline`: needs no daemon, never travels. `box_method`: the method of control.box.Box that answers it.
+    `request_bytes_max`: of a request for it from a peer that may change; others, and other commands, have
+    control.message's limit. `is_secret`: no log may hold its answer.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Command:
     may_change: bool = False
     is_offline: bool = False
     one_of: tuple[str, ...] = ()
+    may_narrow: tuple[str, str] = ("", "")
     box_method: str = ""
     request_bytes_max: int = 0
     is_secret: bool = False
@@ -139,14 +141,16 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "cache purge",
-        "forget one URL (all its variants), all below a prefix, or a whole origin",
+        "forget one URL (all its variants), all below a prefix, a whole origin, or all with a tag",
         (
             Argument("url", "text", "a URL as viewers write it", is_positional=True),
             Argument("prefix", "text", "forget every object whose URL begins so"),
-            Argument("origin", "text", "forget every object of this origin"),
+            Argument("origin", "text", "forget every object of this origin; with --tag: only those with the tag"),
+            Argument("tag", "text", "forget every object that its origin gave this tag (Cache-Tag, Surrogate-Key)"),
         ),
         may_change=True,
-        one_of=("url", "prefix", "origin"),
+        one_of=("url", "prefix", "origin", "tag"),
+        may_narrow=("tag", "origin"),
         box_method="cache_purge",
     ),
     Command(
@@ -236,8 +240,9 @@ def check_arguments(command: Command, given: Mapping[str, object]) -> dict[str, 
         else:
             checked[name] = _checked(command, argument, value)
     if command.one_of:
-        n_given = sum(checked[name] is not None for name in command.one_of)
-        if n_given != 1:
+        names = [name for name in command.one_of if checked[name] is not None]
+        n_given = len(names)
+        if n_given != 1 and sorted(names) != sorted(command.may_narrow):
             raise _fault(command, f"exactly one of {', '.join(command.one_of)} is needed, {n_given} given")
     return checked
 

@@ -32,7 +32,7 @@ class OriginRow:
     """`profile` is an index of PROFILES. `methods`: what Allow says. `any_method`: others are passed too.
     `wait_s`: longer than the upstream client can take to give a head or an error. `credential_rule`: 0: nobody's
     credential is judged; else a number of 63 bits that differs for each rule, so that what was allowed under one is not
-    under another. `may_tunnel`: Upgrade goes up."""
+    under another. `may_tunnel`: Upgrade goes up. `max_offline_s`: 0: no limit."""
 
     name: str
     profile: int
@@ -48,6 +48,7 @@ class OriginRow:
     may_tunnel: bool = False
     refusal: int = 403
     judges_all: bool = False
+    max_offline_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ def compile_policy(policy: Policy) -> Tables:
     limits = policy.limits
     return Tables(
         site=policy.site.name,
-        origins=tuple(_origin_row(name, row) for name, row in policy.origins.items()),
+        origins=tuple(_origin_row(name, row, policy) for name, row in policy.origins.items()),
         hosts=_host_rows(policy),
         listeners=tuple(
             ListenerRow(name, row.address.host, row.address.port, sum({1 << zones.index(zone) for zone in row.zones}))
@@ -224,7 +225,7 @@ def _multicast_row(policy: Policy, name: str) -> MulticastRow:
     )
 
 
-def _origin_row(name: str, row: Origin) -> OriginRow:
+def _origin_row(name: str, row: Origin, policy: Policy) -> OriginRow:
     is_media = row.profile == "media"
     methods = tuple(dict.fromkeys(row.methods)) or ("GET", "HEAD")
     if is_media and "OPTIONS" not in methods:
@@ -248,7 +249,15 @@ def _origin_row(name: str, row: Origin) -> OriginRow:
         may_tunnel=row.tunnels > 0 and (row.upgrade or not is_media),
         judges_all=row.credential is not None and row.credential.verify is not None,
         refusal=row.credential.refusal if row.credential is not None else 403,
+        max_offline_s=max_offline_of(row, policy),
     )
+
+
+def max_offline_of(row: Origin, policy: Policy) -> float:
+    """The shorter of the origin's and its class's, in seconds; 0: no limit."""
+    own_class = policy.classes.get(row.class_ or "")
+    limits = (row.max_offline, own_class.max_offline if own_class is not None else None)
+    return min((each for each in limits if each is not None), default=0.0)
 
 
 def _rule_number(origin: Origin) -> int:

@@ -141,6 +141,9 @@ def _effects(old: Policy, new: Policy, changes: Sequence[Change]) -> Iterator[Ef
     for name in new.origins:
         if name not in old.origins:
             yield Effect("origin", name, f"origin '{name}' is new: it begins with nothing stored")
+    for name in new.classes:
+        if f"classes.{name}.max_offline" in keys:
+            yield Effect("cache", name, f"class '{name}': another time for which content is used unchecked, at once")
     if any(key.split(".")[0] == "zones" for key in keys):
         yield Effect("zone", "zones", "viewers may be in another zone from their next request on")
     if any(key.startswith("limits.") for key in keys):
@@ -233,5 +236,11 @@ def _origin_effects(name: str, old: Origin, new: Origin) -> Iterator[Effect]:
             yield Effect("cache", name, text)
     if any(before[key] != after[key] for key in ("methods", "body_max")):
         yield Effect("route", name, f"origin '{name}': other methods or larger bodies are passed or refused")
+    if before["max_offline"] != after["max_offline"]:
+        limit = f"{after['max_offline']} after its origin confirmed it" if after["max_offline"] else "its lifetime"
+        yield Effect("cache", name, f"origin '{name}': content is used unchecked until {limit} at most")
+    if old.forward_tags != new.forward_tags:
+        what = "reach viewers" if new.forward_tags else "are kept from viewers"
+        yield Effect("route", name, f"origin '{name}': tags of what is fetched from now on {what}")
     if old.class_ != new.class_:
         yield Effect("cache", name, f"origin '{name}': what is stored from now on is of class {new.class_ or 'none'}")

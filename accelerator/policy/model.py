@@ -61,6 +61,11 @@ class Class(Section):
     quota: Annotated[int, *percent_between("1%", "100%")] = Field(
         default=100, description="The most of the disk that objects of this class may take."
     )
+    max_offline: Annotated[float, *time_between("1s", "3650d")] | None = Field(
+        default=None,
+        description="What was not checked with its origin for so long is checked before it is used, however fresh it "
+        "is, and not used where that fails; left out: no limit. Of a class's and an origin's the shorter one holds.",
+    )
 
 
 class Disk(Section):

@@ -204,6 +204,15 @@ class Origin(Section):
         default=None,
         description="Where viewers' credentials are, what they cover, and who judges them; left out: nobody does.",
     )
+    max_offline: Annotated[float, *time_between("1s", "3650d")] | None = Field(
+        default=None,
+        description="What was not checked with the origin for so long is checked before it is used, however fresh it "
+        "is, and not used where that fails; left out: the class's, or no limit.",
+    )
+    forward_tags: Switch = Field(
+        default=False,
+        description="Pass Cache-Tag and Surrogate-Key on to viewers, for another cache between them and this box.",
+    )
     override_private: Switch = Field(
         default=False,
         description="Store playlists and segments although the origin says no-store or private. "

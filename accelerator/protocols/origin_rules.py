@@ -15,6 +15,8 @@ class OriginRules:
     `forward`: names, in any case, of further request fields that go to the origin (profile media).
     `credential_headers` (lower case), `credential_cookies`: where viewers' credentials are. Each viewer is judged by
         them before he gets anything, so they make no answer personal, and select no variant.
+    `forward_tags`: viewers get Cache-Tag and Surrogate-Key.
+    `max_offline_s`: what was not checked with the origin for longer is not used; 0: no limit.
     """
 
     profile: Literal["media", "generic"] = "media"
@@ -23,3 +25,5 @@ class OriginRules:
     forward: tuple[bytes, ...] = ()
     credential_headers: tuple[bytes, ...] = ()
     credential_cookies: tuple[bytes, ...] = ()
+    forward_tags: bool = False
+    max_offline_s: float = 0.0

@@ -387,9 +387,9 @@ class Appliance:
         )
 
     def cache_purge(
-        self, *, url: str | None, prefix: str | None, origin: str | None
+        self, *, url: str | None, prefix: str | None, origin: str | None, tag: str | None = None
     ) -> Awaitable[dict[str, int]]:
-        return self.inventory.purge(url=url, prefix=prefix, origin=origin)
+        return self.inventory.purge(url=url, prefix=prefix, origin=origin, tag=tag)
 
     async def object_purge(self, *, name: str) -> dict[str, Any]:
         url = self.inventory.shown_url(name)

@@ -12,11 +12,11 @@ from accelerator import clock
 from accelerator.dataplane import FLAG_MUST_VALIDATE, SLICE_BYTES
 from accelerator.errors import AcceleratorError, ControlError
 from accelerator.protocols import live
-from accelerator.services.disk_keys import number_of
-from accelerator.services.disk_log import GONE, ORIGIN_GONE, DiskLog, Naming
+from accelerator.services.disk_keys import Naming, number_of
+from accelerator.services.disk_log import DiskLog
 from accelerator.services.heads import NS, status_line
-from accelerator.store.head import DiskHead, pack_head, to_monotonic, to_wall, unpack_head
-from accelerator.store.index import Head
+from accelerator.store.head import LONG_AGO_NS, DiskHead, pack_head, to_monotonic, to_wall, unpack_head
+from accelerator.store.index import GONE, ORIGIN_GONE, Head
 
 if TYPE_CHECKING:
     from accelerator.dataplane import DataPlane, Exchange, StoredObject
@@ -43,6 +43,10 @@ LISTED_MOST = 100_000
 READ_AT_ONCE = 64
 HEAD_RETRIES = 1000
 KINDS = list(live.Kind)
+# Fields of a request that are its viewer's own: what varies by them would be on the disk with their values.
+_VIEWERS_OWN = frozenset({b"authorization", b"cookie"})
+# A check is written down when so much of max_offline has passed since the last one that was.
+CHECKS_WRITTEN = 8
 _PLAYLISTS = frozenset({live.Kind.PLAYLIST, live.Kind.LIVE_PLAYLIST})
 
 Key = tuple[int, bytes]
@@ -66,6 +70,14 @@ class DiskTier:
         log.on_room = self._catch_up
         self._late: set[tuple[int, int]] = set()
         self._quota_ns = 0
+        self._early: list[Callable[[], int]] = []  # purges from before the index was there
+        log.on_loaded = self._loaded
+
+    def _loaded(self) -> None:
+        """Nothing has been found in the index yet: what was purged while it loaded never is."""
+        early, self._early = self._early, []
+        for bury in early:
+            bury()
 
     def set_classes(self, kept: dict[int, tuple[str, int]]) -> None:
         """Which classes are kept, by the index that origins name (0: none), with name and quota in bytes."""
@@ -79,9 +91,17 @@ class DiskTier:
             return None
         return Naming(self.log.keys.digest(origin.name, key), number_of(origin.name), kept[0])
 
+    def _grave(self, origin: Origin, key: bytes) -> Naming:
+        """What a purge names: also of an origin whose class isn't kept any more, as it may be again."""
+        return Naming(self.log.keys.digest(origin.name, key), number_of(origin.name), "")
+
     def _naming_of(self, stored: StoredObject) -> Naming | None:
+        """None where it isn't kept, or is kept, and sealed, under another class than its origin has now."""
         key, origin = stored.key, self._origins.by_id.get(stored.origin)
-        return None if key is None or origin is None else self._naming(origin, key)
+        naming = None if key is None or origin is None else self._naming(origin, key)
+        if naming is None or self.log.index.class_of(naming.key, stored.generation) not in (None, naming.class_id):
+            return None
+        return naming
 
     # -- writing behind ------------------------------------------------------------------------------------------------
 
@@ -90,6 +110,8 @@ class DiskTier:
         if origin.class_index not in self._kept_classes or not verdict.shareable or verdict.kind in _PLAYLISTS:
             return
         if not (verdict.store or verdict.partial is not None) or stored.status not in STATUSES:
+            return
+        if not _VIEWERS_OWN.union(origin.rules.credential_headers).isdisjoint(verdict.vary):
             return
         has_validator = verdict.etag is not None or verdict.last_modified_s is not None
         if verdict.lifetime_s < LIFETIME_MIN_S and not has_validator:
@@ -148,12 +170,14 @@ class DiskTier:
         if stored.generation and 0 <= total <= SLICE_BYTES and stored.is_whole:
             self.slice_done(stored, total)
 
-    def head_changed(self, stored: StoredObject) -> None:
-        """A validation gave it another head."""
+    def head_changed(self, stored: StoredObject, checked_ns: int) -> None:
+        """A validation gave it another head; before, it had last been checked at `checked_ns`."""
         naming = self._naming_of(stored)
         if naming is None or not stored.generation or not self._has_head(naming, stored.generation):
             return
-        if stored.fresh_until_ns - clock.monotonic_ns() >= REFRESH_MIN_S * NS:
+        step_ns = int(self._origins.by_id[stored.origin].rules.max_offline_s * NS) // CHECKS_WRITTEN
+        is_due = step_ns > 0 and checked_ns // step_ns != stored.validated_ns // step_ns
+        if is_due or stored.fresh_until_ns - clock.monotonic_ns() >= REFRESH_MIN_S * NS:
             self._write_head(stored, naming)
 
     def _has_head(self, naming: Naming, generation: int) -> bool:
@@ -161,17 +185,19 @@ class DiskTier:
 
     def _write_head(self, stored: StoredObject, naming: Naming) -> bool:
         origin = self._origins.by_id[stored.origin]
-        now_ns, wall_ns = clock.monotonic_ns(), int(clock.wall_s() * NS)
+        now_ns, wall_ns = clock.monotonic_ns(), clock.steady_wall_ns()
         lines, short_lines, etag, flags, last_modified_s = stored.head_parts()
         vary, values = stored.vary
-        generation = stored.generation
+        generation, tags = stored.generation, stored.tags
+        written = self.log.keys.written(stored.key or b"")
         try:
             payload = pack_head(
                 DiskHead(
-                    origin.name, stored.key or b"", vary, values, lines, short_lines, etag, stored.kind,
+                    origin.name, written, vary, values, lines, short_lines, etag, stored.kind,
                     flags | (HEAD_STRONG if stored.is_strong else 0), stored.status, last_modified_s,
                     to_wall(stored.fresh_until_ns, now_ns, wall_ns), to_wall(stored.stale_until_ns, now_ns, wall_ns),
-                    stored.born_ns - now_ns + wall_ns, wall_ns, stored.total_length,
+                    stored.born_ns - now_ns + wall_ns, wall_ns, stored.validated_ns - now_ns + wall_ns,
+                    stored.total_length, tags,
                 )
             )
         except ValueError:
@@ -179,7 +205,8 @@ class DiskTier:
         variant = int.from_bytes(self.log.keys.digest("", vary + b"\0" + values)[:8], "little")
         self._heads_queued.add(generation)
         done = lambda error, value: self._heads_queued.discard(generation)  # noqa: E731
-        if self.log.write_head(naming, variant, generation, stored.total_length, payload, done):
+        numbers = tuple(self.log.keys.tag(tag) for tag in tags)
+        if self.log.write_head(naming, variant, generation, stored.total_length, payload, done, tags=numbers):
             self._hold_quota(naming, stored.origin)
             return True
         self._heads_queued.discard(generation)
@@ -215,7 +242,8 @@ class DiskTier:
         if not heads:
             return False
         in_memory = {stored.generation for stored in self._plane.find(*key)}
-        wanted = [head for head in heads if head.generation not in in_memory]
+        # What was stored under another class is sealed by that one's key, and is erased with it.
+        wanted = [head for head in heads if head.generation not in in_memory and head.class_id == naming.class_id]
         if not wanted:
             return False
         self._looking[key] = [exchange]
@@ -241,17 +269,19 @@ class DiskTier:
 
     def restore(self, head: Head, naming: Naming, origin: Origin, key: bytes, found: DiskHead) -> StoredObject | None:
         """The object in memory, not listed yet and without its body."""
-        now_ns, wall_ns = clock.monotonic_ns(), int(clock.wall_s() * NS)
-        fresh_until_ns, stale_until_ns, born_ns = to_monotonic(found, now_ns, wall_ns)
+        now_ns, wall_ns = clock.monotonic_ns(), clock.steady_wall_ns()
+        fresh_until_ns, stale_until_ns, born_ns, checked_ns = to_monotonic(found, now_ns, wall_ns)
         if head.sequence < self.log.index.suspect_below:
-            fresh_until_ns = stale_until_ns = 0
+            fresh_until_ns, stale_until_ns, checked_ns = 0, 0, LONG_AGO_NS
         stored: StoredObject | None = self._plane.create(
             origin.id, found.total_length, found.status, status_line(found.status), found.lines, found.short_lines,
-            found.etag, found.last_modified_s, fresh_until_ns, stale_until_ns, 0, born_ns, found.flags & ~HEAD_STRONG,
+            found.etag, found.last_modified_s, fresh_until_ns, stale_until_ns, checked_ns, born_ns,
+            found.flags & ~HEAD_STRONG,
             False, bool(found.flags & HEAD_STRONG), found.kind, origin.class_index,
         )  # fmt: skip
-        if stored is not None:
-            stored.generation = head.generation
+        if stored is None or not stored.set_tags(found.tags):
+            return None
+        stored.generation = head.generation
         return stored
 
     # -- slices --------------------------------------------------------------------------------------------------------
@@ -323,49 +353,96 @@ class DiskTier:
 
     def forget(self, origin: Origin, key: bytes) -> int:
         """What is stored of a key is no more, for the origin or an operator said so; how many objects the disk had."""
-        naming = self._naming(origin, key)
-        if naming is None or not (self.log.index.find(naming.key) or self._heads_queued):
+        if not self.log.is_loaded:
+            self._early.append(lambda: self.log.graves.bury(GONE, self._grave(origin, key)))
             return 0
-        return self.log.bury(GONE, naming)
+        grave = self._grave(origin, key)
+        return self.log.graves.bury(GONE, grave) if self.log.index.find(grave.key) or self._heads_queued else 0
 
-    def forget_origin(self, origin: Origin) -> int:
-        naming = self._naming(origin, b"/")
-        return 0 if naming is None else self.log.bury(ORIGIN_GONE, naming)
+    def forget_digest(self, digest: bytes) -> int:
+        """The same by the digest of a key."""
+        return self.log.graves.bury(GONE, Naming(digest, 0, ""))
+
+    def forget_origin(self, name: str) -> int:
+        """All of an origin, also of one that the policy doesn't have any more."""
+        grave = Naming(bytes(16), number_of(name), "")
+        if not self.log.is_loaded:
+            self._early.append(lambda: self.log.graves.bury(ORIGIN_GONE, grave))
+            return 0
+        return self.log.graves.bury(ORIGIN_GONE, grave)
+
+    def knows_origin(self, name: str) -> bool:
+        return self.log.index.has_origin(number_of(name))
+
+    async def forget_tag(self, tag: int, origin: str | None) -> int:
+        """What has a tag. Raises ControlError where a head can't be asked for its tags."""
+        await self.settled_before()
+        await self.learn_tags()
+        keys = self.log.index.tagged(self.log.keys.tag(tag), None if origin is None else number_of(origin))
+        gone = 0
+        for n, key in enumerate(keys, 1):
+            gone += self.log.graves.bury(GONE, Naming(key.to_bytes(8, "little") + bytes(8), 0, ""))
+            if n % READ_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return gone
+
+    async def learn_tags(self) -> None:
+        """Of heads that the log had and the checkpoint had not. One that can't be read is none any more."""
+        while heads := self.log.index.untagged():
+            for at in range(0, len(heads), READ_AT_ONCE):
+                chunk = heads[at : at + READ_AT_ONCE]
+                for head, read in zip(chunk, await asyncio.gather(*map(self._read_head, chunk)), strict=True):
+                    if read is not None:
+                        self.log.index.learn_tags(head, tuple(self.log.keys.tag(tag) for tag in read[1].tags))
+                    elif not self.log.is_usable:
+                        raise ControlError("disk", "purged from memory; the disk can't tell tags now: try again")
+                    elif self._is_there(head):
+                        self.log.index.remove(head.row)
+
+    async def settled_before(self) -> None:
+        """Returns when all that was queued before can be found. Raises ControlError."""
+        try:
+            await self.log.graves.wait_loaded()
+            await self.log.graves.quiesce()
+        except AcceleratorError as error:
+            raise ControlError(error.kind, error.message) from error
 
     def given_up(self, stored: StoredObject, kind: str) -> None:
         """A fill has broken off. Where the origin has another representation now, what is here of the old one goes."""
         naming = self._naming_of(stored)
         if naming is not None and stored.generation and kind == "changed":
-            self.log.bury(GONE, naming)
+            self.log.graves.bury(GONE, naming)
 
     async def settle(self) -> None:
         """Returns when what was forgotten would stay forgotten after a power cut. Raises ControlError."""
         try:
-            await self.log.settle()
+            await self.log.graves.wait_loaded()
+            await self.log.graves.settle()
         except AcceleratorError as error:
             raise ControlError(error.kind, error.message) from error
 
-    async def listed(self) -> list[tuple[int, DiskHead]]:
-        """(origin row, head) of what is on the disk and not in memory: at most LISTED_MOST, the oldest rows first."""
+    async def listed(self) -> list[tuple[int, bytes, DiskHead]]:
+        """(origin row, digest of the key, head) of what is on the disk and not in memory: at most LISTED_MOST."""
         if not self.log.is_usable:
             return []
         in_memory = {stored.generation for _, _, stored in self._plane.objects()}
         by_name = {origin.name: origin.id for origin in self._origins.by_id.values()}
         rows = self.log.index.heads.live()[:LISTED_MOST].tolist()
-        found: list[tuple[int, DiskHead]] = []
+        found: list[tuple[int, bytes, DiskHead]] = []
         for at in range(0, len(rows), READ_AT_ONCE):
             heads = [self.log.index.head(row) for row in rows[at : at + READ_AT_ONCE]]
             reads = [self._read_head(head) for head in heads if head.generation and head.generation not in in_memory]
             for read in await asyncio.gather(*reads):
-                if read is not None and read.origin in by_name:
-                    found.append((by_name[read.origin], read))
+                if read is not None and read[1].origin in by_name:
+                    found.append((by_name[read[1].origin], *read))
         return found
 
-    async def names(self) -> tuple[set[Key], int]:
-        """Every key on the disk, however many, and how many records could not be read. What must not be missed (a purge
-        by prefix) asks this: a head that moves meanwhile is met again, as its generation stays."""
+    async def names(self) -> tuple[set[tuple[int, bytes, bytes]], int]:
+        """(origin row, key as it is written, its digest) of all on the disk, however much, and how many records could
+        not be read. What must not be missed (a purge by prefix) asks this: a head that moves meanwhile is met again, as
+        its generation stays."""
         by_name = {origin.name: origin.id for origin in self._origins.by_id.values()}
-        found: set[Key] = set()
+        found: set[tuple[int, bytes, bytes]] = set()
         seen: set[int] = set()
         n_unread = 0
         while self.log.is_usable:
@@ -378,8 +455,8 @@ class DiskTier:
                 for head, read in zip(chunk, await asyncio.gather(*map(self._read_head, chunk)), strict=True):
                     if read is not None:
                         seen.add(head.generation)
-                        if read.origin in by_name:
-                            found.add((by_name[read.origin], read.key))
+                        if read[1].origin in by_name:
+                            found.add((by_name[read[1].origin], read[1].key, read[0]))
                     elif self._is_there(head):
                         n_unread += 1
                         seen.add(head.generation)
@@ -388,13 +465,14 @@ class DiskTier:
     def _is_there(self, head: Head) -> bool:
         return self.log.index.head(head.row) == head
 
-    async def _read_head(self, head: Head) -> DiskHead | None:
-        """None where it can't be read, or is no longer there."""
-        result: asyncio.Future[DiskHead | None] = self._loop.create_future()
+    async def _read_head(self, head: Head) -> tuple[bytes, DiskHead] | None:
+        """Digest of its key, and the head; None where it can't be read, or is no longer there."""
+        result: asyncio.Future[tuple[bytes, DiskHead] | None] = self._loop.create_future()
 
         def done(error: int, value: Any) -> None:
+            found = None if error else _unpacked(value[1])
             if not result.done():
-                result.set_result(None if error else _unpacked(value[1]))
+                result.set_result(None if found is None else (value[0], found))
 
         for _ in range(HEAD_RETRIES):
             if self.log.read_head(head, done):
@@ -441,7 +519,8 @@ class _LookUp:
     def head_read(self, head: Head, error: int, value: Any) -> None:
         index = self._tier.log.index
         found = _unpacked(value[1]) if value is not None else None
-        is_it = found is not None and value[0] == self._naming.digest and found.key == self._key[1]
+        written = self._tier.log.keys.written(self._key[1])
+        is_it = found is not None and value[0] == self._naming.digest and found.key == written
         if error and index.is_current(self._naming.key, head.generation):
             index.remove(head.row)
         if found is None or not is_it or self._is_over or not self._is_wanted(head, found):
@@ -478,7 +557,7 @@ class _LookUp:
         vary = (found.vary, found.vary_values)
         # What the origin has sent since is newer (RFC 9111 section 4), however long the disk took.
         has_newer = any(other.vary == vary for other in self._tier.find(self._key))
-        if self._is_over or has_newer or not stored.insert_as(found.key, *vary):
+        if self._is_over or has_newer or not stored.insert_as(self._key[1], *vary):
             self._one_less()
             return
         n_slices = -(-found.total_length // SLICE_BYTES)

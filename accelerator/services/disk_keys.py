@@ -24,6 +24,25 @@ def number_of(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=4).digest(), "little") or 1
 
 
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What a record is of: digest of origin and key, numbers of origin and class, the class's name. `class_number`
+    stands for a class whose name isn't known any more."""
+
+    digest: bytes
+    origin_id: int
+    class_name: str
+    class_number: int = 0
+
+    @property
+    def class_id(self) -> int:
+        return self.class_number or number_of(self.class_name)
+
+    @property
+    def key(self) -> int:
+        return int.from_bytes(self.digest[:8], "little")
+
+
 @dataclass
 class DiskKeys:
     """`site`: the key that seals the others; None: nothing is sealed. `classes`: by name; "" is for no class."""
@@ -84,6 +103,18 @@ class DiskKeys:
         gone = self.classes.pop(class_name, None) is not None
         self.is_changed |= gone
         return gone
+
+    def written(self, key: bytes) -> bytes:
+        """What is written of a key: its path. Queries hold credentials and names, so a digest stands for them."""
+        path, mark, query = key.partition(b"?")
+        if not mark:
+            return path
+        return path + b"?" + blake2b(query, key=self.digest_key, digest_size=8).hexdigest().encode()
+
+    def tag(self, number: int) -> int:
+        """What stands for a tag in the index, which isn't sealed."""
+        digest = blake2b(number.to_bytes(8, "little"), key=self.digest_key, digest_size=8).digest()
+        return int.from_bytes(digest, "little")
 
     def digest(self, origin: str, key: bytes) -> bytes:
         """What a key is called in records: who reads the disk can't try names without the key."""

@@ -9,20 +9,19 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from accelerator import clock
-from accelerator.dataplane import RECORD_DTYPE, SLICE_BYTES, START_BYTES, DiskIo, DiskKind, disk_checksum, space_of
-from accelerator.errors import AcceleratorError
+from accelerator.dataplane import RECORD_DTYPE, SLICE_BYTES, START_BYTES, DiskIo, DiskKind, space_of
 from accelerator.services.disk_files import CHECKPOINT, DiskBusy, Found, prepare, segment_file
+from accelerator.services.disk_graves import Graves
 from accelerator.services.disk_health import DiskHealth
-from accelerator.services.disk_keys import FILE_NAME, DiskKeys, number_of
+from accelerator.services.disk_keys import FILE_NAME, DiskKeys, Naming, number_of
 from accelerator.store.checkpoint import dump_checkpoint
-from accelerator.store.index import GONE, HEAD, ORIGIN_GONE, SLICE, DiskIndex, Head, Place
+from accelerator.store.index import HEAD, SLICE, DiskIndex, Head, Place
 
 if TYPE_CHECKING:
     from accelerator.dataplane import DataPlane, StoredObject
@@ -48,19 +47,6 @@ CLOSE_S = 5.0
 Done = Callable[[int, Any], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Naming:
-    """What a record is of: digest of origin and key, numbers of origin and class, the class's name."""
-
-    digest: bytes
-    origin_id: int
-    class_name: str
-
-    @property
-    def key(self) -> int:
-        return int.from_bytes(self.digest[:8], "little")
-
-
 class DiskLog:
     """`folder`: the tier's own. `note(kind, subject, why)` hears of what an operator should know."""
 
@@ -83,6 +69,9 @@ class DiskLog:
         self.segment_bytes = max(SEGMENT_BYTES_MIN, min(SEGMENT_BYTES, size_bytes // SEGMENTS_MIN))
         self.is_loaded = False  # the index is: look-ups and writes may come
         self.is_settled = False  # nothing that a health probe should wait for
+        self.on_loaded: Callable[[], None] = lambda: None
+        self.loaded = asyncio.Event()
+        self.graves = Graves(self)
         self.counts = dict.fromkeys(("hits", "reads", "writes", "write_drops", "errors", "corrupt", "evictions"), 0)
         self.counts |= dict.fromkeys(("read_bytes", "write_bytes"), 0)
         self._site_key = site_key
@@ -94,10 +83,9 @@ class DiskLog:
         self._waiting: dict[int, Done] = {}
         self._in_flight: dict[int, Place] = {}
         self._n_reads = 0
-        self._segment = 0
+        self.segment = 0
         self._offset = 0
         self._salt = b""
-        self._owed: dict[tuple[int, int], tuple[Naming, int]] = {}
         self._is_dirty = False
         self._is_changed = False
         self._checkpoint_ns = 0
@@ -143,10 +131,13 @@ class DiskLog:
             self._io.unlink(name.encode())
         self.is_settled = found.index is None
         await self._replay(found)
-        self._segment = max([0, found.covered[0], *found.segments, *self.index.segments])
+        self.segment = max([0, found.covered[0], *found.segments, *self.index.segments])
         self._offset = self.segment_bytes + 1  # the next record begins a segment: an old one is never written to again
         self.index.sequence += SEQUENCE_GAP
+        self._look_at_clock()
         self.is_loaded = self.is_settled = True
+        self.on_loaded()
+        self.loaded.set()
         self._checkpoint_ns = clock.monotonic_ns()
         if self.keys.is_changed:
             self._save_keys()
@@ -162,7 +153,7 @@ class DiskLog:
             if found.index is not None and segment < first:
                 continue
             start = offset if found.index is not None and segment == first else 0
-            error, value = await self._ask(lambda io, s=segment, o=start: io.scan(s, o))  # type: ignore[misc]
+            error, value = await self.ask(lambda io, s=segment, o=start: io.scan(s, o))  # type: ignore[misc]
             rows, offsets, end = value
             if error > 0:
                 self._failed(error, "scan")
@@ -174,6 +165,14 @@ class DiskLog:
                 await asyncio.sleep(0)
         if found.index is None and found.segments:
             self.index.suspect_below = self.index.sequence + 1
+
+    def _look_at_clock(self) -> None:
+        """A clock that was set back says of nothing how old it is."""
+        now_ns = clock.steady_wall_ns()
+        if now_ns < self.index.latest_wall_ns:
+            self.index.suspect_below = self.index.sequence + 1
+            behind_s = (self.index.latest_wall_ns - now_ns) // 1_000_000_000
+            self._note("disk-clock", "the clock is behind what the disk was written at", f"by {behind_s:,} s at least")
 
     async def close(self) -> None:
         """What waits is written, the checkpoint too, as far as the disk answers in time."""
@@ -202,21 +201,25 @@ class DiskLog:
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def write_head(
-        self, naming: Naming, variant: int, generation: int, total: int, payload: bytes, done: Done | None = None
-    ) -> bool:
-        """Queues an object's head; it is found once it is written. False: dropped."""
+        self, naming: Naming, variant: int, generation: int, total: int, payload: bytes, done: Done | None = None,
+        *, tags: tuple[int, ...] | None = (), n_tags: int = 0,
+    ) -> bool:  # fmt: skip
+        """Queues an object's head; it is found once it is written. `tags` None: the `n_tags` that it had. False:
+        dropped."""
+        n_tags = n_tags if tags is None else len(tags)
 
         def written(place: Place, sequence: int) -> None:
             self.index.put_head(
-                naming.key, variant, generation, sequence, total, place, number_of(naming.class_name), naming.origin_id
-            )
+                naming.key, variant, generation, sequence, total, place, naming.class_id, naming.origin_id, tags,
+                n_tags, keeps_tags=tags is None,
+            )  # fmt: skip
 
         def queue(io: DiskIo, place: Place, sequence: int) -> int:
             key = self._saved_key(naming)
-            row = self._row(HEAD, naming, variant, generation, 0, total, sequence)
+            row = self.row(HEAD, naming, variant, generation, n_tags, total, sequence)
             return io.write(place.segment, place.offset, row, payload, key)
 
-        return self._append(len(payload), queue, written, done)
+        return self.append(len(payload), queue, written, done)
 
     def write_slice(
         self, naming: Naming, generation: int, number: int, total: int, length: int, stored: StoredObject
@@ -227,11 +230,11 @@ class DiskLog:
             self.index.put_slice(naming.key, generation, number, sequence, place)
 
         def queue(io: DiskIo, place: Place, sequence: int) -> int:
-            row = self._row(SLICE, naming, 0, generation, number, total, sequence)
+            row = self.row(SLICE, naming, 0, generation, number, total, sequence)
             key = self._saved_key(naming)
             return io.write_slice(place.segment, place.offset, row, stored, number, key)
 
-        return self._append(length, queue, written, None)
+        return self.append(length, queue, written, None)
 
     def can_take(self, length: int) -> bool:
         """Whether records of so many bytes could be queued now; False: `on_room` says when to try again."""
@@ -244,63 +247,15 @@ class DiskLog:
             and (self._offset + space <= self.segment_bytes or self._next_segment(must=False))
         )
 
-    def bury(self, kind: int, naming: Naming) -> int:
-        """Takes a key (GONE) or all of an origin (ORIGIN_GONE) out at once; how many objects there were. `settle` says
-        when it would survive a power cut."""
-        if not self.is_loaded:
-            return 0
-        number = naming.key if kind == GONE else naming.origin_id
-        gone = self.index.bury(kind, number, naming.digest, self.index.sequence + 1, self._segment)
-        self._owed[(kind, number)] = (naming, 0)
-        self._pay()
-        return gone
-
-    async def settle(self) -> None:
-        """Returns when all that was buried is on the disk. Raises AcceleratorError where the disk doesn't take it: what
-        was purged might be back after a restart."""
-        if not self.is_loaded:
-            raise AcceleratorError("disk", "purged from memory; the disk tier has not loaded yet, try again")
-        self._pay()
-        error = 0
-        if self.is_usable:
-            error, _ = await self._ask(lambda io: io.sync())
-        if error or self._owed or not self.is_usable:
-            raise AcceleratorError("disk", "purged, but the disk does not take it down yet: it will be written later")
-
-    def _pay(self) -> None:
-        """Writes the marks that are owed."""
-        for (kind, number), (naming, moved_limit) in list(self._owed.items()):
-            del self._owed[(kind, number)]
-            if not self._bury(kind, naming, number, moved_limit):
-                self._owed[(kind, number)] = (naming, moved_limit)
-                return
-
-    def _bury(self, kind: int, naming: Naming, number: int, moved_limit: int) -> bool:
-        """`moved_limit`: of a mark that is moved; 0: all that was written before this."""
-
-        def written(place: Place, sequence: int) -> None:
-            self.index.bury(kind, number, naming.digest, moved_limit or sequence, place.segment)
-
-        def queue(io: DiskIo, place: Place, sequence: int) -> int:
-            return io.write(
-                place.segment, place.offset, self._row(kind, naming, 0, moved_limit or sequence, 0, 0, sequence), b""
-            )
-
-        def done(error: int, _: Any) -> None:
-            if error:
-                self._owed[(kind, number)] = (naming, moved_limit)
-
-        return self._append(0, queue, written, done, must=True)
-
-    def _row(
+    def row(
         self, kind: int, naming: Naming, variant: int, generation: int, number: int, total: int, sequence: int
     ) -> tuple[Any, ...]:
         return (
-            kind, sequence, naming.digest, variant, generation, number, total, int(clock.wall_s() * 1e9),
-            number_of(naming.class_name), naming.origin_id, self._salt,
+            kind, sequence, naming.digest, variant, generation, number, total, clock.steady_wall_ns(),
+            naming.class_id, naming.origin_id, self._salt,
         )  # fmt: skip
 
-    def _append(
+    def append(
         self,
         length: int,
         queue: Callable[[DiskIo, Place, int], int],
@@ -317,14 +272,14 @@ class DiskLog:
         if self._offset + space > self.segment_bytes and not self._next_segment(must=must):
             self.counts["write_drops"] += 1
             return False
-        place = Place(self._segment, self._offset, length)
+        place = Place(self.segment, self._offset, length)
         sequence = self.index.sequence + 1
         job = queue(io, place, sequence)
         if job == 0:
             return False
         self.index.sequence = sequence
         self._offset += space
-        self.index.segments[self._segment] = self._offset
+        self.index.segments[self.segment] = self._offset
         self._in_flight[job] = place
 
         def finished(error: int, value: Any) -> None:
@@ -333,7 +288,7 @@ class DiskLog:
                 self.counts["write_drops"] += 1
                 if place.offset == START_BYTES:
                     self.index.segments.pop(place.segment, None)  # its file could not be begun, or was removed
-                if place.segment == self._segment:
+                if place.segment == self.segment:
                     self._offset = self.segment_bytes + 1  # what follows a torn record would never be found
                 self._failed(error, "write")
             else:
@@ -363,7 +318,7 @@ class DiskLog:
             self._evict()
             if not must:
                 return False
-        self._segment += 1
+        self.segment += 1
         self._offset = START_BYTES
         self._salt = os.urandom(16)
         # One segment more than is needed now, so that the next one needn't wait.
@@ -379,14 +334,13 @@ class DiskLog:
             self._evicting = self._loop.create_task(self._evict_one())
 
     async def _evict_one(self) -> None:
-        segment = self.index.least_useful(but=self._segment)
+        segment = self.index.least_useful(but=self.segment)
         if segment is None:
             return
         for head in self.index.heads_to_keep(segment):
             await self._move_head(head)
-        for stone in self.index.tombstones_to_keep(segment):
-            naming = Naming(stone.digest or bytes(16), stone.key if stone.kind == ORIGIN_GONE else 0, "")
-            self._bury(stone.kind, naming, stone.key, stone.limit)
+        if not await self.graves.move(self.index.tombstones_to_keep(segment)):
+            return  # it stays until the next time: what was purged must not come back
         self.index.drop_segment(segment)
         self.index.forget_tombstones()
         self.index.decay()
@@ -412,9 +366,12 @@ class DiskLog:
             return
         digest, data = payload
         class_name = next((name for name in self.keys.classes if number_of(name) == head.class_id), "")
-        naming = Naming(digest, head.origin_id, class_name)
+        naming = Naming(digest, head.origin_id, class_name, head.class_id)
         moved = asyncio.Event()
-        if self.write_head(naming, head.variant, head.generation, head.total, data, lambda error, value: moved.set()):
+        if self.write_head(
+            naming, head.variant, head.generation, head.total, data, lambda error, value: moved.set(),
+            tags=None, n_tags=head.n_tags,
+        ):  # fmt: skip
             await moved.wait()
 
     def _unlinked(self, error: int, _: Any) -> None:
@@ -466,7 +423,7 @@ class DiskLog:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, ask: Callable[[DiskIo], int]) -> tuple[int, Any]:
+    async def ask(self, ask: Callable[[DiskIo], int]) -> tuple[int, Any]:
         assert self._io is not None
         result: asyncio.Future[tuple[int, Any]] = self._loop.create_future()
 
@@ -532,7 +489,7 @@ class DiskLog:
     def save_checkpoint(self) -> None:
         if self._io is None or self._is_checkpointing or not self.health.is_ok:
             return
-        covered = next(iter(self._in_flight.values()), Place(self._segment, self._offset, 0))
+        covered = next(iter(self._in_flight.values()), Place(self.segment, self._offset, 0))
         parts = dump_checkpoint(self.index, covered.segment, covered.offset)
         self._is_checkpointing, self._is_changed = True, False
         self._checkpoint_ns = clock.monotonic_ns()
@@ -547,11 +504,11 @@ class DiskLog:
         self._timer = self._loop.call_later(SYNC_S, self._tick)
         if self._io is None or not self.health.is_ok:
             return
-        self._pay()
+        self.graves.pay()
         self.on_room()
         if self._is_dirty:
             self._is_dirty = False
-            segment = self._segment
+            segment = self.segment
             self._waiting[self._io.sync()] = lambda error, _: self._synced(error, segment)
         if self._is_changed and clock.monotonic_ns() - self._checkpoint_ns > CHECKPOINT_S * 1e9:
             self.save_checkpoint()
@@ -560,8 +517,9 @@ class DiskLog:
         """What a failed sync covered is gone: the kernel has dropped it, whatever reads of it say now."""
         if error:
             self._failed(error, "sync")
+            self.graves.segment_lost(segment)
             self.index.drop_segment(segment)
-            if segment == self._segment:
+            if segment == self.segment:
                 self._offset = self.segment_bytes + 1
 
     def figures(self) -> dict[str, int]:
@@ -578,5 +536,3 @@ class DiskLog:
 def _name(error: int) -> str:
     return os.strerror(error) if error > 0 else DiskKind.name_of(error)
 
-
-__all__ = ["GONE", "ORIGIN_GONE", "DiskLog", "Naming", "disk_checksum"]

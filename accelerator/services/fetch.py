@@ -18,7 +18,8 @@ from accelerator.services.flight import Flight
 from accelerator.services.heads import NS
 from accelerator.services.origins import Origin, Origins
 from accelerator.services.passing import Passing
-from accelerator.services.remembered import Remembered
+from accelerator.services.remembered import Remembered, WithdrawnTags
+from accelerator.services.stale import is_known
 from accelerator.services.tunnels import Tunnels
 from accelerator.services.upstream_request import UpstreamRequest, has_range, has_several_ranges
 
@@ -47,6 +48,7 @@ class Fetcher:
         self.fills = Fills(dataplane, self._note_broken_fill)
         self._disk: DiskTier | None = None
         self.remembered = Remembered(dataplane.plane)
+        self.withdrawn_tags = WithdrawnTags()
         self.authoriser = Authoriser(dataplane, note_refused)
         self._note_error = note_error
         self._plane = dataplane.plane
@@ -203,7 +205,8 @@ class Fetcher:
         if stored is None or stored.is_failed:
             return False
         now_ns = clock.monotonic_ns()
-        is_fresh = stored.fresh_until_ns > now_ns and wanted.accepts(
+        is_fresh = is_known(stored, self.origins.by_id[exchange.origin].rules, now_ns)
+        is_fresh = is_fresh and stored.fresh_until_ns > now_ns and wanted.accepts(
             age_s=(now_ns - stored.born_ns) / NS, lifetime_s=(stored.fresh_until_ns - stored.born_ns) / NS
         )
         return is_fresh or (
@@ -244,6 +247,12 @@ class Fetcher:
             if matches(*flight.key):
                 flight.is_withdrawn = True
                 self.unlist(flight)
+
+    def withdraw_tag(self, tag: int, origin_id: int | None) -> None:
+        """What is under way may turn out to have this tag: then it is as if it had been withdrawn by its key."""
+        now_ns = clock.monotonic_ns()
+        asked_ns = [flight.requested_ns for flight in self._all if isinstance(flight, Flight)]
+        self.withdrawn_tags.add(tag, origin_id, now_ns, min(filter(None, asked_ns), default=now_ns))
 
     def _tick(self) -> None:
         self._timer = self.loop.call_later(TICK_S, self._tick)

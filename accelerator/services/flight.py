@@ -11,6 +11,7 @@ from accelerator.dataplane import SLICE_BYTES
 from accelerator.errors import OriginError
 from accelerator.protocols import live
 from accelerator.protocols.cache_decide import NOT_SHAREABLE_S, Verdict, decide, with_manifest
+from accelerator.protocols.cache_tags import number_of_tag, tags_of, without_tags
 from accelerator.protocols.cache_validate import decide_304, matches_304
 from accelerator.protocols.fields import Fields, get_first, get_list, has
 from accelerator.protocols.representation import is_what_was_asked, selected_etag, stored_fields
@@ -93,11 +94,17 @@ class Flight:
         self._fill: Fill | None = None
         self._verdict: Verdict | None = None
         self._fields: Fields = []
+        self._tags: tuple[int, ...] | None = None  # numbers of the response's tags; None: it says nothing of tags
         self._scratch = bytearray(0)
 
     @property
     def path(self) -> bytes:
         return self.key[1]
+
+    @property
+    def requested_ns(self) -> int:
+        """When it asked the origin; 0: not yet."""
+        return self._requested_ns
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -168,6 +175,7 @@ class Flight:
         self.origin.answered += 1
         self.origin.refused += response.status >= 400
         try:
+            self._take_tags(response)
             if response.status == 304 and self._is_validation:
                 self._validated(response, wall_s)
             elif response.status == 304:
@@ -185,6 +193,24 @@ class Flight:
         except OriginError as error:
             self._cancel()
             self.failed(error, True)
+
+    def _take_tags(self, response: Response) -> None:
+        """What is known by tags that were purged since it was asked for is purged too (the flight is withdrawn)."""
+        try:
+            tags = tags_of(response.fields)
+        except OriginError as error:
+            self.fetcher.note_error(self.origin, error)
+            self.fetcher.remembered.not_shareable(self.key, NOT_SHAREABLE_S)
+            tags, self.is_withdrawn = None, True
+        if tags is None and not self.is_withdrawn:
+            return
+        if not self.origin.rules.forward_tags:
+            response.fields[:] = without_tags(response.fields)
+        self._tags = tuple(map(number_of_tag, tags or ()))
+        if self.fetcher.withdrawn_tags.covers(self._tags, self.origin.id, self._requested_ns):
+            self.is_withdrawn = True
+        if self.is_withdrawn:
+            self.fetcher.unlist(self)
 
     def get_buffer(self, size_hint: int) -> memoryview:
         if self._fill is not None and not self._fill.is_over:
@@ -345,7 +371,9 @@ class Flight:
             self.origin.class_index,
         )  # fmt: skip
         vary = b"".join(name + b"\n" for name in verdict.vary)
-        if stored is None or not stored.insert(self.path, vary, self._first_head):
+        # Without its tags it could not be found by a purge.
+        is_tagged = stored is not None and stored.set_tags(self._tags or ())
+        if stored is None or not is_tagged or not stored.insert(self.path, vary, self._first_head):
             self._others = OTHERS_AGAIN
             self._pass(response, upstream, verdict)
             return
@@ -379,7 +407,7 @@ class Flight:
         # A 416 is about the leader's range only.
         is_of_range = response.status == 416 and self._requested_range is not None
         shares = (
-            not self.is_alone and not is_of_range
+            not self.is_alone and not self.is_withdrawn and not is_of_range
             and shares_error(response, verdict, self._source.fields, self.origin.rules)
         )  # fmt: skip
         if self._source.method != b"HEAD":
@@ -460,12 +488,14 @@ class Flight:
             object_.status, with_exposed(validated.fields), verdict,
             request_ns=self._requested_ns, response_ns=self._response_ns, has_age=self._has_age,
         )  # fmt: skip
-        if not object_.set_head(*head.arguments()):
+        checked_ns = object_.validated_ns
+        is_tagged = self._tags is None or object_.set_tags(self._tags)
+        if not is_tagged or not object_.set_head(*head.arguments()):
             object_.detach()
         elif verdict.kind in live.PLAYLISTS and object_.is_complete:
             self._apply_manifest(object_, verdict, validated.fields)
         if self.fetcher.disk is not None:
-            self.fetcher.disk.head_changed(object_)
+            self.fetcher.disk.head_changed(object_, checked_ns)
         self._answer_match(304)
 
     def _withdraw(self, stored: StoredObject) -> None:
@@ -486,7 +516,7 @@ class Flight:
             return False
         verdict = self._kept
         asked = None if self._has_several_ranges else self._range
-        if verdict is None or not permits_stale(stored, verdict, failure, asked):
+        if verdict is None or not permits_stale(stored, verdict, failure, asked, self.origin.rules):
             return False
         self._answer(lambda exchange: exchange.stale(stored))
         return True

@@ -19,6 +19,7 @@ from accelerator.io.origin import (
     UpstreamEvent,
 )
 from accelerator.io.upstream import UpstreamClient
+from accelerator.policy.compile import max_offline_of
 from accelerator.policy.model import Origin as OriginPolicy
 from accelerator.policy.model import Policy
 from accelerator.protocols.origin_rules import OriginRules
@@ -110,6 +111,8 @@ class Origins:
                 forward=tuple(field.encode("ascii") for field in row.forward),
                 credential_headers=judge.places.headers if judge is not None else (),
                 credential_cookies=judge.places.cookies if judge is not None else (),
+                forward_tags=row.forward_tags,
+                max_offline_s=max_offline_of(row, policy),
             )
             class_index = classes.index(row.class_) + 1 if row.class_ else 0
             known = self.by_id.get(origin_id)

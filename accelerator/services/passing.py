@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerator import clock
 from accelerator.errors import OriginError
+from accelerator.protocols.cache_tags import without_tags
 from accelerator.protocols.fields import has
 from accelerator.services.fill import Fill
 from accelerator.services.invalidation import invalidate
@@ -98,6 +99,8 @@ class Passing:
     def head_received(self, response: Response, upstream: Upstream) -> None:
         self.origin.answered += 1
         self.origin.refused += response.status >= 400
+        if not self.origin.rules.forward_tags:
+            response.fields[:] = without_tags(response.fields)
         try:
             self._respond(response, upstream)
         except OriginError as error:

@@ -58,3 +58,25 @@ class Remembered:
             known.add(key)
             for stored in self._plane.find(origin_id, key):
                 stored.detach()
+
+
+class WithdrawnTags:
+    """Tags that were purged while something was under way whose tags nobody knew yet. As many as there were purges
+    since the oldest request that is not answered."""
+
+    def __init__(self) -> None:
+        self._purged: OrderedDict[tuple[int, int | None], int] = OrderedDict()  # (tag, origin row or all) -> when
+
+    def add(self, tag: int, origin_id: int | None, now_ns: int, oldest_ns: int) -> None:
+        """`oldest_ns`: when the oldest of the requests that are under way was sent; `now_ns` where there is none."""
+        self._purged.pop((tag, origin_id), None)
+        self._purged[(tag, origin_id)] = now_ns
+        while next(iter(self._purged.values())) < oldest_ns:
+            self._purged.popitem(last=False)
+
+    def covers(self, tags: tuple[int, ...], origin_id: int, requested_ns: int) -> bool:
+        """Whether a response to a request of that time was purged by one of its tags."""
+        if not self._purged:
+            return False
+        times = (self._purged.get((tag, origin), 0) for tag in tags for origin in (None, origin_id))
+        return max(times, default=0) >= requested_ns

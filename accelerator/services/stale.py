@@ -31,8 +31,17 @@ def kept_verdict(stored: StoredObject, path: bytes, rules: OriginRules) -> Verdi
     return verdict
 
 
-def permits_stale(stored: StoredObject, verdict: Verdict, failure: Failure, asked: ByteRange | None) -> bool:
+def is_known(stored: StoredObject, rules: OriginRules, now_ns: int) -> bool:
+    """Whether it was checked with its origin so lately that it may be used without (max_offline): the workers' rule."""
+    return not rules.max_offline_s or now_ns - stored.validated_ns <= rules.max_offline_s * NS
+
+
+def permits_stale(
+    stored: StoredObject, verdict: Verdict, failure: Failure, asked: ByteRange | None, rules: OriginRules
+) -> bool:
     """`asked`: the viewer's range. With the origin gone nothing can be added to a body that isn't whole."""
+    if not is_known(stored, rules, clock.monotonic_ns()):
+        return False
     if stored.is_failed or not (stored.is_whole or _has_bytes(stored, asked)):
         return False
     fresh_until_ns = max(stored.fresh_until_ns, stored.born_ns)

@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 from accelerator.store.index import DiskIndex, Tombstone
 
-# magic, version, heads, head slots, slices, slice slots, segments, tombstones, covered segment and offset, sequence,
-# suspect_below
-_START = struct.Struct("<4sIQQQQIIQQQQ")
+# magic, version, heads, head slots, slices, slice slots, tags, segments, tombstones, covered segment and offset,
+# sequence, suspect_below, latest wall clock
+_START = struct.Struct("<4sIQQQQQIIQQQQq")
 _SEGMENT = struct.Struct("<QQ")
 _TOMBSTONE = struct.Struct("<IQ16sQQ")
 MAGIC = b"ACRX"
-VERSION = 1
+VERSION = 2
 CRC_BYTES = 4
 
 
@@ -24,14 +24,15 @@ def dump_checkpoint(index: DiskIndex, segment: int, offset: int) -> list[bytes]:
     """The file's parts; its writer adds their CRC32C. `segment`, `offset`: where replay begins."""
     start = _START.pack(
         MAGIC, VERSION, index.heads.n_high, len(index.heads.slots), index.slices.n_high, len(index.slices.slots),
-        len(index.segments), len(index.tombstones), segment, offset, index.sequence, index.suspect_below,
+        index.tags.n, len(index.segments), len(index.tombstones), segment, offset,
+        index.sequence, index.suspect_below, index.latest_wall_ns,
     )  # fmt: skip
     segments = b"".join(_SEGMENT.pack(*row) for row in index.segments.items())
     stones = b"".join(
         _TOMBSTONE.pack(stone.kind, stone.key, stone.digest, stone.limit, stone.segment)
         for stone in index.tombstones.values()
     )
-    return [start, segments, stones, *index.heads.dump(), *index.slices.dump()]
+    return [start, segments, stones, *index.heads.dump(), *index.slices.dump(), *index.tags.dump()]
 
 
 def load_checkpoint(data: memoryview, checksum: Callable[[memoryview], int]) -> tuple[DiskIndex, int, int]:
@@ -40,13 +41,14 @@ def load_checkpoint(data: memoryview, checksum: Callable[[memoryview], int]) -> 
         raise ValueError("too short")
     if checksum(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
         raise ValueError("its checksum differs")
-    (magic, version, n_heads, head_slots, n_slices, slice_slots, n_segments, n_stones, segment, offset, sequence,
-     suspect_below) = _START.unpack_from(data)  # fmt: skip
+    (magic, version, n_heads, head_slots, n_slices, slice_slots, n_tags, n_segments, n_stones, segment,
+     offset, sequence, suspect_below, latest_wall_ns) = _START.unpack_from(data)  # fmt: skip
     if magic != MAGIC or version != VERSION:
         raise ValueError("of another version")
     index = DiskIndex()
     expected = _START.size + n_segments * _SEGMENT.size + n_stones * _TOMBSTONE.size + CRC_BYTES
     expected += index.heads.size_of_dump(n_heads, head_slots) + index.slices.size_of_dump(n_slices, slice_slots)
+    expected += index.tags.size_of_dump(n_tags)
     if len(data) != expected:
         raise ValueError("of another length than its rows say")
     at = _START.size
@@ -57,8 +59,12 @@ def load_checkpoint(data: memoryview, checksum: Callable[[memoryview], int]) -> 
         index.tombstones[(kind, key)] = Tombstone(kind, key, digest, limit, stone_segment)
     at += n_stones * _TOMBSTONE.size
     at += index.heads.load(data[at:-CRC_BYTES], n_heads, head_slots)
-    index.slices.load(data[at:-CRC_BYTES], n_slices, slice_slots)
-    if index.slices.n_high and int(index.slices.array["owner"].max()) >= max(1, index.heads.n_high):
+    at += index.slices.load(data[at:-CRC_BYTES], n_slices, slice_slots)
+    index.tags.load(data[at:-CRC_BYTES], n_tags)
+    n_owners = max(1, index.heads.n_high)
+    if index.slices.n_high and int(index.slices.array["owner"].max()) >= n_owners:
         raise ValueError("slices of objects that are not there")
-    index.sequence, index.suspect_below = sequence, suspect_below
+    if index.tags.owner_most >= n_owners:
+        raise ValueError("tags of objects that are not there")
+    index.sequence, index.suspect_below, index.latest_wall_ns = sequence, suspect_below, latest_wall_ns
     return index, segment, offset

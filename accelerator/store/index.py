@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 
 from accelerator.store.rows import Array, Rows
+from accelerator.store.tags import TagRows
 
-HEAD, SLICE, GONE, ORIGIN_GONE = 1, 2, 3, 4  # kinds of records, as in the log
+HEAD, SLICE, GONE, ORIGIN_GONE, CLASS_GONE = 1, 2, 3, 4, 5  # kinds of records, as in the log
+# What a tombstone's key is, but for GONE.
+_COLUMNS = {ORIGIN_GONE: "origin_id", CLASS_GONE: "class_id"}
 HITS_MOST = 7
 
 HEAD_COLUMNS = (
     ("key", "u8"), ("variant", "u8"), ("generation", "u8"), ("sequence", "u8"), ("total", "u8"),
     ("segment", "u4"), ("offset", "u4"), ("length", "u4"), ("class_id", "u4"), ("origin_id", "u4"),
-    ("n_slices", "u4"), ("hits", "u1"),
+    ("n_slices", "u4"), ("hits", "u1"), ("n_tags", "u2"), ("has_tags", "u1"),
 )  # fmt: skip
 SLICE_COLUMNS = (
     ("generation", "u8"), ("number", "u4"), ("segment", "u4"), ("offset", "u4"), ("length", "u4"), ("owner", "u4"),
@@ -35,7 +38,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """One object on the disk. `n_slices` of its body are there too."""
+    """One object on the disk. `n_slices` of its body are there too. `n_tags`: how many its record has."""
 
     row: int
     variant: int
@@ -46,11 +49,12 @@ class Head:
     class_id: int
     origin_id: int
     n_slices: int
+    n_tags: int
 
 
 @dataclass(slots=True)
 class Tombstone:
-    """Records of `key` (of an origin: its number) with a lower sequence are gone. `digest`: the whole key."""
+    """Records of `key` (an origin's or a class's number) with a lower sequence are gone. `digest`: the whole key."""
 
     kind: int
     key: int
@@ -65,11 +69,13 @@ class DiskIndex:
     def __init__(self) -> None:
         self.heads = Rows(HEAD_COLUMNS, "key")
         self.slices = Rows(SLICE_COLUMNS, "generation", "number")
+        self.tags = TagRows()
         self.segments: dict[int, int] = {}
         self.tombstones: dict[tuple[int, int], Tombstone] = {}
         self.sequence = 0  # the highest seen
         # Heads with a lower sequence have lost what may have been known of them: they are validated before use.
         self.suspect_below = 0
+        self.latest_wall_ns = 0  # the latest time that any record was written at
 
     @property
     def n_objects(self) -> int:
@@ -85,7 +91,7 @@ class DiskIndex:
 
     @property
     def memory_bytes(self) -> int:
-        return self.heads.n_bytes + self.slices.n_bytes
+        return self.heads.n_bytes + self.slices.n_bytes + self.tags.n_bytes
 
     # -- look-ups ------------------------------------------------------------------------------------------------------
 
@@ -98,12 +104,17 @@ class DiskIndex:
         return Head(
             row, at["variant"][row], at["generation"][row], at["sequence"][row], at["total"][row],
             Place(at["segment"][row], at["offset"][row], at["length"][row]),
-            at["class_id"][row], at["origin_id"][row], at["n_slices"][row],
+            at["class_id"][row], at["origin_id"][row], at["n_slices"][row], at["n_tags"][row],
         )  # fmt: skip
 
     def is_current(self, key: int, generation: int) -> bool:
         at = self.heads.at["generation"]
         return any(at[row] == generation for row in self.heads.find(key))
+
+    def class_of(self, key: int, generation: int) -> int | None:
+        """The class that an object was written under; None: it isn't there."""
+        at = self.heads.at["generation"]
+        return next((self.heads.at["class_id"][row] for row in self.heads.find(key) if at[row] == generation), None)
 
     def slice_of(self, generation: int, number: int) -> Place | None:
         at = self.slices.at
@@ -120,11 +131,13 @@ class DiskIndex:
 
     def put_head(
         self, key: int, variant: int, generation: int, sequence: int, total: int, place: Place, class_id: int,
-        origin_id: int,
+        origin_id: int, tags: tuple[int, ...] | None = (), n_tags: int = 0, *, keeps_tags: bool = False,
     ) -> bool:  # fmt: skip
-        """An object, in place of the older one of the same variant. False: a newer one is there, or it is gone."""
+        """An object, in place of the older one of the same variant. False: a newer one is there, or it is gone.
+
+        `tags` None: it has `n_tags`, which its record knows (untagged). `keeps_tags`: it was only moved."""
         self.sequence = max(self.sequence, sequence)
-        for kind, of in ((GONE, key), (ORIGIN_GONE, origin_id)):
+        for kind, of in ((GONE, key), (ORIGIN_GONE, origin_id), (CLASS_GONE, class_id)):
             stone = self.tombstones.get((kind, of))
             if stone is not None and sequence < stone.limit:
                 return False
@@ -138,16 +151,49 @@ class DiskIndex:
                     # The same object with another head, or seen twice: what its slices point at stays.
                     at["segment"][row], at["offset"][row], at["length"][row] = place.segment, place.offset, place.length
                     at["sequence"][row] = sequence
+                    if not keeps_tags:
+                        self._tag(row, generation, tags, n_tags)
                     return True
                 hits = at["hits"][row]
                 self.heads.remove(row)
                 break
-        self.heads.add(
+        row = self.heads.add(
             key=key, variant=variant, generation=generation, sequence=sequence, total=total, segment=place.segment,
             offset=place.offset, length=place.length, class_id=class_id, origin_id=origin_id, n_slices=n_slices,
             hits=hits,
         )  # fmt: skip
+        self._tag(row, generation, tags, n_tags)
         return True
+
+    def _tag(self, row: int, generation: int, tags: tuple[int, ...] | None, n_tags: int) -> None:
+        """A tag that a later head has no more stays: a purge that takes too much is better than one that misses."""
+        for tag in tags or ():
+            self.tags.add(tag, generation, row)
+        self.heads.at["n_tags"][row] = n_tags if tags is None else len(tags)
+        self.heads.at["has_tags"][row] = tags is not None
+
+    def untagged(self) -> list[Head]:
+        """Objects whose tags only their records know: after a start, those that the checkpoint didn't have yet."""
+        live = self.heads.live()
+        rows = live[(self.heads.array["n_tags"][live] > 0) & (self.heads.array["has_tags"][live] == 0)]
+        return [self.head(row) for row in rows.tolist()]
+
+    def learn_tags(self, head: Head, tags: tuple[int, ...]) -> None:
+        """Of one of `untagged`, where it is still there."""
+        if self.heads.at["generation"][head.row] == head.generation:
+            self._tag(head.row, head.generation, tags, len(tags))
+
+    def tagged(self, tag: int, origin_id: int | None = None) -> set[int]:
+        """Keys of the objects with this tag."""
+        heads = self.heads.at
+        rows = [row for row, generation in self.tags.find(tag) if heads["generation"][row] == generation]
+        return {heads["key"][row] for row in rows if origin_id in (None, heads["origin_id"][row])}
+
+    def has_origin(self, origin_id: int) -> bool:
+        return bool((self.heads.array["origin_id"][self.heads.live()] == origin_id).any())
+
+    def has_class(self, class_id: int) -> bool:
+        return bool((self.heads.array["class_id"][self.heads.live()] == class_id).any())
 
     def put_slice(self, key: int, generation: int, number: int, sequence: int, place: Place) -> bool:
         """False: its object isn't there (any more)."""
@@ -182,8 +228,8 @@ class DiskIndex:
         self.heads.at["generation"][row] = 0
 
     def bury(self, kind: int, key: int, digest: bytes, limit: int, segment: int) -> int:
-        """Takes all that was written before `limit` under a key (GONE) or an origin's number (ORIGIN_GONE) out, now and
-        whenever it is found again. How many objects there were."""
+        """Takes all that was written before `limit` under a key (GONE), or an origin's or a class's number, out, now
+        and whenever it is found again. How many objects there were."""
         known = self.tombstones.get((kind, key))
         if known is None or known.limit <= limit:
             self.tombstones[(kind, key)] = Tombstone(kind, key, digest, limit, segment)
@@ -195,7 +241,7 @@ class DiskIndex:
             return len(rows)
         live = self.heads.live()
         found = live[
-            (self.heads.array["origin_id"][live] == key) & (self.heads.array["sequence"][live] < np.uint64(limit))
+            (self.heads.array[_COLUMNS[kind]][live] == key) & (self.heads.array["sequence"][live] < np.uint64(limit))
         ]
         self.heads.remove_many(found)
         self.heads.array["generation"][found] = 0
@@ -203,6 +249,8 @@ class DiskIndex:
 
     def apply(self, records: Array, offsets: Array) -> None:
         """What a scan of a segment found, in its order."""
+        if len(records):
+            self.latest_wall_ns = max(self.latest_wall_ns, int(records["wall_ns"].max()))
         for record, offset in zip(records, offsets.tolist(), strict=True):
             kind = int(record["kind"])
             digest = record["key"].tobytes()
@@ -213,6 +261,7 @@ class DiskIndex:
                 self.put_head(
                     key, int(record["variant"]), generation, sequence, int(record["total_length"]), place,
                     int(record["class_id"]), int(record["origin_id"]),
+                    None if record["slice_index"] else (), int(record["slice_index"]),
                 )  # fmt: skip
             elif kind == SLICE:
                 self.put_slice(key, generation, int(record["slice_index"]), sequence, place)
@@ -220,6 +269,8 @@ class DiskIndex:
                 self.bury(GONE, key, digest, generation, segment)
             elif kind == ORIGIN_GONE:
                 self.bury(ORIGIN_GONE, int(record["origin_id"]), digest, generation, segment)
+            elif kind == CLASS_GONE:
+                self.bury(CLASS_GONE, int(record["class_id"]), digest, generation, segment)
             self.sequence = max(self.sequence, sequence)
 
     # -- eviction ------------------------------------------------------------------------------------------------------
@@ -267,6 +318,7 @@ class DiskIndex:
         self.heads.remove_many(rows)
         heads["generation"][rows] = 0
         self.segments.pop(segment, None)
+        self.tags.sweep(heads["generation"])
         return len(rows)
 
     def heads_to_keep(self, segment: int) -> list[Head]:

@@ -57,7 +57,7 @@ def a_checkpoint() -> bytes:
 
 def main(seconds: float) -> int:
     chance = random.Random(1)
-    head = pack_head(DiskHead("o", b"/k", b"", b"", b"A: b\r\n", b"", b'"e"', 1, 0, 200, -1, 1, 0, 1, 1, 5))
+    head = pack_head(DiskHead("o", b"/k", b"", b"", b"A: b\r\n", b"", b'"e"', 1, 0, 200, -1, 1, 0, 1, 1, 1, 5, (7, 8)))
     checkpoint = a_checkpoint()
     end, rounds = time.monotonic() + seconds, 0
     with tempfile.TemporaryDirectory() as folder:

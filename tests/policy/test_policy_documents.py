@@ -94,6 +94,7 @@ def test_the_default_policy_has_every_key() -> None:
     tree["origins"]["media"]["credential"] = yaml.safe_load(commented_out("credential", deep=True))["credential"]
     for name in ("ca", "client_certificate", "via", "via_credential", "body_max"):
         tree["origins"]["media"][name] = "commented out, as it names what has no default"
+    tree["origins"]["media"]["max_offline"] = tree["classes"]["webcast"]["max_offline"] = "commented out: no limit"
     tree["origins"]["media"]["timeouts"]["head"] = "commented out, as the profile decides"
     tree["cache"]["disk"] = {"path": "", "size": "", "encrypt": ""}  # commented out too: without it there is no disk
     for path in KEYS:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelerator.store.checkpoint import dump_checkpoint, load_checkpoint
-from accelerator.store.head import FOREVER_NS, DiskHead, pack_head, to_monotonic, to_wall, unpack_head
+from accelerator.store.head import FOREVER_NS, LONG_AGO_NS, DiskHead, pack_head, to_monotonic, to_wall, unpack_head
 from accelerator.store.index import GONE, ORIGIN_GONE, DiskIndex, Place
 from accelerator.store.rows import Rows
 
@@ -203,7 +203,8 @@ def a_head(**changed: object) -> DiskHead:
     values: dict[str, object] = {
         "origin": "media", "key": b"/a?b", "vary": b"accept\n", "vary_values": b"\x01x\n", "lines": b"A: b\r\n",
         "short_lines": b"", "etag": b'"1"', "kind": 3, "flags": 1, "status": 200, "last_modified_s": -1,
-        "fresh_until_ns": 100, "stale_until_ns": 0, "born_ns": 5, "written_ns": 6, "total_length": 77,
+        "fresh_until_ns": 100, "stale_until_ns": 0, "born_ns": 5, "written_ns": 6, "checked_ns": 5, "total_length": 77,
+        "tags": (3, 1 << 63),
     }  # fmt: skip
     return DiskHead(**(values | changed))  # type: ignore[arg-type]
 
@@ -227,7 +228,7 @@ def longer(data: bytes) -> bytes:
 
 
 def newer(data: bytes) -> bytes:
-    return b"\x02" + data[1:]
+    return b"\x03" + data[1:]
 
 
 @pytest.mark.parametrize("spoil", [cut, longer, newer])
@@ -240,11 +241,12 @@ def test_times_survive_another_boot_and_a_clock_set_back() -> None:
     second = 10**9
     wall = 1_700_000_000 * second
     fresh = to_wall(1000 * second, 900 * second, wall)
-    head = a_head(fresh_until_ns=fresh, born_ns=wall - 50 * second, written_ns=wall)
+    head = a_head(fresh_until_ns=fresh, born_ns=wall - 50 * second, written_ns=wall, checked_ns=wall - second)
     # 30 s later, on a machine that booted 5 s ago.
-    assert to_monotonic(head, 5 * second, wall + 30 * second) == (75 * second, 0, -75 * second)
-    # The clock was set back a year: nobody knows how old it is, so it is not fresh.
-    assert to_monotonic(head, 5 * second, wall - 365 * 86400 * second)[:2] == (0, 0)
+    assert to_monotonic(head, 5 * second, wall + 30 * second) == (75 * second, 0, -75 * second, -26 * second)
+    # The clock was set back a year: nobody knows how old it is, so it is not fresh, and was never checked.
+    fresh, stale, _, checked = to_monotonic(head, 5 * second, wall - 365 * 86400 * second)
+    assert (fresh, stale, checked) == (0, 0, LONG_AGO_NS)
     # A year ahead: what had 100 s left has none.
     assert to_monotonic(head, 5 * second, wall + 365 * 86400 * second)[0] == 0
     assert to_monotonic(a_head(fresh_until_ns=FOREVER_NS), 5, 10)[0] == FOREVER_NS

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerator.dataplane import DataPlane, StoredObject
-from accelerator.services.disk_log import GONE, DiskLog, Naming
+from accelerator.services.disk_keys import Naming
+from accelerator.services.disk_log import DiskLog
+from accelerator.store.index import GONE
 
 MIB = 1 << 20
 SIZE_BYTES = 12 * MIB  # three segments: the fourth evicts
@@ -75,8 +77,8 @@ async def work(folder: Path) -> None:
         await until(lambda: not log.is_settling)
         print(f"stored {number} {log.counts['evictions']}", flush=True)
         if number == 3:
-            log.bury(GONE, naming_of(log, PURGED))
-            await log.settle()
+            log.graves.bury(GONE, naming_of(log, PURGED))
+            await log.graves.settle()
             print("purged", flush=True)
             log.save_checkpoint()
             await until(lambda: not log.is_settling)

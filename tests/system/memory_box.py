@@ -93,7 +93,9 @@ class MemoryBox:
         found.sort(key=lambda each: each[column], reverse=sort != "url")
         return {"total": len(found), "objects": found[offset : offset + limit]}
 
-    def cache_purge(self, *, url: str | None, prefix: str | None, origin: str | None) -> dict[str, Any]:
+    def cache_purge(
+        self, *, url: str | None, prefix: str | None, origin: str | None, tag: str | None = None
+    ) -> dict[str, Any]:
         if origin is not None and origin not in self.origin_names:
             raise ControlError("unknown-origin", f"no origin {origin!r}")
         if url == "http://a.example/fault":
