@@ -21,6 +21,7 @@ from accelerator.services.disk_graves import Graves
 from accelerator.services.disk_health import DiskHealth
 from accelerator.services.disk_keys import FILE_NAME, DiskKeys, Naming, number_of
 from accelerator.store.checkpoint import dump_checkpoint
+from accelerator.store.head import unpack_head
 from accelerator.store.index import HEAD, SLICE, DiskIndex, Head, Place
 
 if TYPE_CHECKING:
@@ -202,21 +203,19 @@ class DiskLog:
 
     def write_head(
         self, naming: Naming, variant: int, generation: int, total: int, payload: bytes, done: Done | None = None,
-        *, tags: tuple[int, ...] | None = (), n_tags: int = 0,
+        *, tags: tuple[int, ...] = (),
     ) -> bool:  # fmt: skip
-        """Queues an object's head; it is found once it is written. `tags` None: the `n_tags` that it had. False:
-        dropped."""
-        n_tags = n_tags if tags is None else len(tags)
+        """Queues an object's head; it is found once it is written. False: dropped."""
 
         def written(place: Place, sequence: int) -> None:
             self.index.put_head(
                 naming.key, variant, generation, sequence, total, place, naming.class_id, naming.origin_id, tags,
-                n_tags, keeps_tags=tags is None,
+                len(tags),
             )  # fmt: skip
 
         def queue(io: DiskIo, place: Place, sequence: int) -> int:
             key = self._saved_key(naming)
-            row = self.row(HEAD, naming, variant, generation, n_tags, total, sequence)
+            row = self.row(HEAD, naming, variant, generation, len(tags), total, sequence)
             return io.write(place.segment, place.offset, row, payload, key)
 
         return self.append(len(payload), queue, written, done)
@@ -365,12 +364,18 @@ class DiskLog:
         if payload is None or at["generation"][head.row] != head.generation:
             return
         digest, data = payload
-        class_name = next((name for name in self.keys.classes if number_of(name) == head.class_id), "")
-        naming = Naming(digest, head.origin_id, class_name, head.class_id)
+        class_name = next((name for name in self.keys.classes if number_of(name) == head.class_id), None)
+        if class_name is None and self.keys.site is not None:
+            return  # erased meanwhile
+        naming = Naming(digest, head.origin_id, class_name or "", head.class_id)
+        try:
+            tags = tuple(map(self.keys.tag, unpack_head(data).tags))
+        except ValueError:
+            return  # a newer version's
         moved = asyncio.Event()
         if self.write_head(
             naming, head.variant, head.generation, head.total, data, lambda error, value: moved.set(),
-            tags=None, n_tags=head.n_tags,
+            tags=tags,
         ):  # fmt: skip
             await moved.wait()
 

@@ -133,16 +133,16 @@ class Inventory:
         return {"purged": purged}
 
     async def _purge_origin(self, name: str) -> int:
+        """Also of one that the policy doesn't have any more: what it left would be there again with it."""
         disk = self._fetcher.disk
-        row = self._origins.by_name(name)
-        if row is None:
-            # What it left on the disk would be there again with it.
-            if disk is None or not disk.knows_origin(name):
-                raise ControlError("unknown-origin", f"there is no origin '{name}'")
-            return disk.forget_origin(name)
-        self._fetcher.withdraw(lambda origin_id, _: origin_id == row.id)
+        names = self._dataplane.origin_names()
+        row = names.index(name.encode()) if name.encode() in names else BOX_ORIGIN
+        knows_disk = disk is not None and disk.knows_origin(name)
+        self._fetcher.withdraw(lambda origin_id, _: origin_id == row != BOX_ORIGIN)
         on_disk = disk.forget_origin(name) if disk is not None else 0
-        in_memory = await self._purge_memory({row.id}, [], None, lambda origin_id, _: True)
+        in_memory = await self._purge_memory({row}, [], None, lambda origin_id, _: True)
+        if self._origins.by_name(name) is None and not (knows_disk or in_memory):
+            raise ControlError("unknown-origin", f"there is no origin '{name}'")
         return max(on_disk, in_memory)
 
     async def _purge_prefix(self, prefix: str) -> int:

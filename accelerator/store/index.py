@@ -131,11 +131,11 @@ class DiskIndex:
 
     def put_head(
         self, key: int, variant: int, generation: int, sequence: int, total: int, place: Place, class_id: int,
-        origin_id: int, tags: tuple[int, ...] | None = (), n_tags: int = 0, *, keeps_tags: bool = False,
+        origin_id: int, tags: tuple[int, ...] | None = (), n_tags: int = 0,
     ) -> bool:  # fmt: skip
         """An object, in place of the older one of the same variant. False: a newer one is there, or it is gone.
 
-        `tags` None: it has `n_tags`, which its record knows (untagged). `keeps_tags`: it was only moved."""
+        `tags` None: it has `n_tags`, which its record knows (untagged)."""
         self.sequence = max(self.sequence, sequence)
         for kind, of in ((GONE, key), (ORIGIN_GONE, origin_id), (CLASS_GONE, class_id)):
             stone = self.tombstones.get((kind, of))
@@ -151,8 +151,7 @@ class DiskIndex:
                     # The same object with another head, or seen twice: what its slices point at stays.
                     at["segment"][row], at["offset"][row], at["length"][row] = place.segment, place.offset, place.length
                     at["sequence"][row] = sequence
-                    if not keeps_tags:
-                        self._tag(row, generation, tags, n_tags)
+                    self._tag(row, sequence, tags, n_tags)
                     return True
                 hits = at["hits"][row]
                 self.heads.remove(row)
@@ -162,13 +161,13 @@ class DiskIndex:
             offset=place.offset, length=place.length, class_id=class_id, origin_id=origin_id, n_slices=n_slices,
             hits=hits,
         )  # fmt: skip
-        self._tag(row, generation, tags, n_tags)
+        self._tag(row, sequence, tags, n_tags)
         return True
 
-    def _tag(self, row: int, generation: int, tags: tuple[int, ...] | None, n_tags: int) -> None:
-        """A tag that a later head has no more stays: a purge that takes too much is better than one that misses."""
+    def _tag(self, row: int, sequence: int, tags: tuple[int, ...] | None, n_tags: int) -> None:
+        """Tags are of the record that has them: those of an older head of the same object are none any more."""
         for tag in tags or ():
-            self.tags.add(tag, generation, row)
+            self.tags.add(tag, sequence, row)
         self.heads.at["n_tags"][row] = n_tags if tags is None else len(tags)
         self.heads.at["has_tags"][row] = tags is not None
 
@@ -180,13 +179,14 @@ class DiskIndex:
 
     def learn_tags(self, head: Head, tags: tuple[int, ...]) -> None:
         """Of one of `untagged`, where it is still there."""
-        if self.heads.at["generation"][head.row] == head.generation:
-            self._tag(head.row, head.generation, tags, len(tags))
+        if self.head(head.row) == head:
+            self._tag(head.row, head.sequence, tags, len(tags))
 
     def tagged(self, tag: int, origin_id: int | None = None) -> set[int]:
         """Keys of the objects with this tag."""
         heads = self.heads.at
-        rows = [row for row, generation in self.tags.find(tag) if heads["generation"][row] == generation]
+        rows = [row for row, sequence in self.tags.find(tag) if heads["sequence"][row] == sequence]
+        rows = [row for row in rows if self.heads.used[row]]
         return {heads["key"][row] for row in rows if origin_id in (None, heads["origin_id"][row])}
 
     def has_origin(self, origin_id: int) -> bool:
@@ -318,7 +318,7 @@ class DiskIndex:
         self.heads.remove_many(rows)
         heads["generation"][rows] = 0
         self.segments.pop(segment, None)
-        self.tags.sweep(heads["generation"])
+        self.tags.sweep(heads["sequence"] * self.heads.used)
         return len(rows)
 
     def heads_to_keep(self, segment: int) -> list[Head]:

@@ -1,5 +1,5 @@
 """Which heads have a tag: flat rows, chained by the tag's bucket, so that a tag of a million objects costs no more to
-add to than one of three. Pure; knows rows of heads by their number and generation, not what they are.
+add to than one of three. Pure; knows rows of heads by their number and sequence, not what they are.
 
 Rows of heads that are gone stay until `sweep`: a look-up passes over them.
 """
@@ -15,7 +15,7 @@ from accelerator.store.rows import Array
 
 FIRST_ROWS = 1024
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
-_COLUMNS = (("tag", "u8"), ("generation", "u8"), ("owner", "u4"))
+_COLUMNS = (("tag", "u8"), ("sequence", "u8"), ("owner", "u4"))
 
 
 class TagRows:
@@ -27,29 +27,29 @@ class TagRows:
     def n_bytes(self) -> int:
         return sum(array.nbytes for array in self._array.values()) + self._following.nbytes + self._slots.nbytes
 
-    def add(self, tag: int, generation: int, owner: int) -> None:
+    def add(self, tag: int, sequence: int, owner: int) -> None:
         if self.n == len(self._following):
             grown = {name: np.concatenate([each, np.zeros_like(each)]) for name, each in self._array.items()}
             self._take(grown, self.n)
         row = self.n
         self.n += 1
-        self._tag[row], self._generation[row], self._owner[row] = tag, generation, owner
+        self._tag[row], self._sequence[row], self._owner[row] = tag, sequence, owner
         slot = self._slot_of(tag)
         self._next[row] = self._first[slot]
         self._first[slot] = row + 1
 
     def find(self, tag: int) -> Iterator[tuple[int, int]]:
-        """(row of a head, its generation when it was tagged), the newest first."""
+        """(row of a head, its sequence when it was tagged), the newest first."""
         at = self._first[self._slot_of(tag)]
         while at:
             if self._tag[at - 1] == tag:
-                yield self._owner[at - 1], self._generation[at - 1]
+                yield self._owner[at - 1], self._sequence[at - 1]
             at = self._next[at - 1]
 
-    def sweep(self, generations: Array) -> None:
-        """Forgets what was tagged of heads that are gone, by the generation that each row of heads has now."""
+    def sweep(self, sequences: Array) -> None:
+        """Forgets what was tagged of heads that are gone, by the sequence that each row of heads has now."""
         rows = {name: each[: self.n] for name, each in self._array.items()}
-        is_live = generations[rows["owner"]] == rows["generation"]
+        is_live = sequences[rows["owner"]] == rows["sequence"]
         if int(np.count_nonzero(is_live)) * 4 > self.n * 3:
             return  # not worth it yet
         kept = np.unique(np.stack([rows[name][is_live].astype("u8") for name, _ in _COLUMNS]), axis=1)
@@ -106,7 +106,7 @@ class TagRows:
             self._following[order[1:]] = np.where(is_last[:-1], 0, order[:-1] + 1)
             self._slots[slots[order][is_last].astype("i8")] = order[is_last] + 1
         view: dict[str, Any] = {name: memoryview(each.data) for name, each in arrays.items()}
-        self._tag, self._generation, self._owner = view["tag"], view["generation"], view["owner"]
+        self._tag, self._sequence, self._owner = view["tag"], view["sequence"], view["owner"]
         self._next, self._first = memoryview(self._following.data), memoryview(self._slots.data)
 
     def _slot_of(self, tag: int) -> int:
