@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from accelerator import clock
 from accelerator.errors import OriginError
+from accelerator.protocols.cache_tags import without_tags
 from accelerator.services.freshen import freshen_by_part
 from accelerator.services.heads import NS
 from accelerator.services.upstream_request import continuation
@@ -296,6 +297,9 @@ class Fill:
     def _freshen(self, response: Response) -> None:
         if self._is_private:
             return
+        if not self.source.origin.rules.forward_tags:
+            response.fields[:] = without_tags(response.fields)
+        checked_ns = self.stored.validated_ns
         is_kept = freshen_by_part(
             self.stored, self.source.fields, response.fields, self.source.origin.rules,
             request_wall_s=self._asked_wall_s, response_wall_s=clock.wall_s(),
@@ -303,7 +307,7 @@ class Fill:
         )  # fmt: skip
         if is_kept:
             if self._keeper is not None:
-                self._keeper.head_changed(self.stored)
+                self._keeper.head_changed(self.stored, checked_ns)
             return
         key = self.stored.key
         self.stored.detach()
