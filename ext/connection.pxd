@@ -21,6 +21,8 @@ cdef enum:
     EXCHANGE_BUCKETS = 8192
     MAX_LISTENERS = 64
     PUMP_BYTES = 4194304        # one connection's share of a pass
+    PASS_BYTES = 16777216       # of all connections, before the pass is long enough for the others to notice
+    PASS_SHARE_BYTES = 65536    # from then on
     CROWD = 32                  # from so many ready readers on, a body's beginning goes to all before more goes to one
     FIRST_SHARE_BYTES = 16384   # that beginning (docs/decisions/0050-measuring.md)
 
@@ -156,6 +158,7 @@ cdef struct Worker:
     uint32_t is_closing
     OriginRow* origin           # of the request that is handled; NULL: none was found
     Object* permitted           # while one request is handled: what it may get although it is stale
+    uint64_t pass_bytes         # body bytes that this pass has sent
     uint64_t progress           # passes, for the watchdog
     uint64_t n_connections
     List ready
@@ -192,6 +195,10 @@ cdef enum:                      # Shared.overload
 cdef inline bint is_last_answer(Worker* w) noexcept nogil:
     """Whether connections are closed after their answer, whatever the viewer says."""
     return w.is_draining != 0 or load_u32_relaxed(&w.shared.overload) >= OVERLOAD_NO_KEEP_ALIVE
+
+cdef inline uint64_t share_of_pass(Worker* w) noexcept nogil:
+    """How much one connection may send before the others have their turn."""
+    return PUMP_BYTES if w.pass_bytes < PASS_BYTES else PASS_SHARE_BYTES
 
 cdef inline uint64_t* origin_row(Worker* w, uint32_t origin) noexcept nogil:
     return w.by_origin + (origin if origin < MAX_ORIGINS else 0) * ORIGIN_COLUMNS

@@ -495,6 +495,7 @@ cdef void edge_run(Worker* w) noexcept nogil:
         w.now_ns = now_ns()
         w.tables = <Tables*>load_ptr(<void**>&w.shared.tables)
         w.origin = NULL
+        w.pass_bytes = 0
         store_u64_relaxed(&w.progress, w.progress + 1)
         count(&w.counters[C_PASSES], 1)
         for i in range(n):

@@ -382,6 +382,7 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     cdef ByteRange ranges[8]    # MAX_PARTS
     cdef uint32_t n_ranges = 0, type_start, type_value, type_end
     cdef bint is_crowd = w.ready.n >= CROWD and flags & OBJECT_FILLING
+    cdef uint64_t share = FIRST_SHARE_BYTES if is_crowd else share_of_pass(w)
     if head.status == 200 and not flags & OBJECT_PRIVATE:
         if is_not_modified(data, request, head):
             outcome = -1
@@ -505,14 +506,14 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
                 break
             if <int64_t>piece > last - offset + 1:
                 piece = <uint64_t>(last - offset + 1)
-            if is_crowd and piece > FIRST_SHARE_BYTES:
-                piece = FIRST_SHARE_BYTES
+            if piece > share - body_size:
+                piece = share - body_size
             parts[n_parts].iov_base = body
             parts[n_parts].iov_len = piece
             n_parts += 1
             offset += <int64_t>piece
             body_size += piece
-            if is_crowd:
+            if body_size == share:
                 break
     memset(&message, 0, sizeof(message))
     message.msg_iov = parts
@@ -545,6 +546,7 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     else:
         sent -= head_size
         if has_body:
+            w.pass_bytes += sent
             count(&w.counters[C_BYTES_TO_VIEWERS], sent)
             count(&origin_row(w, object.origin)[2], sent)
     if not has_body:
@@ -563,18 +565,18 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     elif total >= 0 and c.offset > last and c.out_length == c.out_offset:
         return DONE
     attach(c, object)
-    return after_start(w, c, data, n, request, is_crowd)
+    return after_start(w, c, data, n, request, share < PUMP_BYTES)
 
 
-cdef int after_start(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* request, bint is_crowd) noexcept nogil:
-    """The response isn't out in one write: keeps the request (a want may need it) and goes on, in a crowd after the
-    others' beginnings."""
+cdef int after_start(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* request, bint others_first) noexcept nogil:
+    """The response isn't out in one write: keeps the request (a want may need it) and goes on, where others wait after
+    their beginnings."""
     c.head_length = request.length
     if not keep_input(w, c, data, n):
         count(&w.counters[C_CLOSED_MEMORY], 1)
         connection_close(w, c, True)
         return CLOSED
-    if is_crowd:
+    if others_first:
         list_append(&w.ready, c)
         return PENDING
     return pump(w, c)

@@ -68,7 +68,7 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
     cdef msghdr message
     cdef char text[32]
     cdef int n_parts, step
-    cdef uint64_t n, head_bytes, body_bytes, tail, budget = PUMP_BYTES
+    cdef uint64_t n, head_bytes, body_bytes, tail, budget = share_of_pass(w)
     cdef bint ends_chunk
     cdef int64_t offset, end, total
     cdef uint8_t* data
@@ -176,6 +176,7 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
                 count(&w.counters[C_CLOSED_MEMORY], 1)
                 connection_close(w, c, True)
                 return CLOSED
+        w.pass_bytes += n
         count(&w.counters[C_BYTES_TO_VIEWERS], n)
         if c.object != NULL:
             count(&origin_row(w, c.object.origin)[2], n)

@@ -14,6 +14,9 @@ from enum import IntEnum
 # What the cache takes back of the limit in a second: slower than it gives, since what filled the machine may return.
 REGAIN_SHARE = 0.02
 HYSTERESIS = 0.03
+# What the cache keeps whatever happens: without room for a few slices no miss could be passed on.
+KEPT_BYTES_MIN = 16 << 20
+KEPT_SHARE = 1 / 32
 
 
 class Rung(IntEnum):
@@ -29,8 +32,10 @@ BEGINS = {Rung.SHRINK: 0.85, Rung.NO_KEEP_ALIVE: 0.92, Rung.REFUSE: 0.95}
 class Ladder:
     """`rung` is where it stands; `give_up_bytes` is what the cache leaves of its own limit."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache_limit_bytes: int) -> None:
         self.give_up_bytes = 0
+        kept_bytes = max(KEPT_BYTES_MIN, int(KEPT_SHARE * cache_limit_bytes))
+        self._give_up_most = cache_limit_bytes - min(kept_bytes, cache_limit_bytes // 2)
         self._memory = self._connections = Rung.NONE
 
     @property
@@ -56,7 +61,7 @@ class Ladder:
             self.give_up_bytes = 0
         elif excess_bytes > 0:
             # What was asked for last time may still be on its way: never more than is there.
-            self.give_up_bytes += min(excess_bytes, cache_bytes)
+            self.give_up_bytes = min(self.give_up_bytes + min(excess_bytes, cache_bytes), self._give_up_most)
         elif used_bytes < (BEGINS[Rung.SHRINK] - HYSTERESIS) * limit_bytes:
             self.give_up_bytes = max(0, self.give_up_bytes - int(REGAIN_SHARE * since_s * limit_bytes))
 

@@ -39,7 +39,7 @@ class Overload:
         self._gauge = MemoryGauge()
         self._timer: asyncio.TimerHandle | None = None
         self._looked_ns = 0
-        self._ladder = Ladder()
+        self._ladder = Ladder(self._plane.memory["limit"])
         self._causes = Causes()
 
     @property

@@ -3,8 +3,10 @@ What a single viewer may take is in test_limits.py."""
 
 from __future__ import annotations
 
+import array
 import contextlib
 import ctypes
+import fcntl
 import os
 import re
 import resource
@@ -12,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,7 +257,7 @@ def test_memory_that_runs_out_is_given_back_rung_by_rung(origin: RecordingOrigin
 
             press(0)
             wait_for(lambda: gauge("overload") == 0, seconds=15)
-            assert box.get("/good/film").body == GOOD_BODY
+            assert box.get("/good/film").body == GOOD_BODY  # also while the cache has hardly anything yet
             wait_for(lambda: gauge("memory_given_up_bytes") == 0, seconds=30)
             assert box.admin("/healthz")[0] == 200
             assert group.n_killed == 0
@@ -279,11 +282,9 @@ def test_a_worker_that_hangs_stops_the_watchdogs_pings(origin: RecordingOrigin, 
         return heard.recv(4096).decode()
 
     with heard, RunningBox(tmp_path / "box", policy_for(origin.url, workers=2), environ=environ) as box:
-        pid = box.process.pid
         while "WATCHDOG=1" not in next_word():
             pass
-        tasks = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
-        workers = [task for task in tasks if _read(Path(f"/proc/{pid}/task/{task}/comm")).startswith("edge")]
+        workers = threads_of(box)
         assert len(workers) == 2
         with stopped_thread(workers[0]):
             while "no progress of edge worker" not in next_word():
@@ -310,3 +311,32 @@ def stopped_thread(thread: int) -> Iterator[None]:
         yield
     finally:
         libc.ptrace(detach, thread, None, None)
+
+
+def test_a_small_answer_does_not_wait_for_three_hundred_large_ones(origin: RecordingOrigin, tmp_path: Path) -> None:
+    """A pass of the worker sends a bounded number of bytes. With 512 KiB for each who asked it lasted 0.2 s."""
+    policy = policy_for(origin.url, cache={"memory": "256MiB"})
+    with RunningBox(tmp_path, policy) as box, contextlib.ExitStack() as held:
+        assert len(box.get("/bytes/60000000").body) == 60_000_000
+        box.get("/good/film")
+        worker = threads_of(box)[0]
+        large = [held.enter_context(box.connect(receive_buffer=MIB)) for _ in range(300)]
+        small = held.enter_context(box.connect())
+        with stopped_thread(worker):
+            for viewer in large:
+                viewer.sendall(GOOD.replace(b"/good/film", b"/bytes/60000000"))
+            small.sendall(GOOD)
+        assert read_response(small)[0].body == GOOD_BODY
+        waiting = array.array("i", [0])
+        sent = 0
+        for viewer in large:
+            fcntl.ioctl(viewer, termios.FIONREAD, waiting)
+            sent += waiting[0]
+    print(f"{sent / MIB:.0f} MiB had been sent to the others")
+    assert sent < 80 * MIB
+
+
+def threads_of(box: RunningBox) -> list[int]:
+    """The edge workers' threads."""
+    tasks = [int(task.name) for task in Path(f"/proc/{box.process.pid}/task").iterdir()]
+    return [task for task in tasks if _read(Path(f"/proc/{box.process.pid}/task/{task}/comm")).startswith("edge")]
