@@ -126,7 +126,7 @@ cdef void object_trim(Store* store, Object* object) noexcept nogil:
     end = <int64_t>((last - 1) * store.slice_bytes) + slice.filled
     if want < end or slice.filled == slice.first:
         return
-    object.n_filled_bytes -= slice.filled - slice.first
+    count_filled(store, object, -<int64_t>(slice.filled - slice.first))
     retire(store, slice.data, slice.capacity)
     store_ptr(<void**>&slice.data, NULL)
     store_u32(&slice.first, slice.filled)
@@ -143,7 +143,7 @@ cdef uint32_t object_commit(Store* store, Object* object, int64_t offset, uint64
 
     The slice stays wanted: a reader at its end waits for the fill and must not ask again at each append."""
     cdef Slice* slice = &object.directory.slices[<uint64_t>offset // store.slice_bytes]
-    object.n_filled_bytes += n
+    count_filled(store, object, <int64_t>n)
     store_u32_seq(&slice.filled, slice.filled + <uint32_t>n)
     return take_waiting(object)
 
@@ -216,7 +216,7 @@ cdef uint64_t empty_slice(Store* store, Object* object, uint64_t index) noexcept
     cdef uint64_t capacity = slice.capacity
     if data == NULL:
         return 0
-    object.n_filled_bytes -= slice.filled - slice.first
+    count_filled(store, object, -<int64_t>(slice.filled - slice.first))
     # body_at says why a reader that comes in between is safe.
     store_u32_seq(&slice.filled, 0)
     perturb()

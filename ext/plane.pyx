@@ -499,6 +499,7 @@ cdef class Plane(Workers):
         cdef int attempt
         pthread_mutex_lock(&store.lock)
         drop_marks(store, now_ns(), 1024)
+        hold_quotas(store)
         reclaim(store)
         over = over_budget(store)
         for attempt in range(64):
@@ -571,6 +572,16 @@ cdef class Plane(Workers):
             "mapped": load_u64_relaxed(&store.arena.mapped), "used": load_u64_relaxed(&store.arena.used),
             "retired": store.retired_bytes, "outside": load_u64_relaxed(&store.outside), "limit": store.arena.limit,
         }
+
+    def set_quota(self, uint8_t class_index, uint64_t bytes_) -> None:
+        """The most body bytes that a class may have in memory, held at each reclaim(); 0: no bound of its own."""
+        pthread_mutex_lock(&self.shared.store.lock)
+        self.shared.store.class_quota[class_index] = bytes_
+        pthread_mutex_unlock(&self.shared.store.lock)
+
+    def class_bytes(self, uint8_t class_index) -> int:
+        """Body bytes of a class in memory."""
+        return self.shared.store.class_bytes[class_index]
 
     @property
     def n_objects(self) -> int:

@@ -38,8 +38,8 @@ cdef enum:                      # Object.flags
     OBJECT_PRIVATE = 4          # for one viewer: not in the table, no range or condition is applied to it
     OBJECT_FILLING = 8          # a fill is under way
     OBJECT_DETACHED = 16        # out of the table
-    OBJECT_STREAM = 64          # an endless private body: what its one reader has read is not kept
     OBJECT_STRONG = 32          # strong validator: an evicted slice can be fetched again
+    OBJECT_STREAM = 64          # an endless private body: what its one reader has read is not kept
     OBJECT_ON_DISK = 128        # every slice is on the disk: what is absent here costs the origin nothing
 
 cdef struct Head:               # immutable once published; a 304 swaps it
@@ -162,6 +162,8 @@ cdef struct Store:              # allocated on a cache line; what workers write 
     Object* oldest
     Object* hand
     uint64_t n_queued
+    uint64_t class_bytes[256]   # body bytes of the queue's objects, by Object.class_index
+    uint64_t class_quota[256]   # the most of them that plane.reclaim() leaves; 0: no bound of the class's own
     uint64_t n_objects          # complete variants in the table
     uint64_t n_evictions
     uint64_t n_refused
@@ -176,10 +178,17 @@ cdef struct Store:              # allocated on a cache line; what workers write 
 cdef inline uint8_t* head_bytes(Head* head) noexcept nogil:
     return <uint8_t*>head + sizeof(Head)
 
+cdef inline void count_filled(Store* store, Object* object, int64_t n) noexcept nogil:
+    """Body bytes came into memory, or left it."""
+    object.n_filled_bytes += <uint64_t>n
+    if object.is_queued:
+        store.class_bytes[object.class_index] += <uint64_t>n
+
 # --- writers (Store.lock held) ----------------------------------------------------------------------------------------
 cdef bint store_open(Store* store, uint64_t limit, uint32_t slice_bytes, uint32_t n_workers, const uint8_t* secret) noexcept nogil
 cdef void store_close(Store* store) noexcept nogil
 cdef Object* object_new(Store* store, Head* head, int64_t total_length, uint32_t origin, uint32_t flags) noexcept nogil
 cdef uint32_t object_fail(Store* store, Object* object) noexcept nogil
 cdef uint64_t evict(Store* store, uint64_t bytes) noexcept nogil
+cdef void hold_quotas(Store* store) noexcept nogil
 cdef uint64_t over_budget(Store* store) noexcept nogil

@@ -223,6 +223,10 @@ cdef class StoredObject:
         pthread_mutex_unlock(&store.lock)
         return done
 
+    def visit(self) -> None:
+        """Counts as asked for again, as a worker's hit does."""
+        store_u8_relaxed(&self.object.visited, 1)
+
     def mark_on_disk(self) -> None:
         """Every slice of it can be read from the disk: who is answered with it has a hit, wherever it is now."""
         or_u32(&self.object.flags, OBJECT_ON_DISK)
