@@ -13,7 +13,10 @@ from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network
 
 from accelerator.policy.credentials import places_of
-from accelerator.policy.model import Origin, Policy
+from accelerator.policy.model import Origin, Policy, Relay, RelayOutput
+from accelerator.policy.relay_addresses import dscp_value
+from accelerator.policy.relay_rules import REORDER_FEC_S, REORDER_LEGS_S, REORDER_S, inputs_of
+from accelerator.policy.relay_rules import Input as RelayInput
 
 PROFILES = ("media", "generic")
 VIEWERS = ("zone", "hash", "truncate")
@@ -92,6 +95,42 @@ class NetRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayOutputRow:
+    """`kind`: group, unicast, http. `targets`: (address, port) of the group, or the receivers of the list. `zones`:
+    whose receivers may be added; none: anybody. `rate_bps` 0: as it comes."""
+
+    kind: str
+    targets: tuple[tuple[str, int], ...]
+    path: str
+    interface: str | None
+    ttl: int
+    dscp: int
+    source_port: int
+    zones: tuple[str, ...]
+    rtp: str
+    hold_ns: int
+    rate_bps: int
+
+
+@dataclass(frozen=True, slots=True)
+class RelayRow:
+    """`sources`: networks as text, none: those of the inputs, or any. `payload_type` -1: any; `bitrate_bps` 0: any."""
+
+    name: str
+    inputs: tuple[RelayInput, ...]
+    is_backup: bool
+    is_always: bool
+    linger_s: float
+    failover_ns: int
+    wait_ns: int
+    sources: tuple[str, ...]
+    payload_type: int
+    receivers_max: int
+    bitrate_bps: int
+    outputs: tuple[RelayOutputRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DiskRow:
     """`quotas`: bytes for each class that is kept on the disk, in the policy's order; 0: no bound of its own."""
 
@@ -165,6 +204,10 @@ class Tables:
     admin_reads_freely: bool
     multicast: tuple[MulticastRow, ...]
     disk: DiskRow | None = None
+    relays: tuple[RelayRow, ...] = ()
+    # Zones by name, for who may have what of relays; and those of them that get no multicast.
+    zone_nets: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    zones_without_multicast: tuple[str, ...] = ()
 
 
 def compile_policy(policy: Policy) -> Tables:
@@ -205,6 +248,48 @@ def compile_policy(policy: Policy) -> Tables:
         admin_reads_freely=policy.admin is None or policy.admin.token != "always",
         multicast=tuple(_multicast_row(policy, name) for name in policy.multicast.proxies),
         disk=_disk_row(policy),
+        relays=tuple(_relay_row(name, row) for name, row in policy.relays.items()),
+        zone_nets=tuple((name, tuple(map(str, zone.nets))) for name, zone in policy.zones.items()),
+        zones_without_multicast=tuple(name for name, zone in policy.zones.items() if zone.multicast == "never"),
+    )
+
+
+def _relay_row(name: str, relay: Relay) -> RelayRow:
+    reorder_s = relay.reorder
+    if reorder_s is None:
+        reorder_s = REORDER_LEGS_S if len(relay.from_) > 1 and relay.mode == "legs" else REORDER_S
+        reorder_s = max(reorder_s, REORDER_FEC_S) if relay.fec != "none" else reorder_s
+    return RelayRow(
+        name=name,
+        inputs=inputs_of(relay),
+        is_backup=relay.mode == "backup",
+        is_always=relay.join == "always",
+        linger_s=relay.linger,
+        failover_ns=int(relay.failover * 1e9),
+        wait_ns=int(reorder_s * 1e9),
+        sources=tuple(map(str, relay.sources)),
+        payload_type=-1 if relay.payload_type is None else relay.payload_type,
+        receivers_max=relay.receivers,
+        bitrate_bps=relay.bitrate or 0,
+        outputs=tuple(map(_relay_output_row, relay.to)),
+    )
+
+
+def _relay_output_row(output: RelayOutput) -> RelayOutputRow:
+    kind = "group" if output.group is not None else "http" if output.http is not None else "unicast"
+    targets = (output.group,) if output.group is not None else output.unicast or ()
+    return RelayOutputRow(
+        kind=kind,
+        targets=tuple((each.host, each.port) for each in targets),
+        path=output.http or "",
+        interface=output.interface,
+        ttl=output.ttl,
+        dscp=dscp_value(output.dscp),
+        source_port=output.source_port,
+        zones=output.zones,
+        rtp=output.rtp,
+        hold_ns=int(output.hold * 1e9),
+        rate_bps=output.rate or 0,
     )
 
 

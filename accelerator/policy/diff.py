@@ -19,12 +19,16 @@ from accelerator.policy.shape import keys_of
 # Ordered are `from` (fail-over) and `resolve` (addresses are tried in turn).
 _SETS = {("Zone", "nets"), ("Listener", "zones"), ("Origin", "hosts"), ("Origin", "paths"), ("Origin", "forward"),
          ("Origin", "methods"), ("MulticastProxy", "downstream"), ("MulticastProxy", "groups"),
-         ("MulticastProxy", "sources"),
+         ("MulticastProxy", "sources"), ("Relay", "sources"),
          ("Policy", "locked")}  # fmt: skip
 # Collections whose order means something: the first zone wins, classes are priorities.
 _ORDERED = ("zones", "classes")
 # What decides which connection reaches an origin: like io.origin.OriginSettings.reaches_same (a test holds them equal).
 WAY_KEYS = ("from", "resolve", "via", "via_credential", "ca", "client_certificate")
+# What a relay's input is made of: with another value it begins anew.
+RELAY_INPUT_KEYS = (
+    "from", "interface", "interfaces", "mode", "failover", "reorder", "sources", "payload_type", "fec", "bitrate",
+)  # fmt: skip
 # What a process is built with once: a running daemon refuses another value.
 RESTART_KEYS = ("workers", "cache.memory", "cache.disk", "admin")
 
@@ -43,7 +47,7 @@ class Change:
 @dataclass(frozen=True, slots=True)
 class Effect:
     """What a change does to those who watch. `kind`: listener, origin, route, credential, limit, restart, zone, cache,
-    multicast, privacy."""
+    relay, multicast, privacy."""
 
     kind: str
     subject: str
@@ -93,7 +97,7 @@ def _section(section: type[BaseModel], old: Mapping[str, Any], new: Mapping[str,
         dotted = prefix + name
         if key.section is not None and key.is_named:
             yield from _names(key.section, before, after, dotted, is_ordered=name in _ORDERED)
-        elif key.section is not None and before is not None and after is not None:
+        elif key.section is not None and not key.is_listed and before is not None and after is not None:
             yield from _section(key.section, before, after, f"{dotted}.")
         elif (section.__name__, name) in _SETS:
             yield from (Change(dotted, "removed", old=item) for item in before if item not in after)
@@ -148,11 +152,28 @@ def _effects(old: Policy, new: Policy, changes: Sequence[Change]) -> Iterator[Ef
         yield Effect("zone", "zones", "viewers may be in another zone from their next request on")
     if any(key.startswith("limits.") for key in keys):
         yield Effect("limit", "limits", "new limits hold at once, for connections that are open too")
+    yield from _relay_effects(old, new, keys)
     if any(_is_below(key, "multicast") for key in keys):
         yield Effect("multicast", "multicast", "multicast proxies change; flows that are wanted before and after go on")
     yield from _privacy_effects(new, keys)
     if "site.name" in keys:
         yield Effect("cache", "site", f"Cache-Status and Via say '{new.site.name}' from now on")
+
+
+def _relay_effects(old: Policy, new: Policy, keys: set[str]) -> Iterator[Effect]:
+    for name, before in old.relays.items():
+        after = new.relays.get(name)
+        if after is None:
+            yield Effect("relay", name, f"relay '{name}' ends: its groups are left, its receivers get nothing more")
+        elif any(key.startswith(f"relays.{name}.") for key in keys):
+            # What the data plane's input is made of: services/relay_flow.py holds the same (a test says so).
+            if any(f"relays.{name}.{key}" in keys for key in RELAY_INPUT_KEYS):
+                yield Effect("relay", name, f"relay '{name}': its input begins anew, with a gap of some milliseconds")
+            if before.to != after.to:
+                yield Effect("relay", name, f"relay '{name}': outputs change; receivers that stay see no gap")
+    for name in new.relays:
+        if name not in old.relays:
+            yield Effect("relay", name, f"relay '{name}' begins")
 
 
 def _privacy_effects(new: Policy, keys: set[str]) -> Iterator[Effect]:

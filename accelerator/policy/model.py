@@ -1,6 +1,6 @@
 """The policy, version 1, as typed and frozen values: each key's default and description. No YAML, no check across keys.
 
-What a value may be is in values.py, an origin's keys in origin_model.py.
+What a value may be is in values.py, an origin's keys in origin_model.py, a relay's in relay_model.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, Wi
 
 from accelerator.policy import addresses
 from accelerator.policy.origin_model import Credential, Origin, Timeouts, Verify
+from accelerator.policy.relay_model import RELAYS_MAX, Relay, RelayOutput
 from accelerator.policy.values import (
     MEBIBYTE,
     SITE_NAME,
@@ -33,7 +34,7 @@ from accelerator.policy.values import (
     worker_count,
 )
 
-__all__ = ["Credential", "Origin", "Policy", "Timeouts", "Verify"]
+__all__ = ["Credential", "Origin", "Policy", "Relay", "RelayOutput", "Timeouts", "Verify"]
 
 # Zones travel to the data plane as bits of one 64-bit word.
 ZONES_MAX = 64
@@ -50,6 +51,9 @@ class Zone(Section):
         default=(),
         max_length=4096,
         description="The networks of this zone's viewers. The most specific network wins, then the first zone.",
+    )
+    multicast: Literal["allowed", "never"] = Field(
+        default="allowed", description="never: relays send no multicast there, as on Wi-Fi, where it is slow and lossy."
     )
 
 
@@ -244,6 +248,9 @@ class Policy(Section):
         description="Where content comes from, by name. The most specific host wins, then the longest path.",
     )
     limits: Limits = Field(default=Limits(), description="What viewers may take of the box.")
+    relays: Annotated[Mapping[Name, Relay], empty_means(dict)] = Field(
+        default={}, max_length=RELAYS_MAX, description="Datagram streams in, and to whom they go, by name."
+    )
     multicast: Multicast = Field(default=Multicast(), description="Multicast from one link to others.")
     privacy: Privacy = Field(default=Privacy(), description="What is kept of viewers, and for how long.")
     logs: Logs = Field(default=Logs(), description="What is written below STATE_DIR/logs.")

@@ -11,6 +11,7 @@ from accelerator.policy.addresses import Address, literal
 from accelerator.policy.compile import ROUTES_MAX, n_routes
 from accelerator.policy.credentials import problems_of
 from accelerator.policy.model import Origin, Policy
+from accelerator.policy.relay_rules import relay_findings
 from accelerator.policy.shape import keys_of, section_at
 from accelerator.policy.tree import Map, Mark, Path, key_mark, value_mark, walk
 from accelerator.policy.units import nearest, quoted
@@ -35,7 +36,7 @@ class Rules:
         self._problems = problems
         self._zones = self._names("zones")
         self._classes = self._names("classes")
-        self._collections = {name: self._names(name) for name in ("zones", "classes", "listen", "origins")}
+        self._collections = {name: self._names(name) for name in ("zones", "classes", "listen", "origins", "relays")}
 
     def check(self, policy: Policy) -> None:
         """Every rule, on a policy from which wrong values may have been taken out."""
@@ -43,6 +44,8 @@ class Rules:
         self._zone_nets(policy)
         self._origins(policy)
         self._multicast(policy)
+        for below, message, is_warning in relay_findings(policy):
+            (self._warn if is_warning else self._error)(self._value("relays", *below), message)
         self._locks(policy)
 
     def _names(self, section: str) -> list[str]:

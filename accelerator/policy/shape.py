@@ -13,13 +13,15 @@ from accelerator.policy.model import Policy
 
 
 class Key(NamedTuple):
-    """A key of a section: as written, its field, the section below it, if any, and whether names stand between them."""
+    """A key of a section: as written, its field, the section below it, if any, and whether names, or a list's items,
+    stand between them."""
 
     name: str
     field: str
     info: FieldInfo
     section: type[BaseModel] | None
     is_named: bool
+    is_listed: bool
 
 
 @cache
@@ -28,7 +30,8 @@ def keys_of(section: type[BaseModel]) -> Mapping[str, Key]:
     keys = {}
     for field, info in section.model_fields.items():
         name = info.alias or field
-        keys[name] = Key(name, field, info, _section_in(info.annotation), get_origin(info.annotation) is Mapping)
+        below, outer = _section_in(info.annotation), get_origin(info.annotation)
+        keys[name] = Key(name, field, info, below, outer is Mapping, below is not None and outer is tuple)
     return keys
 
 
@@ -39,18 +42,19 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def section_at(path: tuple[str | int, ...]) -> type[BaseModel] | None:
-    """The section whose keys stand directly below `path`, or None where names, items or nothing stand."""
+    """The section whose keys stand directly below `path`, or None where names, items or nothing stand. Of a lock, which
+    names no items, a list is the end."""
     section: type[BaseModel] | None = Policy
-    is_name = False
+    is_name = is_list = False
     for step in path:
-        if is_name:
-            is_name = False
+        if is_name or (isinstance(step, int) and is_list):
+            is_name = is_list = False
             continue
         key = keys_of(section).get(str(step)) if section is not None else None
         if key is None:
             return None
-        section, is_name = key.section, key.is_named
-    return None if is_name else section
+        section, is_name, is_list = key.section, key.is_named, key.is_listed
+    return None if is_name or is_list else section
 
 
 def every_key() -> Iterator[tuple[str, Key]]:

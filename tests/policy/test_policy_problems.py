@@ -65,7 +65,7 @@ KEYS = [
     pytest.param("cache: {zzz: 1}\n", ["3:9: unknown key 'zzz' in cache"], id="unknown-without-near"),
     pytest.param("cache: {'a\\b': 1}\n", [r"3:9: unknown key 'a\\b' in cache"], id="unknown-odd"),
     *(pytest.param(f"{key}: {{}}\n", [f"3:1: unknown key '{key}'{hint}"], id=f"later-{key}")
-      for key, hint in [("relays", ""), ("links", "")]),
+      for key, hint in [("links", "")]),
     pytest.param("cache: {disk: {path: ., size: 20GiB}}\n", ["3:22: cache.disk.path: expected the name of a folder, such as 'cache'"], id="disk-path"),
     pytest.param("listen: {lan: {address: '127.0.0.1:1', tls: site}}\n", ["3:40: unknown key 'tls' in listen.lan"], id="later-tls"),
     pytest.param("zones: {a: {nets: [], ceiling: 3Mbit/s}}\n", ["3:23: unknown key 'ceiling' in zones.a"], id="later-ceiling"),

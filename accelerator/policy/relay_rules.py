@@ -1,0 +1,251 @@
+"""What the keys of `relays` mean together: loops, groups that switches or proxies confuse, zones. Parses no value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, ip_address
+from typing import NamedTuple
+
+from accelerator.policy.addresses import Address, IpAddress, IpNetwork
+from accelerator.policy.model import Policy, Relay, RelayOutput
+from accelerator.policy.relay_addresses import ADMIN_SCOPED, ethernet_of, is_flooded, needs_source
+from accelerator.policy.relay_model import LEGS_MAX
+from accelerator.policy.units import nearest
+
+# Seconds by default, where `reorder` is left out. FEC: a matrix of 100 packets of 1,316 bytes at 2 Mbit/s.
+REORDER_S = 0.05
+REORDER_LEGS_S = 0.25
+REORDER_FEC_S = 0.6
+
+
+class Finding(NamedTuple):
+    """`below`: the path from `relays` on."""
+
+    below: tuple[str | int, ...]
+    message: str
+    is_warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One socket of a relay. `kind`: media or fec."""
+
+    url_index: int
+    kind: str
+    host: str
+    port: int
+    source: str
+    interface: str | None
+    is_rtp: bool
+
+
+def inputs_of(relay: Relay) -> tuple[Input, ...]:
+    """The sockets of a relay, media first, as the data plane counts its legs."""
+    interfaces = relay.interfaces or (relay.interface,) * len(relay.from_)
+    found = [
+        Input(index, "media", url.host, url.port, url.source, interface, url.scheme == "rtp")
+        for index, (url, interface) in enumerate(zip(relay.from_, interfaces, strict=False))
+    ]
+    first = found[0]
+    for offset in {"none": (), "columns": (2,), "both": (2, 4)}[relay.fec]:
+        found.append(Input(0, "fec", first.host, first.port + offset, first.source, first.interface, True))
+    return tuple(found)
+
+
+def zone_of(policy_zones: Mapping[str, tuple[IpNetwork, ...]], address: IpAddress) -> str | None:
+    """The zone of an address: the most specific network wins, then the first zone."""
+    best, found = -1, None
+    for name, nets in policy_zones.items():
+        for net in nets:
+            if net.version == address.version and net.prefixlen > best and address in net:
+                best, found = net.prefixlen, name
+    return found
+
+
+def relay_findings(policy: Policy) -> Iterator[Finding]:
+    """Every problem of the relays of a policy, from which wrong values may have been taken out."""
+    for name, relay in policy.relays.items():
+        yield from _input_findings(name, relay)
+        for index, output in enumerate(relay.to):
+            for key, message, is_warning in _output_findings(policy, relay, output):
+                below = (name, "to", index, *((key,) if key else ()))
+                yield Finding(below, f"relays.{name}.to: {message}", is_warning)
+    yield from _inputs_taken_twice(policy)
+    yield from _loops(policy)
+    yield from _paths(policy)
+    yield from _switch_findings(policy)
+    yield from _proxy_findings(policy)
+
+
+def _input_findings(name: str, relay: Relay) -> Iterator[Finding]:
+    where = f"relays.{name}"
+    if relay.interfaces and len(relay.interfaces) != len(relay.from_):
+        message = f"{where}.interfaces: has {len(relay.interfaces)} names for {len(relay.from_)} inputs"
+        yield Finding((name, "interfaces"), message)
+    if relay.interfaces and relay.interface is not None:
+        yield Finding((name, "interfaces"), f"{where}.interfaces: stands beside interface, one of them is enough")
+    if len({url.scheme for url in relay.from_}) > 1:
+        yield Finding((name, "from"), f"{where}.from: inputs of one relay have one scheme")
+    places = [(each.host, each.port, each.source, each.interface) for each in inputs_of(relay)]
+    if len(set(places)) < len(places):
+        yield Finding((name, "from"), f"{where}.from: the same input twice")
+    if relay.mode == "legs" and len(relay.from_) > 1 and relay.from_[0].scheme == "udp":
+        message = "legs are merged by RTP's numbers: with udp:// only packets that are found to be RTP are merged"
+        yield Finding((name, "from"), f"{where}.from: {message}", True)
+    if relay.mode == "backup" and len(relay.from_) == 1:
+        yield Finding((name, "mode"), f"{where}.mode: has no effect with one input", True)
+    if relay.fec != "none":
+        n_legs = len(relay.from_) + (1 if relay.fec == "columns" else 2)
+        if relay.from_[0].scheme != "rtp":
+            yield Finding((name, "fec"), f"{where}.fec: repairs RTP, so the input has to be rtp://")
+        elif n_legs > LEGS_MAX:
+            yield Finding((name, "fec"), f"{where}.fec: makes {n_legs} streams of one relay, at most {LEGS_MAX} can be")
+        elif relay.from_[0].port + (2 if relay.fec == "columns" else 4) > 65_535:
+            yield Finding((name, "fec"), f"{where}.fec: its ports would be beyond 65535")
+    for index, url in enumerate(relay.from_):
+        address = ip_address(url.host)
+        path = (name, "from", index)
+        if url.scheme in ("srt", "rist"):
+            yield Finding(path, f"{where}.from: {url.scheme} inputs are not taken by this version: rtp and udp are")
+        elif url.is_group and needs_source(address) and not url.source:
+            message = (
+                f"{address} is source-specific (RFC 4607): write {url.scheme}://SOURCE@{Address(url.host, url.port)}"
+            )
+            yield Finding(path, f"{where}.from: {message}")
+        elif url.is_group and relay.interface is None and not relay.interfaces:
+            message = f"{address} is joined where the kernel's routes say: interface says where"
+            yield Finding(path, f"{where}.from: {message}", True)
+    if not relay.to:
+        yield Finding((name,), f"{where}: has no output: it measures and sends nothing", True)
+    n_receivers = sum(len(output.unicast or ()) + (output.group is not None) for output in relay.to)
+    if n_receivers > relay.receivers:
+        yield Finding((name, "receivers"), f"{where}.receivers: {n_receivers} are listed, {relay.receivers} may be")
+
+
+def _output_findings(policy: Policy, relay: Relay, output: RelayOutput) -> Iterator[tuple[str, str, bool]]:
+    kinds = [key for key in ("group", "unicast", "http") if getattr(output, key) is not None]
+    if len(kinds) != 1:
+        said = f"{' and '.join(kinds)} stand together" if kinds else "neither stands here"
+        yield "", f"an output has one of group, unicast and http: {said}", False
+        return
+    for zone in output.zones:
+        if zone not in policy.zones:
+            yield "zones", f"unknown zone '{zone}'{nearest(zone, list(policy.zones))}", False
+        elif output.group is not None and policy.zones[zone].multicast == "never":
+            yield "zones", f"zone '{zone}' says multicast: never: give it a unicast or http output", False
+    if output.group is not None:
+        address = ip_address(output.group.host)
+        if output.interface is None:
+            yield "group", f"{output.group} is sent where the kernel's routes say: interface says where", True
+        if (
+            isinstance(address, IPv4Address)
+            and address not in ADMIN_SCOPED
+            and not needs_source(address)
+            and output.ttl > 1
+        ):
+            message = (
+                f"{address} is no group of one organisation (239.0.0.0/8, RFC 2365): with ttl {output.ttl} it may leave"
+            )
+            yield "group", message, True
+        if not isinstance(address, IPv4Address) and address.packed[1] & 15 == 2 and output.ttl > 1:
+            yield "ttl", f"{address} stays on its link: ttl {output.ttl} has no effect", True
+        if output.hold > 0.04:
+            yield "hold", "more than 40ms: players of multicast have buffers for less", True
+    if output.unicast is not None and len({":" in each.host for each in output.unicast}) > 1:
+        yield "unicast", "addresses of one family: give IPv4 and IPv6 an output each", False
+    if output.unicast is not None and len(set(output.unicast)) < len(output.unicast):
+        yield "unicast", "the same receiver twice", False
+    if output.rtp == "restamp" and output.http is not None:
+        yield "rtp", "has no effect over HTTP, where no packets are", True
+    if output.http is not None:
+        yield "http", "is kept for a version that serves it: this one sends nothing there", True
+
+
+def _inputs_taken_twice(policy: Policy) -> Iterator[Finding]:
+    """A socket of one own address and port belongs to one relay; a group may be several relays' input."""
+    taken: dict[tuple[str, int], str] = {}
+    for name, relay in policy.relays.items():
+        for each in inputs_of(relay):
+            if ip_address(each.host).is_multicast:
+                continue
+            owner = taken.setdefault((each.host, each.port), name)
+            if owner != name:
+                message = f"{Address(each.host, each.port)} is the input of relay '{owner}' already"
+                yield Finding((name, "from", each.url_index), f"relays.{name}.from: {message}")
+
+
+def _loops(policy: Policy) -> Iterator[Finding]:
+    """Split horizon: what a relay sends is no relay's input, on the same link or where that isn't known."""
+    sources: dict[tuple[str, int], list[tuple[str, str | None]]] = {}
+    for name, relay in policy.relays.items():
+        for each in inputs_of(relay):
+            sources.setdefault((each.host, each.port), []).append((name, each.interface))
+    for name, relay in policy.relays.items():
+        for index, output in enumerate(relay.to):
+            targets = [("group", output.group)] if output.group is not None else []
+            targets += [("unicast", each) for each in output.unicast or ()]
+            for key, target in targets:
+                for other, interface in sources.get((target.host, target.port), ()):
+                    if key == "unicast" or None in (interface, output.interface) or interface == output.interface:
+                        message = f"{target} is the input of relay '{other}': packets would go in a circle"
+                        yield Finding((name, "to", index, key), f"relays.{name}.to: {message}")
+                        break
+
+
+def _paths(policy: Policy) -> Iterator[Finding]:
+    owners: dict[str, str] = {}
+    for name, relay in policy.relays.items():
+        for index, output in enumerate(relay.to):
+            if output.http is not None:
+                owner = owners.setdefault(output.http, f"{name}.{index}")
+                if owner != f"{name}.{index}":
+                    message = f"{output.http} belongs to relay '{owner.partition('.')[0]}' already"
+                    yield Finding((name, "to", index, "http"), f"relays.{name}.to: {message}")
+
+
+def _groups(policy: Policy) -> Iterator[tuple[tuple[str | int, ...], str, IpAddress, str | None]]:
+    """(path, dotted key, group, interface) of each group that relays join or send."""
+    for name, relay in policy.relays.items():
+        for each in inputs_of(relay):
+            if each.kind == "media" and ip_address(each.host).is_multicast:
+                yield (name, "from", each.url_index), f"relays.{name}.from", ip_address(each.host), each.interface
+        for index, output in enumerate(relay.to):
+            if output.group is not None:
+                where = (name, "to", index, "group")
+                yield where, f"relays.{name}.to", ip_address(output.group.host), output.interface
+
+
+def _switch_findings(policy: Policy) -> Iterator[Finding]:
+    seen: dict[tuple[str | None, bytes], IpAddress] = {}
+    told: set[IpAddress] = set()
+    for path, key, group, interface in _groups(policy):
+        if is_flooded(group):
+            if group not in told:
+                told.add(group)
+                yield Finding(path, f"{key}: switches take {group} for 224.0.0.x and flood it to every port", True)
+            continue
+        other = seen.setdefault((interface, ethernet_of(group)), group)
+        if other != group:
+            message = f"{group} has the Ethernet address of {other}: who joins one is sent both"
+            yield Finding(path, f"{key}: {message}", True)
+
+
+def _proxy_findings(policy: Policy) -> Iterator[Finding]:
+    """A group that a proxy forwards to a link where a relay sends it: receivers there would have both."""
+    for name, relay in policy.relays.items():
+        joined = {url.host for url in relay.from_}
+        for index, output in enumerate(relay.to):
+            if output.group is None:
+                continue
+            group = ip_address(output.group.host)
+            for proxy_name, proxy in policy.multicast.proxies.items():
+                is_admitted = not proxy.groups or any(
+                    group.version == net.version and group in net for net in proxy.groups
+                )
+                if output.interface not in proxy.downstream or not is_admitted:
+                    continue
+                message = f"{group} on {output.interface} is also forwarded by multicast.proxies.{proxy_name}"
+                is_certain = bool(proxy.groups) or str(group) in joined
+                hint = "receivers would have it twice" if is_certain else "where a sender upstream has it too, twice"
+                yield Finding((name, "to", index, "group"), f"relays.{name}.to: {message}: {hint}", not is_certain)

@@ -1,0 +1,174 @@
+"""Relays in a policy: what may be written, what is refused and why, what changes mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from accelerator.policy import check_texts, compile_policy
+from accelerator.policy.compile import RelayRow
+from accelerator.policy.diff import diff_policies
+
+HEAD = """\
+version: 1
+site: {name: lyon}
+zones:
+  desks: {nets: [10.12.0.0/22]}
+  wifi: {nets: [10.12.8.0/22], multicast: never}
+listen: {lan: {address: "127.0.0.1:8080"}}
+origins: {m: {from: ["https://m.corp.example"], hosts: ["*"]}}
+"""
+HALL = 'from: ["rtp://239.1.1.1:5004"], interface: eth0'
+
+
+def relays(*texts: str, more: str = "") -> str:
+    rows = "".join(f"  r{index}: {{{text}}}\n" for index, text in enumerate(texts))
+    return f"{HEAD}{more}relays:\n{rows}"
+
+
+def problems(text: str) -> list[str]:
+    """Messages without their places, warnings marked."""
+    _, found = check_texts([("p", text.encode())])
+    return [("warning: " if each.is_warning else "") + each.message for each in found]
+
+
+def compiled(text: str) -> tuple[RelayRow, ...]:
+    policy, found = check_texts([("p", text.encode())])
+    assert policy is not None, found
+    return compile_policy(policy).relays
+
+
+def test_a_relay_as_the_design_writes_it() -> None:
+    text = relays(
+        'from: ["rtp://10.1.0.1@239.1.1.1:5004"], interface: eth0, to: [{group: "239.2.1.1:5004", '
+        'interface: lan0, ttl: 8, dscp: AF41}, {unicast: ["10.12.0.7:5004"]}, '
+        "{http: /relay/hall.ts, zones: [desks, wifi]}]"
+    )
+    (row,) = compiled(text)
+    assert [(each.host, each.port, each.source, each.interface, each.is_rtp) for each in row.inputs] == [
+        ("239.1.1.1", 5004, "10.1.0.1", "eth0", True)
+    ]
+    assert (row.linger_s, row.failover_ns, row.wait_ns, row.receivers_max) == (10, 500_000_000, 50_000_000, 20_000)
+    assert [each.kind for each in row.outputs] == ["group", "unicast", "http"]
+    assert (row.outputs[0].targets, row.outputs[0].dscp, row.outputs[0].ttl) == ((("239.2.1.1", 5004),), 34, 8)
+    assert row.outputs[1].hold_ns == 5_000_000
+    assert problems(text) == [
+        "warning: relays.r0.to: is kept for a version that serves it: this one sends nothing there"
+    ]
+
+
+def test_legs_backups_and_repair_are_inputs() -> None:
+    legs = 'from: ["rtp://239.1.1.1:5004", "rtp://239.1.1.2:5004"], interfaces: [eth0, eth1]'
+    legs += ", fec: both, to: [{unicast: []}]"
+    (row,) = compiled(relays(legs))
+    assert [(each.kind, each.host, each.port, each.interface) for each in row.inputs] == [
+        ("media", "239.1.1.1", 5004, "eth0"), ("media", "239.1.1.2", 5004, "eth1"),
+        ("fec", "239.1.1.1", 5006, "eth0"), ("fec", "239.1.1.1", 5008, "eth0"),
+    ]  # fmt: skip
+    assert row.wait_ns == 600_000_000
+    (row,) = compiled(relays(legs.replace(", fec: both", "")))
+    assert row.wait_ns == 250_000_000
+    (row,) = compiled(relays(legs.replace(", fec: both", ", mode: backup, reorder: 20ms, bitrate: 8Mbit/s")))
+    assert (row.is_backup, row.wait_ns, row.bitrate_bps) == (True, 20_000_000, 8_000_000)
+
+
+@pytest.mark.parametrize(
+    ("relay", "message"),
+    [
+        ('from: ["rtsp://239.1.1.1:5004"]', "expected rtp|udp|srt|rist://[SOURCE@]ADDRESS:PORT"),
+        ('from: ["rtp://hall.example:5004"]', "an input is an IP address, not 'hall.example'"),
+        ('from: ["rtp://239.1.1.1:0"]', "a port is a number from 1 to 65535, got 'rtp://239.1.1.1:0'"),
+        ('from: ["udp://224.0.0.5:99"]', "224.0.0.5 belongs to routing protocols"),
+        ('from: ["udp://[fd00::1]@239.1.1.1:99"]', "source and address are of two families"),
+        ('from: ["srt://239.1.1.1:99"]', "srt connects to one address: neither a group nor a source stands here"),
+        ('from: ["srt://10.0.0.1:99"]', "srt inputs are not taken by this version: rtp and udp are"),
+        ('from: ["rtp://232.1.1.1:5004"]', "write rtp://SOURCE@232.1.1.1:5004"),
+        ('from: ["rtp://[ff35::1]:5004"]', "ff35::1 is source-specific (RFC 4607)"),
+        (f"{HALL}, interfaces: [eth0]", "interfaces: stands beside interface, one of them is enough"),
+        (f"{HALL}, fec: both, mode: backup", "mode: has no effect with one input"),
+        ('from: ["udp://239.1.1.1:5004"], interface: eth0, fec: columns', "repairs RTP, so the input has to be rtp://"),
+        (f'{HALL}, to: [{{ttl: 3}}]', "neither stands here"),
+        (f'{HALL}, to: [{{http: /a, unicast: []}}]', "unicast and http stand together"),
+        (f'{HALL}, to: [{{group: "10.0.0.1:5004"}}]', "10.0.0.1 is no group: single receivers stand under `unicast`"),
+        (f'{HALL}, to: [{{unicast: ["239.3.3.3:5004"]}}]', "239.3.3.3 is no single receiver: groups"),
+        (f'{HALL}, to: [{{unicast: ["10.0.0.1:1", "[::1]:1"]}}]', "addresses of one family"),
+        (f'{HALL}, to: [{{unicast: ["10.0.0.1:1", "10.0.0.1:1"]}}]', "the same receiver twice"),
+        (f'{HALL}, receivers: 1, to: [{{unicast: ["10.0.0.1:1", "10.0.0.1:2"]}}]', "2 are listed, 1 may be"),
+        (f'{HALL}, to: [{{unicast: [], zones: [desk]}}]', "unknown zone 'desk' (did you mean 'desks'?)"),
+        (f'{HALL}, to: [{{unicast: [], dscp: AF14}}]', "expected a class such as AF41, EF or CS5"),
+        (f'{HALL}, to: [{{unicast: [], ttl: 0}}]', "must be from 1 to 255"),
+        (f'{HALL}, to: [{{http: relay}}]', "a path starts with '/', got 'relay'"),
+        (f'{HALL}, to: [{{http: /a}}, {{http: /a}}]', "/a belongs to relay 'r0' already"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(relay: str, message: str) -> None:
+    assert any(message in each for each in problems(relays(relay))), problems(relays(relay))
+
+
+def test_multicast_never_is_never() -> None:
+    text = relays(f'{HALL}, to: [{{group: "239.2.1.1:5004", interface: lan0, zones: [desks, wifi]}}]')
+    assert problems(text) == ["relays.r0.to: zone 'wifi' says multicast: never: give it a unicast or http output"]
+
+
+def test_relays_that_would_loop_are_refused() -> None:
+    back = 'from: ["rtp://239.2.1.1:5004"], interface: lan0, to: [{group: "239.1.1.1:5004", interface: eth0}]'
+    forth = f'{HALL}, to: [{{group: "239.2.1.1:5004", interface: lan0}}]'
+    found = problems(relays(forth, back))
+    assert "relays.r0.to: 239.2.1.1:5004 is the input of relay 'r1': packets would go in a circle" in found
+    assert "relays.r1.to: 239.1.1.1:5004 is the input of relay 'r0': packets would go in a circle" in found
+    itself = problems(relays(f'{HALL}, to: [{{group: "239.1.1.1:5004", interface: eth0}}]'))
+    assert itself == ["relays.r0.to: 239.1.1.1:5004 is the input of relay 'r0': packets would go in a circle"]
+    assert problems(relays(f'{HALL}, to: [{{group: "239.1.1.1:5004", interface: lan0}}]')) == [], "another link"
+    own = 'from: ["udp://10.0.0.1:7000"], to: [{unicast: ["10.0.0.1:7000"]}]'
+    assert "would go in a circle" in problems(relays(own))[0]
+
+
+def test_groups_that_switches_confuse_are_warned_of() -> None:
+    flooded = problems(relays(f'{HALL}, to: [{{group: "239.128.0.5:5004", interface: lan0}}]'))
+    assert flooded == ["warning: relays.r0.to: switches take 239.128.0.5 for 224.0.0.x and flood it to every port"]
+    alike = f'{HALL}, to: [{{group: "239.2.1.1:1", interface: lan0}}, {{group: "239.130.1.1:1", interface: lan0}}]'
+    assert problems(relays(alike)) == [
+        "warning: relays.r0.to: 239.130.1.1 has the Ethernet address of 239.2.1.1: who joins one is sent both"
+    ]
+    assert problems(relays(alike.replace("lan0}]", "lan1}]"))) == []
+    wide = problems(relays(f'{HALL}, to: [{{group: "224.5.1.1:5004", interface: lan0}}]'))
+    assert "with ttl 8 it may leave" in wide[0]
+
+
+def test_a_group_that_is_proxied_and_sent_again() -> None:
+    proxy = "multicast: {proxies: {tv: {upstream: eth0, downstream: [lan0], groups: [239.2.0.0/16]}}}\n"
+    output = f'{HALL}, to: [{{group: "239.2.1.1:5004", interface: lan0}}]'
+    assert problems(relays(output, more=proxy)) == [
+        "relays.r0.to: 239.2.1.1 on lan0 is also forwarded by multicast.proxies.tv: receivers would have it twice"
+    ]
+    assert problems(relays(output, more=proxy.replace("239.2.", "239.3."))) == []
+    anything = problems(relays(output, more=proxy.replace(", groups: [239.2.0.0/16]", "")))
+    assert len(anything) == 1
+    assert anything[0].startswith("warning: ")
+
+
+def test_one_own_address_is_one_relays() -> None:
+    own = 'from: ["udp://10.0.0.1:7000"], to: [{unicast: []}]'
+    assert problems(relays(own, own)) == ["relays.r1.from: 10.0.0.1:7000 is the input of relay 'r0' already"]
+
+
+def test_what_changes_mean() -> None:
+    policies = []
+    for output, failover in (("[]", "1s"), ('["10.0.0.1:1"]', "1s"), ('["10.0.0.1:1"]', "2s")):
+        text = relays(f"{HALL}, failover: {failover}, to: [{{unicast: {output}}}]")
+        policies.append(check_texts([("p", text.encode())])[0])
+    nothing = check_texts([("p", HEAD.encode())])[0]
+    first, second, third = policies
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert nothing is not None
+    assert [each.text for each in diff_policies(first, second).effects] == [
+        "relay 'r0': outputs change; receivers that stay see no gap"
+    ]
+    assert diff_policies(first, second).changes[0].key == "relays.r0.to"
+    assert [each.text for each in diff_policies(second, third).effects] == [
+        "relay 'r0': its input begins anew, with a gap of some milliseconds"
+    ]
+    assert [each.text for each in diff_policies(nothing, first).effects] == ["relay 'r0' begins"]
+    assert "leaves" not in str(diff_policies(first, nothing).changes[0])
+    assert diff_policies(first, nothing).effects[0].text.startswith("relay 'r0' ends")
