@@ -30,6 +30,7 @@ _EPILOG = "exit status: 0 done, 1 refused or problem found, 2 usage, 3 no daemon
 _GROUPS = {
     "admin": "the admin listener and its dashboard",
     "cache": "what is stored",
+    "relay": "datagram streams and their receivers",
     "log": "what was written to disk", "policy": "check, compare, apply and take back policies",
 }
 
@@ -70,6 +71,8 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         return 0
     if command.name == "top":
         return _top(options)
+    if command.name == "relay top":
+        return _relay_top(options)
     if command.name == "policy diff":
         return _policy_diff(options)
     if command.name == "policy apply":
@@ -123,6 +126,25 @@ def _top(options: argparse.Namespace) -> int:
 
         console = make_console()
         console.print(top_page(sample, width=console.width))
+    return 0
+
+
+def _relay_top(options: argparse.Namespace) -> int:
+    """The daemon has the rates: each sample is one question."""
+    if not (options.json or options.once) and sys.stdout.isatty():
+        from accelerator.control.top import watch_relays
+
+        with contextlib.suppress(KeyboardInterrupt):
+            watch_relays(options.socket, interval_s=options.interval)
+        return 0
+    with ControlClient(options.socket) as client:
+        sample = client.call("relay ls")
+    if options.json:
+        _print_json(sample)
+    else:
+        from accelerator.control.display import show
+
+        show("relay ls", sample, {})
     return 0
 
 

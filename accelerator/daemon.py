@@ -21,6 +21,7 @@ import uvloop
 from aiohttp.web import ServerRunner
 
 from accelerator import __version__, clock
+from accelerator.control.commands import BY_NAME
 from accelerator.control.server import AuditEntry, ControlServer, prepare_directory
 from accelerator.control.text import printable
 from accelerator.errors import AcceleratorError, PolicyError, Problem
@@ -244,6 +245,7 @@ async def _serve_with(
             # It has accepted from the shared sockets already, and whom it accepted is answered.
             await box.drain("the other one serves on", kept=box.listening_sockets(), idle_s=HAND_OVER_IDLE_S)
             raise
+        box.begin_relays()
         succession.offer(box, admin, leave)
         control.show()
         rollout = Rollout(box, options.policy, history, events, candidate)
@@ -379,10 +381,15 @@ def _audit_dashboard(security: SecurityLog) -> Audit:
 
 
 def _what(command: str, arguments: Mapping[str, object]) -> str:
-    """Queries are left out: they hold viewers' credentials."""
+    """Queries are left out: they hold viewers' credentials. So are addresses: how many there are stays."""
     words = [command]
+    private = {each.parameter or each.name for each in BY_NAME[command].arguments if each.is_private} if (
+        command in BY_NAME
+    ) else set()  # fmt: skip
     for name, value in arguments.items():
-        if value is not None:
+        if name in private and value is not None:
+            words.append(f"{name} ({str(value).count(',') + 1})")
+        elif value is not None:
             words.append(f"{name} {without_queries(str(value))}")
     return " ".join(words)
 

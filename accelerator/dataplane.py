@@ -34,13 +34,23 @@ from ext.plane import (
     FOREVER_NS,
     Plane,
 )
+from ext.relay_plane import FORMATS as RELAY_FORMATS
+from ext.relay_plane import LEG_COLUMNS as RELAY_LEG_COLUMNS
+from ext.relay_plane import LEGS as RELAY_LEGS
+from ext.relay_plane import OUTPUT_COLUMNS as RELAY_OUTPUT_COLUMNS
+from ext.relay_plane import OUTPUTS as RELAY_OUTPUTS
+from ext.relay_plane import RELAY_COUNTERS, RELAY_GAUGES, RelayPlane
+from ext.relay_plane import SLOTS as RELAY_SLOTS
+from ext.relay_plane import Settings as RelaySettings
 from ext.stored import StoredObject
 
 __all__ = [
     "COMPLETE", "COUNTER_HELP", "FILLING", "FLAG_DATE_IS_STRONG", "FLAG_HAS_AGE", "FLAG_MAY_BE_STALE",
     "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS",
-    "HEALTH_PATH", "RECORD_DTYPE", "SLICE_BYTES", "START_BYTES", "DataPlane", "DiskIo", "DiskKind", "Exchange",
-    "Grants", "HeadError", "RequestBody", "StoredObject", "digest_of_query", "disk_checksum", "list_objects",
+    "HEALTH_PATH", "RECORD_DTYPE", "RELAY_COUNTERS", "RELAY_FORMATS", "RELAY_GAUGES", "RELAY_LEGS", "RELAY_LEG_COLUMNS",
+    "RELAY_OUTPUTS", "RELAY_OUTPUT_COLUMNS", "RELAY_SLOTS", "SLICE_BYTES", "START_BYTES", "DataPlane", "DiskIo",
+    "DiskKind", "Exchange", "Grants", "HeadError", "RelayPlane", "RelaySettings", "RequestBody", "StoredObject",
+    "digest_of_query", "disk_checksum", "list_objects",
     "parse_request", "parse_response", "seal_bytes", "space_of", "tagged_objects", "unseal_bytes",
 ]  # fmt: skip
 

@@ -55,6 +55,7 @@ cdef enum:                      # columns of a relay's counter row
     R_DROP_JUMP
     R_DROP_FORMAT
     R_DROP_STANDBY
+    R_DROP_RATE
     R_DROP_FEC_MALFORMED
     R_DROP_FEC_REFUSED
     R_TS_PACKETS
@@ -118,6 +119,7 @@ cdef struct Leg:
     int64_t transit
     int64_t last_ns
     int64_t alive_since_ns
+    int64_t paid_until_ns       # when what was let in would have come, at the relay's bitrate
     uint64_t* counters
 
 cdef struct Slot:               # of the window; the datagram is at data + index * slot_bytes
@@ -190,6 +192,7 @@ cdef struct Relay:
     uint16_t newest_rtp
     int64_t wait_ns             # how long a hole may wait for a late packet, another leg, or repair
     int64_t failover_ns
+    uint64_t cap_bytes_s        # of each leg; 0: any
     int64_t good_ns             # arrival of the last packet that was in line
     int64_t hole_ns             # since when `next` is missed; INT64_MAX: no hole
     int64_t due_ns              # when the worker must look again

@@ -9,6 +9,8 @@ from ext.relay_fec cimport fec_forget, fec_take, fec_try
 from ext.relay_wire cimport *
 
 cdef enum:
+    # A video's largest frame comes at line rate; so much of it passes a cap that the stream keeps on average.
+    CAP_BURST_NS = 250000000
     SILENCE_NS = 2000000000     # after this the next packet begins a stream: nothing is known of it any more
     # Window numbers begin here, so that none is 0 and none runs below it.
     FIRST_NUMBER = 1048576
@@ -312,6 +314,18 @@ cdef void take_rtp(Relay* r, uint32_t index, const uint8_t* data, uint32_t lengt
     accept(r, index, sequence, data, length, &rtp, now)
 
 
+cdef bint is_over_cap(Relay* r, Leg* leg, uint32_t length, int64_t now) noexcept nogil:
+    """Virtual scheduling (ITU-T I.371): what is dropped costs nothing, so that a cap is a rate and not an end."""
+    if r.cap_bytes_s == 0:
+        return False
+    if leg.paid_until_ns < now:
+        leg.paid_until_ns = now
+    if leg.paid_until_ns - now > CAP_BURST_NS:
+        return True
+    leg.paid_until_ns += <int64_t>(length * <uint64_t>1000000000 // r.cap_bytes_s)
+    return False
+
+
 cdef bint takes_over(Relay* r, uint32_t index, int64_t now) noexcept nogil:
     """MODE_BACKUP: a leg takes over when the active one is silent; one before it comes back once it lives steadily."""
     cdef bint is_silent = now - r.legs[r.active].last_ns >= r.failover_ns
@@ -336,6 +350,9 @@ cdef void relay_take(Relay* r, uint32_t index, const uint8_t* data, uint32_t len
         leg.alive_since_ns = now
     if length > r.slot_bytes or length == 0:
         count(&r.counters[R_DROP_OVERSIZE if length else R_DROP_MALFORMED], 1)
+        return
+    if is_over_cap(r, leg, length, now):
+        count(&r.counters[R_DROP_RATE], 1)
         return
     if leg.kind == LEG_FEC:
         leg.last_ns = now

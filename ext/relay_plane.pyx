@@ -54,6 +54,7 @@ RELAY_COUNTERS = (
     (R_DROP_JUMP, "drop_jump", "dropped: out of sequence, alone"),
     (R_DROP_FORMAT, "drop_format", "dropped: not what the stream carries"),
     (R_DROP_STANDBY, "drop_standby", "left: from an input that stands by"),
+    (R_DROP_RATE, "drop_rate", "dropped: beyond the relay's bitrate"),
     (R_DROP_FEC_MALFORMED, "drop_fec_malformed", "dropped: repair packets that can't be read"),
     (R_DROP_FEC_REFUSED, "drop_fec_refused", "dropped: repair packets of no stream that there is"),
     (R_TS_PACKETS, "ts_packets", "transport packets in what was sent on"),
@@ -91,7 +92,7 @@ cdef class Settings:
     cdef Relay* relay
 
     def __cinit__(self, *, legs, mode="merge", is_rtp=False, wait_ns=0, failover_ns=500_000_000, window_packets=256,
-                  slot_bytes=1536, payload_type=255, clock_hz=90000):
+                  slot_bytes=1536, payload_type=255, clock_hz=90000, cap_bytes_s=0):
         cdef Relay* r
         cdef Leg* leg
         if not 1 <= len(legs) <= MAX_LEGS or mode not in MODES or not 0 <= wait_ns <= 10_000_000_000:
@@ -114,6 +115,7 @@ cdef class Settings:
         r.slot_bytes = slot_bytes
         r.payload_type = payload_type
         r.clock_hz = clock_hz
+        r.cap_bytes_s = cap_bytes_s
         r.n_legs = len(legs)
         has_fec = False
         for i, (fd, kind, sources) in enumerate(legs):
@@ -228,8 +230,19 @@ cdef class RelayPlane:
         with nogil:
             worker_run(worker)
 
+    def native_ids(self) -> list:
+        """Of the workers' threads, as the kernel numbers them."""
+        return [thread.native_id for thread in self._threads]
+
+    def workers_state(self) -> list:
+        """[(passes, alive)] by worker; one that is well makes a pass each second."""
+        return [(int(self.worker_rows[i, 0]), i < len(self._threads) and self._threads[i].is_alive())
+                for i in range(self.n_workers)]
+
     def close(self) -> None:
         """Ends the workers. Sockets stay their owners' to close."""
+        if not self._threads:
+            return
         for i in range(self.n_workers):
             exchange_u32(&self.workers[i].closing, 1)
             worker_wake(self.workers[i])
@@ -273,11 +286,11 @@ cdef class RelayPlane:
         self._lists[worker] = <uintptr_t>made
         return old
 
-    def add(self, uint32_t slot, Settings settings, sockets=()) -> None:
-        """Puts a relay into a free slot: its worker receives from now on. `sockets`: held until after remove()."""
+    def add(self, uint32_t slot, Settings settings, sockets=(), *, receives=True) -> None:
+        """Puts a relay into a free slot: its worker receives from now on, or from receive() on. `sockets`: held until
+        after remove()."""
         cdef uint32_t worker = slot % self.n_workers
         cdef Relay* r = settings.relay
-        cdef uint32_t i
         if slot >= MAX_RELAYS or slot in self._settings:
             raise ValueError("the slot is taken, or beyond the last")
         if r.counters != NULL:
@@ -290,11 +303,19 @@ cdef class RelayPlane:
         point_counters(r, &self.relay_view[slot, 0], &self.leg_view[slot * MAX_LEGS, 0], &self.output_view[slot * MAX_OUTPUTS, 0])
         self._settings[slot] = (settings, worker, tuple(sockets))
         self._retire(worker, self._publish_list(worker))
-        for i in range(r.n_legs):
-            if not worker_watch(self.workers[worker], r.legs[i].fd, r, i):
+        if receives:
+            self.receive(slot)
+
+    def receive(self, uint32_t slot) -> None:
+        """What comes from now on, and what waits in the sockets, is relayed. Once."""
+        cdef Settings settings
+        cdef uint32_t i
+        settings, worker, _ = self._settings[slot]
+        for i in range(settings.relay.n_legs):
+            if not worker_watch(self.workers[<uint32_t>worker], settings.relay.legs[i].fd, settings.relay, i):
                 self.remove(slot)
                 raise OSError("a socket of the relay can't be watched")
-        worker_wake(self.workers[worker])
+        worker_wake(self.workers[<uint32_t>worker])
 
     def remove(self, uint32_t slot) -> None:
         """Takes a relay away; its memory and sockets are let go when its worker has passed: see collect()."""
@@ -316,6 +337,7 @@ cdef class RelayPlane:
         cdef Settings settings = self._settings[slot][0]
         if index >= MAX_OUTPUTS or not 1 <= train_packets <= TRAIN_PACKETS:
             raise ValueError("output or train out of range")
+        self.outputs[slot * MAX_OUTPUTS + index] = 0
         open_output(settings.relay, index, fd, OUTPUT_FORMATS[format], hold_ns, pace_bytes_s, train_packets, train_bytes, ssrc,
                     sequence, segments)
 

@@ -201,6 +201,28 @@ class Box(Protocol):
         """What accelerator-netd shows: desired state by service, and for each family and proxy its routes."""
         ...
 
+    def relay_list(self) -> Mapping[str, object]:
+        """{"relays": [summary of each]}: `state` idle, waiting, live or silent, rates of the last second, counters."""
+        ...
+
+    def relay_show(self, *, name: str) -> Mapping[str, object]:
+        """The summary, with `legs`, `to`, all `counters`."""
+        ...
+
+    def relay_add_receiver(self, *, name: str, receivers: str) -> Mapping[str, object]:
+        """{"added": n, "receivers": of the relay now}. `receivers`: ADDRESS:PORT with commas between; all or none."""
+        ...
+
+    def relay_remove_receiver(self, *, name: str, receivers: str) -> Mapping[str, object]:
+        """{"removed": n, "receivers": of the relay now}."""
+        ...
+
+    def relay_metrics(
+        self,
+    ) -> tuple[Mapping[str, str], Sequence[tuple[str, Mapping[str, int], Mapping[str, float]]]]:
+        """What each counter means, and (name, counters, gauges) of each relay, for /metrics."""
+        ...
+
     def cache_stats(self) -> Answer:
         """CacheStats."""
         ...

@@ -24,12 +24,15 @@ Value = str | int | float | bool | Files
 FILES_MAX = 1000
 # A policy of 1 MiB, each character escaped by JSON (at most three bytes for one of UTF-8), and its files' names.
 POLICY_REQUEST_BYTES_MAX = 4 * 1024 * 1024
+# 20,000 receivers at once, IPv6 with brackets and ports.
+RECEIVERS_REQUEST_BYTES_MAX = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Argument:
     """One argument. `is_local` ones never travel to the daemon: the command line itself acts on them. `is_sent` ones
-    are not typed: the command line makes them. Kind "files": a list of [name, content]."""
+    are not typed: the command line makes them. Kind "files": a list of [name, content]. `is_private`: no log
+    may hold it."""
 
     name: str
     kind: Literal["text", "whole", "seconds", "switch", "files"]
@@ -38,6 +41,7 @@ class Argument:
     is_required: bool = False
     is_local: bool = False
     is_sent: bool = False
+    is_private: bool = False
     choices: tuple[str, ...] = ()
     default: Value | None = None
     parameter: str = ""  # of the box's method, where it is called otherwise
@@ -67,6 +71,12 @@ class Command:
     request_bytes_max: int = 0
     is_secret: bool = False
 
+
+_RECEIVERS = (
+    Argument("name", "text", "the relay's name in the policy", is_positional=True, is_required=True),
+    Argument("receivers", "text", "ADDRESS:PORT, or several with commas between them", is_positional=True,
+             is_required=True, is_private=True),
+)  # fmt: skip
 
 COMMANDS: tuple[Command, ...] = (
     Command("status", "what runs: listeners, workers, policy, health", box_method="status"),
@@ -111,6 +121,39 @@ COMMANDS: tuple[Command, ...] = (
         box_method="top",
     ),
     Command("routes", "multicast: what is wanted, what the kernel has, what is missing", box_method="routes"),
+    Command("relay ls", "datagram relays: signal, rates, loss, receivers", box_method="relay_list"),
+    Command(
+        "relay show",
+        "one relay: inputs, outputs, every counter",
+        (Argument("name", "text", "its name in the policy", is_positional=True, is_required=True),),
+        box_method="relay_show",
+    ),
+    Command(
+        "relay top",
+        "relays, refreshed each second; q or Ctrl-C leaves",
+        (
+            Argument("once", "switch", "print one sample and leave (also with --json, or into a pipe)", is_local=True),
+            Argument("interval", "seconds", "seconds between two samples (default 1)", is_local=True, default=1.0,
+                     minimum=0.1, maximum=3600),
+        ),
+        box_method="relay_list",
+    ),
+    Command(
+        "relay add-receiver",
+        "send a relay's stream to more receivers, until they are removed or acceleratord ends",
+        _RECEIVERS,
+        may_change=True,
+        box_method="relay_add_receiver",
+        request_bytes_max=RECEIVERS_REQUEST_BYTES_MAX,
+    ),
+    Command(
+        "relay remove-receiver",
+        "send a relay's stream no longer to receivers that were added",
+        _RECEIVERS,
+        may_change=True,
+        box_method="relay_remove_receiver",
+        request_bytes_max=RECEIVERS_REQUEST_BYTES_MAX,
+    ),
     Command("cache stats", "requests, hits, bytes, memory since the start", box_method="cache_stats"),
     Command(
         "cache ls",

@@ -32,6 +32,8 @@ _PIPE_WIDTH = 16_384
 _WIDE = 110
 # Of `top`: ten facts, the table's head and rules, the last line.
 TOP_FIXED_LINES = 15
+# Of `relay top`: the table's head and rules, the line for those that don't fit.
+RELAY_FIXED_LINES = 5
 # Of a reason in a table; events and --json have it whole.
 _REASON_WIDTH = 100
 # Of a breaker, in an operator's words.
@@ -74,6 +76,13 @@ def show(command: str, result: Mapping[str, Any], arguments: Mapping[str, Any]) 
         page = events_page(result)
     elif command == "routes":
         page = routes_page(result)
+    elif command == "relay ls":
+        page = relay_list_page(result)
+    elif command == "relay show":
+        page = relay_page(result)
+    elif command in ("relay add-receiver", "relay remove-receiver"):
+        n, what = (result["added"], "added") if "added" in result else (result["removed"], "removed")
+        page = Text(f"{count_text(n)} receiver{'' if n == 1 else 's'} {what}, {count_text(result['receivers'])} in all")
     else:
         page = _pairs((name, str(value)) for name, value in result.items())
     make_console().print(page)
@@ -124,6 +133,76 @@ def routes_page(shown: Mapping[str, Any]) -> RenderableType:
     if not shown["multicast"]:
         return Text("nothing is wanted of the kernel")
     return Group(table, *(Text(printable(note), style="yellow") for note in notes))
+
+
+_RELAY_STATES = {"live": "green", "silent": "bold red", "waiting": "yellow", "idle": ""}
+
+
+def relay_list_page(listing: Mapping[str, Any], *, rows_max: int = 10_000) -> RenderableType:
+    """Those without signal first; what a relay waits for stands below."""
+    order = ("silent", "waiting", "live", "idle")
+    relays = sorted(listing["relays"], key=lambda each: order.index(each["state"]))
+    if not relays:
+        return Text("no relays")
+    numbers = ("in", "packets/s", "lost", "repaired", "late", "jitter ms", "breaks", "dropped", "receivers", "out")
+    table = _table("relay", "state", "format", *numbers, right=numbers)
+    notes = []
+    for row in relays[:rows_max]:
+        table.add_row(
+            printable(row["name"]),
+            Text(row["state"], style=_RELAY_STATES.get(row["state"], "")),
+            printable(row["format"]),
+            rate_text(row["bitrate_bps"]),
+            count_text(row["packets_per_s"]),
+            count_text(row["lost"]),
+            count_text(row["repaired"] + row["merged"]),
+            count_text(row["late"]),
+            f"{row['jitter_ms']:.1f}",
+            count_text(row["discontinuities"]),
+            count_text(row["dropped"] + row["send_dropped"]),
+            count_text(row["receivers"]),
+            rate_text(row["sent_bps"]),
+        )
+        notes += [f"{row['name']}: {trouble}" for trouble in row["troubles"][:2]]
+    if len(relays) > rows_max:
+        notes.append(f"and {len(relays) - rows_max} more")
+    return Group(table, *(Text(printable(note), style="yellow") for note in notes[:10]))
+
+
+def relay_page(row: Mapping[str, Any]) -> RenderableType:
+    facts = _pairs(
+        [
+            ("relay", f"{row['name']}: {row['state']}, {row['format']}"),
+            ("inputs", f"{row['mode']}, join {row['join']}"),
+            ("in", f"{rate_text(row['bitrate_bps'])}, {count_text(row['packets_per_s'])} packets/s"),
+            ("out", f"{rate_text(row['sent_bps'])}, {count_text(row['sent_packets_per_s'])} packets/s"),
+            ("receivers", f"{count_text(row['receivers'])}, {count_text(row['subscribed'])} of them added"),
+        ]
+    )
+    numbers: tuple[str, ...] = ("packets", "first", "lost", "jitter ms", "silent", "kernel drops")
+    legs = _table("input", "interface", "use", *numbers, right=numbers)
+    for leg in row["legs"]:
+        use = leg["kind"] if leg["kind"] != "media" else "active" if leg["active"] else "standby"
+        if leg["joined"] is False:
+            use += ", not joined"
+        legs.add_row(
+            printable(leg["input"]), printable(leg["interface"] or "-"), use, count_text(leg["datagrams"]),
+            count_text(leg["first"]), count_text(leg["lost"]), f"{leg['jitter_ms']:.1f}",
+            "-" if leg["silent_s"] is None else duration_text(leg["silent_s"]), count_text(leg["drop_kernel"]),
+        )  # fmt: skip
+    drops = ("drop_full", "drop_refused", "drop_size", "drop_backlog")
+    numbers = ("receivers", "packets", "trains", *(name.removeprefix("drop_") for name in drops))
+    outputs = _table("output", "interface", "rtp", *numbers, right=numbers)
+    for each in row["to"]:
+        outputs.add_row(
+            printable(each["to"]), printable(each["interface"] or "-"), each["rtp"], count_text(each["receivers"]),
+            count_text(each["packets"]), count_text(each["trains"]), *(count_text(each[name]) for name in drops),
+        )  # fmt: skip
+    counters = _pairs(
+        ((name.replace("_", " "), count_text(value)) for name, value in row["counters"].items() if value), is_right=True
+    )
+    notes = [Text(printable(trouble), style="yellow") for trouble in row["troubles"]]
+    return Group(facts, *notes, legs, outputs, counters)
 
 
 def _upstreams_text(n: int, n_out: int) -> Text:

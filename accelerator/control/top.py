@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from accelerator.control.client import NO_DAEMON, ControlClient
-from accelerator.control.display import TOP_FIXED_LINES, make_console, top_page
+from accelerator.control.display import RELAY_FIXED_LINES, TOP_FIXED_LINES, make_console, relay_list_page, top_page
 from accelerator.control.rates import paged, rates
 from accelerator.errors import ControlError
 
@@ -48,11 +48,28 @@ def watch(path: str, *, interval_s: float, sort: str, contains: str | None, limi
             live.update(page, refresh=True)
 
 
-class _Snapshots:
-    """Snapshots of one daemon over one connection, made anew when it breaks."""
+def watch_relays(path: str, *, interval_s: float) -> None:
+    """The same for relays, whose rates the daemon has."""
+    source = _Snapshots(path, "relay ls")
+    sample = source.take()
+    console = make_console()
+    with _keyboard() as is_left_within, Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            page: Any = Text(f"{source.trouble}; trying again. q leaves.", style="bold red")
+            if sample is not None:
+                page = relay_list_page(sample, rows_max=max(1, console.height - RELAY_FIXED_LINES))
+            live.update(page, refresh=True)
+            if is_left_within(interval_s):
+                return
+            sample = source.take()
 
-    def __init__(self, path: str) -> None:
+
+class _Snapshots:
+    """Answers of one daemon over one connection, made anew when it breaks."""
+
+    def __init__(self, path: str, command: str = "top") -> None:
         self._path = path
+        self._command = command
         self._client: ControlClient | None = ControlClient(path)
         self.trouble = ""
 
@@ -63,7 +80,7 @@ class _Snapshots:
             # try.
             try:
                 self._client = self._client or ControlClient(self._path)
-                return self._client.call("top")
+                return self._client.call(self._command)
             except ControlError as error:
                 if self._client is not None:
                     self._client.close()

@@ -22,6 +22,7 @@ _IP_MULTICAST_ALL, _IPV6_MULTICAST_ALL = 49, 29
 _UDP_GRO = 104
 _SO_RXQ_OVFL = 40
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_IP_FREEBIND, _IPV6_FREEBIND = 15, 78
 _SOCKADDR_STORAGE_BYTES = 128
 
 # A train to 1,000 receivers takes some 16 ms, in which 100 Mbit/s bring 160 packets, counted twice by the kernel.
@@ -45,15 +46,19 @@ def open_input(address: str, port: int, *, interface: str | None = None) -> sock
     ip = ip_address(address)
     made = _socket(isinstance(ip, IPv6Address))
     try:
-        # The same group and port may be the input of several relays, each with its own interface or source.
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if ip.is_multicast else 0)
+        # The same group and port may be the input of several relays, each with its own interface or source; an own
+        # address that of a successor, which binds while we still run, and the source of outputs with this port.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _set_buffer(made, _SO_RCVBUFFORCE, socket.SO_RCVBUF, INPUT_BUFFER_BYTES)
         made.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
         made.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
         if made.family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL, 0)
+            made.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
         else:
             made.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)
+            # An address that the box will only be given later, or loses for a while, is no reason to refuse a policy.
+            made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         made.bind(_socket_address(made, address, port, interface))
     except BaseException as fault:
         made.close()
@@ -91,24 +96,45 @@ def open_output(
     try:
         index = _index(interface)
         _set_buffer(made, _SO_SNDBUFFORCE, socket.SO_SNDBUF, OUTPUT_BUFFER_BYTES)
+        # Nothing is read here, and with a fixed port much could come.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+        if source_port:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if is_v6:
             for option, value in (
                 (socket.IPV6_MULTICAST_HOPS, ttl), (socket.IPV6_UNICAST_HOPS, ttl), (socket.IPV6_TCLASS, dscp << 2),
-                (socket.IPV6_MULTICAST_LOOP, int(loops)), (socket.IPV6_MULTICAST_IF, index),
+                (socket.IPV6_MULTICAST_LOOP, int(loops)), (_IPV6_MULTICAST_ALL, 0),
             ):  # fmt: skip
                 made.setsockopt(socket.IPPROTO_IPV6, option, value)
         else:
             for option, value in (
                 (socket.IP_MULTICAST_TTL, ttl), (socket.IP_TTL, ttl), (socket.IP_TOS, dscp << 2),
-                (socket.IP_MULTICAST_LOOP, int(loops)),
+                (socket.IP_MULTICAST_LOOP, int(loops)), (_IP_MULTICAST_ALL, 0),
             ):  # fmt: skip
                 made.setsockopt(socket.IPPROTO_IP, option, value)
-            made.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, struct.pack("=4s4si", b"", b"", index))
+        _point(made, index)
         made.bind(("::" if is_v6 else "0.0.0.0", source_port))
     except BaseException as fault:
         made.close()
         raise _told(fault, f"output port {source_port}" if source_port else "output") from fault
     return made
+
+
+def point_output(made: socket.socket, interface: str | None) -> None:
+    """Where groups are sent from now on: to be said again when the interface was away, as its number is another then.
+
+    Raises AcceleratorError as open_input does."""
+    try:
+        _point(made, _index(interface))
+    except OSError as fault:
+        raise _told(fault, f"output on {interface}") from fault
+
+
+def _point(made: socket.socket, index: int) -> None:
+    if made.family == socket.AF_INET6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+    else:
+        made.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, struct.pack("=4s4si", b"", b"", index))
 
 
 def destination_row(address: str, port: int, *, interface: str | None = None) -> bytes:
@@ -153,7 +179,9 @@ def _socket_address(
     made: socket.socket, address: str, port: int, interface: str | None
 ) -> tuple[str, int] | tuple[str, int, int, int]:
     if made.family == socket.AF_INET6:
-        return (address, port, 0, _index(interface))
+        # A scope holds link-local addresses to their interface; on others it would hold nothing and age.
+        is_local = ip_address(address).is_link_local or address.lower().startswith(("ff02", "ff12"))
+        return (address, port, 0, _index(interface) if is_local else 0)
     return (address, port)
 
 

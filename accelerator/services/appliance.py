@@ -30,6 +30,7 @@ from accelerator.services.netd_client import NetdClient, NetdError
 from accelerator.services.origins import Origin, Origins, Secrets
 from accelerator.services.overload import Overload
 from accelerator.services.pulse import Pulse, upstream_row
+from accelerator.services.relays import RELAY_COUNTER_HELP, Prepared, Relays
 from accelerator.services.request_log import RequestLog
 from accelerator.services.rollout import Rollout, one_line
 from accelerator.services.security_log import SecurityLog
@@ -107,6 +108,8 @@ class Appliance:
         self.pulse = Pulse(self)
         self.overload = Overload(self.dataplane, events, loop)
         self.netd = NetdClient(state_dir / "netd.sock", events)
+        self.relays = Relays(events)
+        self._waiting_relays: Prepared | None = None
         self.admin_token: AdminToken | None = None
         self.extra_counters: Any = dict
         self.policy = policy
@@ -119,6 +122,7 @@ class Appliance:
         """Opens the listeners, publishes the tables, starts the workers. Raises StartError or CredentialError."""
         secrets = self.origins.read_secrets(self.policy)
         opened = self._open_listeners(self.tables)
+        self._waiting_relays = self._prepare_relays(self.tables)
         self._take_over(self.policy, self.tables, opened, secrets)
         self.dataplane.put_health_object()
         self._plane.start()
@@ -131,6 +135,19 @@ class Appliance:
         self.netd.start()
         self.overload.start()
         self._is_serving = True
+
+    def begin_relays(self) -> None:
+        """Once no other process of ours relays: of two, each receiver would have everything twice."""
+        prepared, self._waiting_relays = self._waiting_relays, None
+        if prepared is not None:
+            self.relays.take_over(self.tables, prepared)
+            self.relays.start()
+
+    def _prepare_relays(self, tables: Tables) -> Prepared:
+        try:
+            return self.relays.prepare(tables.relays)
+        except AcceleratorError as error:
+            raise StartError(error.kind, error.message) from error
 
     def apply(self, policy: Policy) -> int:
         """Takes another policy over whole, or raises StartError or CredentialError and changes nothing."""
@@ -146,9 +163,15 @@ class Appliance:
         if worker_count(tables.workers) != self._plane.n_workers:
             raise StartError("needs-restart", "workers has changed: restart acceleratord for it")
         secrets = self.origins.read_secrets(policy)
-        opened = self._open_listeners(tables)
+        relays = self._prepare_relays(tables)
+        try:
+            opened = self._open_listeners(tables)
+        except StartError:
+            self.relays.discard(relays)
+            raise
         before = dict(self._sockets)
         self._take_over(policy, tables, opened, secrets)
+        self.relays.take_over(tables, relays)
         # First all that go, then all that come: a socket may change its name, and two may change places.
         for name, row in before.items():
             if opened.get(name) != row:
@@ -168,6 +191,8 @@ class Appliance:
         Listeners in `kept` go on listening, as others have their sockets too. With `idle_s` those serve already, and
         idle connections may be used once more within this time."""
         self._is_draining = True
+        if idle_s:
+            self.relays.stop()
         self.events.note("drain", "draining: no new connections, running answers are finished", why=why)
         self._plane.drain(int(idle_s * 1000), int(self.tables.limits.drain_s * 1000))
         if self.disk is not None and idle_s:
@@ -196,6 +221,9 @@ class Appliance:
         self._is_serving = False
         self.overload.stop()
         self.fetcher.stop()
+        if self._waiting_relays is not None:
+            self.relays.discard(self._waiting_relays)
+        self.relays.close()
         await self.netd.stop()
         if self.disk is not None:
             await self.disk.log.close()
@@ -331,6 +359,7 @@ class Appliance:
                 for i, (connections, passes, alive) in enumerate(self._plane.workers_state())
             ],
             "tunnels": self.fetcher.tunnels.n_open_all,
+            "relays": self.relays.state(),
             **({"disk": self.disk.state()} if self.disk is not None else {}),
             "health": {"ok": not reasons, "reasons": reasons},
             "upstreams": [
@@ -360,6 +389,7 @@ class Appliance:
             reasons.append("no policy is published")
         if self.overload.rung is Rung.REFUSE:
             reasons.append("memory is short: new connections are refused")
+        reasons += self.relays.unhealthy()
         if self.disk is not None and not self.disk.log.is_settled:
             reasons.append("the disk's index is loading")
         return reasons
@@ -394,6 +424,23 @@ class Appliance:
     async def object_purge(self, *, name: str) -> dict[str, Any]:
         url = self.inventory.shown_url(name)
         return {**await self.inventory.purge_named(name), "url": url}
+
+    def relay_list(self) -> dict[str, Any]:
+        return self.relays.listing()
+
+    def relay_show(self, *, name: str) -> dict[str, Any]:
+        return self.relays.show(name)
+
+    def relay_add_receiver(self, *, name: str, receivers: str) -> dict[str, Any]:
+        return self.relays.add_receivers(name, receivers)
+
+    def relay_remove_receiver(self, *, name: str, receivers: str) -> dict[str, Any]:
+        return self.relays.remove_receivers(name, receivers)
+
+    def relay_metrics(
+        self,
+    ) -> tuple[Mapping[str, str], Sequence[tuple[str, Mapping[str, int], Mapping[str, float]]]]:
+        return RELAY_COUNTER_HELP, self.relays.metrics()
 
     def policy_show(self) -> dict[str, Any]:
         return self._running_rollout().show()

@@ -120,6 +120,22 @@ class BoxCollector(Collector):
         yield accepting
         yield from self._upstreams(status["upstreams"])
         yield from self._origins()
+        yield from self._relays()
+
+    def _relays(self) -> Iterable[Metric]:
+        counters_help, rows = self._box.relay_metrics()
+        families: dict[str, Metric] = {}
+        for name, counters, gauges in rows:
+            for counter, value in counters.items():
+                key = f"accelerator_relay_{counter}"
+                text = f"By relay: {counters_help[counter]}"
+                family = families.setdefault(key, CounterMetricFamily(key, text, labels=["relay"]))
+                family.add_metric([printable(name)], value)  # type: ignore[attr-defined]
+            for gauge, figure in gauges.items():
+                key = f"accelerator_relay_{gauge}"
+                family = families.setdefault(key, GaugeMetricFamily(key, f"By relay, now: {gauge}", labels=["relay"]))
+                family.add_metric([printable(name)], figure)  # type: ignore[attr-defined]
+        return families.values()
 
     @staticmethod
     def _upstreams(rows: Iterable[Mapping[str, Any]]) -> Iterable[Metric]:

@@ -122,6 +122,12 @@ class MemoryBox:
         ]
         return {"now_ns": time.monotonic_ns(), "counters": counters, "origins": origins, "listeners": []}
 
+    def relay_list(self) -> dict[str, Any]:
+        return {"relays": []}
+
+    def relay_metrics(self) -> tuple[dict[str, str], list[tuple[str, dict[str, int], dict[str, float]]]]:
+        return {"lost": "packets that never came"}, [("hall", {"lost": 3}, {"live": 1.0})]
+
     def note_refused(self, kind: str, what: str) -> None:
         self.refusals.append((kind, what))
 

@@ -68,6 +68,7 @@ class RunningBox:
         environ: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.work = work
+        self.prefix: list[str] = []  # such as `ip netns exec NAME`
         self.policy_path = work / "policy.yaml"
         self.state = work / "state"
         self.log_path = work / "daemon.log"
@@ -87,7 +88,7 @@ class RunningBox:
         """Starts the process and returns at once."""
         self.work.mkdir(parents=True, exist_ok=True)
         self.write_policy(self.policy)
-        command = [str(PROJECT / ".venv/bin/acceleratord"), "--policy", str(self.policy_path)]
+        command = [*self.prefix, str(PROJECT / ".venv/bin/acceleratord"), "--policy", str(self.policy_path)]
         command += ["--state-dir", str(self.state)]
         limit = self._nofile
         with self.log_path.open("ab") as log:

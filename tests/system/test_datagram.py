@@ -127,9 +127,9 @@ def test_what_can_not_be_opened_is_told_in_one_line(places: Places) -> None:
     made = box.call(lambda: open_input("239.1.1.1", 5004))
     with pytest.raises(AcceleratorError, match="no interface"):
         box.call(lambda: join(made, Membership("239.1.1.1", "nowhere0")))
-    with pytest.raises(AcceleratorError, match=r"10\.9\.9\.9 port 5004: Cannot assign"):
-        box.call(lambda: open_input("10.9.9.9", 5004))
-    taken = box.call(lambda: open_input("10.0.0.1", 5004))
+    box.call(lambda: open_input("10.9.9.9", 5004)).close()  # an address that may come later
+    taken = box.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    taken.bind(("10.0.0.1", 5004))
     with pytest.raises(AcceleratorError, match="Address already in use"):
         box.call(lambda: open_input("10.0.0.1", 5004))
     for wrong in ({"ttl": 0}, {"ttl": 256}, {"dscp": 64}):

@@ -1,0 +1,455 @@
+"""The box's relays: from policy to running flows, receivers added by operators, events of signals. What one relay is
+made of is relay_flow.py's; no packet passes here.
+
+A relay whose inputs a reload leaves alone goes on: its outputs and receivers change in one step. With another input it
+begins anew on the same sockets, in whose buffers what comes meanwhile waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from accelerator import clock
+from accelerator.dataplane import RELAY_COUNTERS, RELAY_SLOTS, RelayPlane
+from accelerator.errors import AcceleratorError, ControlError
+from accelerator.io.datagram import open_input
+from accelerator.io.links import IpAddress, Link, Links
+from accelerator.policy.addresses import IpNetwork
+from accelerator.policy.compile import RelayRow, Tables
+from accelerator.policy.relay_addresses import parse_receiver
+from accelerator.policy.relay_rules import Input, zone_of
+from accelerator.protocols.relay_signal import State
+from accelerator.services.events import Events
+from accelerator.services.relay_flow import Flow, Leg, Receiver, input_key, settings_of, url_of
+
+# Interfaces are looked at so often: joined anew within 2 s, signals told within the same.
+EVERY_S = 0.25
+SAMPLES_EACH = 4
+# A relay worker passes each second; see ext/relay_worker.pyx.
+STALLED_S = 5.0
+# Above edge workers where the system allows it: docs/decisions/0171.
+NICE = -10
+WORKERS_MAX = 4
+# Of one command: 20,000 addresses of IPv6 with their ports are less than 1 MiB.
+ADDED_MAX = 20_000
+_ADVICE_SILENT = "see that the sender runs and that the network brings its packets here: accelctl relay show NAME"
+
+LegKey = tuple[str, int, str, str | None]
+
+
+@dataclass
+class Prepared:
+    """Of a policy: sockets, by relay and number of the input, for what is not open yet."""
+
+    rows: tuple[RelayRow, ...]
+    opened: dict[tuple[str, int], socket.socket] = field(default_factory=dict)
+
+
+class Relays:
+    """Lives on the control loop. `prepare` may refuse, `take_over` doesn't."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._flows: dict[str, Flow] = {}
+        self._plane: RelayPlane | None = None
+        self._links = Links()
+        self._seen: dict[str, Link] = {}
+        self._own: frozenset[tuple[bytes, int]] = frozenset()
+        self._zones: dict[str, tuple[IpNetwork, ...]] = {}
+        self._no_multicast: frozenset[str] = frozenset()
+        # What a worker may still use: (flow or none, its output, socket), and slots, whose counters it may still write.
+        self._limbo: list[tuple[Flow | None, int, socket.socket]] = []
+        self._left_slots: set[int] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._n_ticks = 0
+        self._passes: list[tuple[int, int]] = []
+        self._stalled: set[int] = set()
+        self._waiting_told: dict[str, str] = {}
+        self.has_priority = False
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Looks at interfaces and signals from now on."""
+        self._tick()
+
+    def stop(self) -> None:
+        """Ends every relay at once: groups are left, receivers get nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for flow in self._flows.values():
+            for leg in flow.legs:
+                leg.socket.close()
+            for made in flow.end():
+                made.close()
+        self._flows = {}
+        if self._plane is not None:
+            self._plane.close()
+            self._plane = None
+        for _, _, made in self._limbo:
+            made.close()
+        self._limbo = []
+
+    def close(self) -> None:
+        self.stop()
+        self._links.close()
+
+    # -- taking a policy over ------------------------------------------------------------------------------------------
+
+    def prepare(self, rows: tuple[RelayRow, ...]) -> Prepared:
+        """Opens what isn't open yet. Raises AcceleratorError, and nothing is open more than before then."""
+        prepared = Prepared(rows)
+        left = Counter(_leg_key(leg.spec) for flow in self._leaving(rows).values() for leg in flow.legs)
+        try:
+            for row in rows:
+                for index, spec in enumerate(row.inputs if not self._runs(row) else ()):
+                    if left[_leg_key(spec)]:
+                        left[_leg_key(spec)] -= 1
+                    else:
+                        prepared.opened[row.name, index] = open_input(spec.host, spec.port, interface=spec.interface)
+        except AcceleratorError as error:
+            self.discard(prepared)
+            raise AcceleratorError("relay-socket", f"relays.{row.name}.from: {error.message}") from error
+        return prepared
+
+    def discard(self, prepared: Prepared) -> None:
+        """The policy was not taken over after all."""
+        for made in prepared.opened.values():
+            made.close()
+
+    def take_over(self, tables: Tables, prepared: Prepared) -> None:
+        self._zones = {name: tuple(map(ip_network, nets)) for name, nets in tables.zone_nets}
+        self._no_multicast = frozenset(tables.zones_without_multicast)
+        if prepared.rows and self._plane is None:
+            self._plane = self._start_workers()
+        gone = self._leaving(prepared.rows)
+        spare: dict[LegKey, list[Leg]] = {}
+        for name, flow in gone.items():
+            del self._flows[name]
+            for leg in flow.legs:
+                spare.setdefault(_leg_key(leg.spec), []).append(leg)
+            self._limbo += [(None, 0, made) for made in flow.end()]
+            self._left_slots.add(flow.slot)
+        known, begun = set(self._flows), []
+        for row in prepared.rows:
+            flow = self._flows.get(row.name) or self._begin(row, prepared, spare, gone.get(row.name))
+            begun += [flow] if row.name in gone or row.name not in known else []
+            self._take_outputs(flow, row)
+        # Groups that nobody asks for any more are left with their sockets.
+        self._limbo += [(None, 0, leg.socket) for legs in spare.values() for leg in legs]
+        for name in set(self._waiting_told) - set(self._flows):
+            del self._waiting_told[name]
+        self._look()
+        for flow in begun:  # with its outputs open, so that the first packet has somewhere to go
+            flow.receive()
+
+    def _runs(self, row: RelayRow) -> bool:
+        """Whether a relay of this name and input runs, and may go on."""
+        flow = self._flows.get(row.name)
+        return flow is not None and input_key(flow.row) == input_key(row)
+
+    def _leaving(self, rows: tuple[RelayRow, ...]) -> dict[str, Flow]:
+        staying = {row.name for row in rows if self._runs(row)}
+        return {name: flow for name, flow in self._flows.items() if name not in staying}
+
+    def _begin(self, row: RelayRow, prepared: Prepared, spare: dict[LegKey, list[Leg]], before: Flow | None) -> Flow:
+        assert self._plane is not None
+        legs = []
+        for index, spec in enumerate(row.inputs):
+            made = prepared.opened.get((row.name, index))
+            if made is not None:
+                legs.append(Leg(spec, made))
+                continue
+            # What is in a socket's buffer stays there: the new relay reads on where the old one has stopped.
+            old = spare[_leg_key(spec)].pop()
+            legs.append(Leg(spec, old.socket.dup(), old.is_joined, old.link))
+            self._limbo.append((None, 0, old.socket))
+        taken = {flow.slot for flow in self._flows.values()} | self._left_slots
+        slot = next(each for each in range(RELAY_SLOTS) if each not in taken)
+        flow = Flow(self._plane, slot, row, legs, self._discard)
+        if before is not None:
+            flow.subscribed, flow.carried, flow.signal = before.subscribed, before.carried, before.signal
+        self._plane.add(slot, settings_of(row, legs), receives=False)
+        self._flows[row.name] = flow
+        return flow
+
+    def _take_outputs(self, flow: Flow, row: RelayRow) -> None:
+        dropped = flow.take_outputs(row, self._place)
+        flow.publish()
+        if dropped:
+            self._events.note(
+                "relay-receivers-dropped", f"relay {row.name}: {len(dropped)} receivers that were added are dropped",
+                why="no output of the new policy takes them",
+                advice="give the relay a unicast output for their zones, or list them in the policy",
+            )  # fmt: skip
+
+    def _start_workers(self) -> RelayPlane:
+        n_workers = max(1, min(WORKERS_MAX, len(os.sched_getaffinity(0)) // 4))
+        plane = RelayPlane(n_workers)
+        plane.start()
+        self._passes = [(0, clock.monotonic_ns())] * n_workers
+        try:
+            for thread in plane.native_ids():
+                os.setpriority(os.PRIO_PROCESS, thread, NICE)
+            self.has_priority = True
+        except OSError:  # PermissionError without RLIMIT_NICE or by the sandbox's filter
+            self.has_priority = False
+        return plane
+
+    def _discard(self, flow: Flow, index: int, made: socket.socket) -> None:
+        self._limbo.append((flow, index, made))
+
+    def _reap(self) -> None:
+        """Closes what no worker can use any more."""
+        if self._plane is None or not (self._limbo or self._left_slots) or self._plane.collect():
+            return
+        for flow, index, made in self._limbo:
+            made.close()
+            if flow is not None:
+                flow.freed(index)
+        self._limbo = []
+        self._left_slots = set()
+
+    # -- what time brings ----------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(EVERY_S, self._tick)
+        self._n_ticks += 1
+        if self._plane is None:
+            return
+        self._look()
+        if self._n_ticks % SAMPLES_EACH == 0:
+            now_ns = clock.monotonic_ns()
+            for flow in self._flows.values():
+                flow.sample(now_ns)
+            self._watch_workers(now_ns)
+
+    def _look(self) -> None:
+        """Interfaces, memberships, outputs, signals."""
+        if self._plane is None:
+            return
+        self._reap()
+        now_ns = clock.monotonic_ns()
+        names = {each.spec.interface for flow in self._flows.values() for each in flow.legs}
+        names |= {each.row.interface for flow in self._flows.values() for each in flow.outlets}
+        self._seen = self._links.look({name for name in names if name is not None})
+        for flow in self._flows.values():
+            flow.follow(now_ns, self._seen, self._refusal)
+            self._tell_waiting(flow)
+            self._follow_signal(flow, now_ns)
+        self._say_own()
+
+    def _refusal(self, link: Link) -> str:
+        if not self._no_multicast:
+            return ""
+        zones = {zone_of(self._zones, address) for address in link.addresses}
+        never = sorted(zone for zone in zones if zone in self._no_multicast)
+        return f"its zone {never[0]} says multicast: never" if never else ""
+
+    def _say_own(self) -> None:
+        """Split horizon: what our own outputs send is never an input, whatever way it comes."""
+        assert self._plane is not None
+        ports = {each.socket.getsockname()[1] for flow in self._flows.values() for each in flow.outlets if each.socket}
+        addresses = {_mapped(one) for each in self._links.addresses().values() for one in each} if ports else set()
+        own = frozenset((address, port) for address in addresses for port in ports)
+        if own != self._own:
+            self._own = own
+            self._plane.set_own(sorted(own))
+
+    def _tell_waiting(self, flow: Flow) -> None:
+        name, troubles = flow.row.name, "; ".join(flow.troubles()[:3])
+        if troubles != self._waiting_told.get(name, ""):
+            self._waiting_told[name] = troubles
+            if troubles:
+                self._events.note(
+                    "relay-waiting", f"relay {name} waits", why=troubles, cause=f"relay-waiting:{name}:{troubles}",
+                    advice="it goes on by itself when that is there; accelctl relay show NAME",
+                )  # fmt: skip
+
+    def _follow_signal(self, flow: Flow, now_ns: int) -> None:
+        name, gauges = flow.row.name, flow.gauges()
+        before, since_ns = flow.signal.state, flow.signal.since_ns
+        state = flow.signal.update(now_ns, gauges["last_ns"], is_wanted=flow.is_wanted(now_ns))
+        if state is State.SILENT:
+            why = "nothing has come since it was asked for" if before is State.WAITING else "its packets stopped"
+            self._events.note(
+                "relay-signal-lost", f"relay {name}: no signal", why=why, advice=_ADVICE_SILENT,
+                cause=f"relay-signal-lost:{name}",
+            )  # fmt: skip
+        elif state is State.LIVE and before is State.SILENT:
+            gone_s = (now_ns - since_ns) / 1e9
+            self._events.note(
+                "relay-signal-returned", f"relay {name}: the signal is back", why=f"after {gone_s:.1f} s",
+                cause=f"relay-signal-returned:{name}",
+            )  # fmt: skip
+        if flow.row.is_backup and gauges["active_leg"] != flow.active_leg:
+            was, flow.active_leg = flow.active_leg, gauges["active_leg"]
+            to = url_of(flow.row.inputs[flow.active_leg])
+            is_back = flow.active_leg < was
+            self._events.note(
+                "relay-switched", f"relay {name}: {'back to' if is_back else 'backup'} input {to}",
+                why="it lives again" if is_back else "the input before it was silent",
+                cause=f"relay-switched:{name}:{flow.active_leg}",
+            )  # fmt: skip
+
+    def _watch_workers(self, now_ns: int) -> None:
+        assert self._plane is not None
+        for index, (passes, alive) in enumerate(self._plane.workers_state()):
+            if passes != self._passes[index][0]:
+                self._passes[index] = (passes, now_ns)
+                self._stalled.discard(index)
+            elif index not in self._stalled and (not alive or now_ns - self._passes[index][1] > STALLED_S * 1e9):
+                self._stalled.add(index)
+                self._events.note(
+                    "relay-worker-stalled", f"relay worker {index} stands still",
+                    why="it has begun no pass for 5 s", advice="restart acceleratord, and report this",
+                )  # fmt: skip
+
+    # -- receivers that operators add ----------------------------------------------------------------------------------
+
+    def _place(self, flow: Flow, receiver: Receiver) -> int | None:
+        """The number of the first output that takes a receiver."""
+        zone = None
+        for number, output in enumerate(flow.row.outputs):
+            if output.kind != "unicast":
+                continue
+            if output.zones and zone is None:
+                zone = zone_of(self._zones, ip_address(receiver[0]))
+            if not output.zones or zone in output.zones:
+                return number
+        return None
+
+    def add_receivers(self, name: str, text: str) -> dict[str, Any]:
+        """`text`: addresses and ports, separated by commas. All or none. Raises ControlError."""
+        flow = self._flow(name)
+        wanted = [each for each in _receivers(text) if each not in flow.subscribed and not flow.is_listed(each)]
+        if flow.n_receivers + len(wanted) > flow.row.receivers_max:
+            most = flow.row.receivers_max
+            raise ControlError("full", f"relay {name} may have {most:,} receivers, {flow.n_receivers:,} are there")
+        places = []
+        for nth, receiver in enumerate(wanted, 1):
+            number = self._place(flow, receiver)
+            if number is None:
+                raise ControlError("no-output", f"relay {name} has no unicast output for receiver {nth} of these")
+            self._check_loop(receiver)
+            places.append((receiver, number))
+        for receiver, number in places:
+            flow.subscribe(receiver, number)
+        self._follow_now(flow)
+        return {"added": len(places), "receivers": flow.n_receivers}
+
+    def remove_receivers(self, name: str, text: str) -> dict[str, Any]:
+        flow = self._flow(name)
+        wanted = _receivers(text)
+        for receiver in wanted:
+            if flow.is_listed(receiver):
+                raise ControlError("listed", f"the policy lists a receiver of relay {name}: change the policy")
+        gone = [each for each in wanted if each in flow.subscribed]
+        for receiver in gone:
+            flow.unsubscribe(receiver)
+        self._follow_now(flow)
+        return {"removed": len(gone), "receivers": flow.n_receivers}
+
+    def _follow_now(self, flow: Flow) -> None:
+        """An output that isn't open yet is opened, and a group joined, before the answer."""
+        if not flow.follow(clock.monotonic_ns(), self._seen, self._refusal):
+            flow.publish()
+        self._say_own()
+
+    def _check_loop(self, receiver: Receiver) -> None:
+        host, port = ip_address(receiver[0]), receiver[1]
+        for flow in self._flows.values():
+            for leg in flow.legs:
+                bound = ip_address(leg.spec.host)
+                if leg.is_group or leg.spec.port != port or bound.version != host.version:
+                    continue
+                is_ours = any(host in each for each in self._links.addresses().values()) or host.is_loopback
+                if bound == host or (bound.is_unspecified and is_ours):
+                    raise ControlError("loop", f"that is the input of relay {flow.row.name}: it would go in a circle")
+
+    def _flow(self, name: str) -> Flow:
+        if name not in self._flows:
+            known = ", ".join(list(self._flows)[:5]) or "there are none"
+            raise ControlError("no-such-relay", f"no relay is called {name[:80]!r}: {known}")
+        return self._flows[name]
+
+    # -- what operators are shown --------------------------------------------------------------------------------------
+
+    def listing(self) -> dict[str, Any]:
+        now_ns = clock.monotonic_ns()
+        return {"relays": [flow.summary(now_ns) for flow in self._flows.values()]}
+
+    def show(self, name: str) -> dict[str, Any]:
+        return self._flow(name).details(clock.monotonic_ns())
+
+    def state(self) -> dict[str, Any]:
+        """For `status`."""
+        states = [flow.signal.state.value for flow in self._flows.values()]
+        workers = self._plane.workers_state() if self._plane is not None else []
+        return {
+            "n": len(states),
+            **{each.value: states.count(each.value) for each in State},
+            "receivers": sum(flow.n_receivers for flow in self._flows.values()),
+            "workers": [
+                {"index": i, "alive": alive and i not in self._stalled} for i, (_, alive) in enumerate(workers)
+            ],
+            "has_priority": self.has_priority,
+        }
+
+    def unhealthy(self) -> list[str]:
+        return [f"relay worker {index} stands still" for index in sorted(self._stalled)]
+
+    def metrics(self) -> list[tuple[str, dict[str, int], dict[str, float]]]:
+        """(name, counters, gauges) of each relay."""
+        rows = []
+        now_ns = clock.monotonic_ns()
+        for name, flow in self._flows.items():
+            summary = flow.summary(now_ns)
+            sent = [flow.output_counters(each) for each in flow.outlets]
+            counters = flow.counters()
+            counters["sent_packets"] = sum(each["packets"] for each in sent)
+            counters["send_dropped"] = summary["send_dropped"]
+            gauges = {
+                "live": float(flow.is_live), "receivers": float(flow.n_receivers), "jitter_ms": summary["jitter_ms"],
+                "bitrate_bps": float(summary["bitrate_bps"]), "joined": float(summary["joined"]),
+            }  # fmt: skip
+            rows.append((name, counters, gauges))
+        return rows
+
+
+RELAY_COUNTER_HELP: Mapping[str, str] = {
+    **{name: text for _, name, text in RELAY_COUNTERS},
+    "sent_packets": "packets sent, one for each receiver, by the outputs that are open",
+    "send_dropped": "packets that were not sent: full or refusing sockets, too large, behind",
+}
+
+
+def _leg_key(spec: Input) -> LegKey:
+    return (spec.host, spec.port, spec.source, spec.interface)
+
+
+def _mapped(address: IpAddress) -> bytes:
+    return bytes(10) + b"\xff\xff" + address.packed if address.version == 4 else address.packed
+
+
+def _receivers(text: str) -> Sequence[Receiver]:
+    """Raises ControlError for the first one that is none, by its number: refusals are logged, addresses aren't."""
+    found: dict[Receiver, None] = {}
+    for number, word in enumerate(text.split(","), 1):
+        try:
+            address = parse_receiver(word.strip())
+        except ValueError:
+            what = "is no single receiver's ADDRESS:PORT, such as 10.12.0.7:5004"
+            raise ControlError("arguments", f"receiver {number} {what}", exit_code=2) from None
+        found[address.host, address.port] = None
+    if len(found) > ADDED_MAX:
+        raise ControlError("arguments", f"at most {ADDED_MAX:,} receivers at once", exit_code=2)
+    return list(found)

@@ -1,0 +1,445 @@
+"""Relays by policy in a running box, in namespaces: real senders, real receivers, a reload under load, a lost input."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import netns
+import pytest
+from running_box import RunningBox, merge, wait_for
+
+from ext.relay_wire import TsMeter
+
+REASON = netns.why_not()
+pytestmark = [pytest.mark.netns, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+
+
+def policy_of(**sections: Any) -> dict[str, Any]:
+    policy: dict[str, Any] = {
+        "version": 1, "site": {"name": "test"}, "cache": {"memory": "64MiB"}, "workers": 1,
+        "listen": {"lan": {"address": "127.0.0.1:0"}},
+    }  # fmt: skip
+    return merge(policy, sections)
+
+
+class RelayBox(RunningBox):
+    """The daemon in a namespace."""
+
+    def __init__(self, namespace: netns.Namespace, work: Path, **relays: Any) -> None:
+        super().__init__(work, policy_of(relays=relays))
+        self.prefix = ["ip", "netns", "exec", namespace.name]
+
+    def relay(self, name: str = "hall") -> dict[str, Any]:
+        return self.control("relay show", name=name)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [each for each in self.control("events")["events"] if each["kind"] == kind]
+
+
+class Sender:
+    """Numbered RTP packets to one or several addresses, at a steady rate, until stopped."""
+
+    def __init__(
+        self,
+        namespace: netns.Namespace,
+        to: Sequence[tuple[str, int]],
+        rate: float,
+        *,
+        interface: str = "eth0",
+        ssrc: int = 7,
+    ) -> None:
+        is_v6 = ":" in to[0][0]
+        self._socket = netns.sender(namespace, interface, is_v6=is_v6)
+        self._to, self._rate, self._ssrc = to, rate, ssrc
+        self._stop = threading.Event()
+        self.n_sent = 0
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        begin_s = time.monotonic()
+        while not self._stop.is_set():
+            while self.n_sent < (time.monotonic() - begin_s) * self._rate:
+                number = self.n_sent & 0xFFFF
+                packet = struct.pack("!BBHIII", 0x80, 33, number, self.n_sent * 10, self._ssrc, self.n_sent) + bytes(
+                    180
+                )
+                for address in self._to:
+                    self._socket.sendto(packet, address)
+                self.n_sent += 1
+            self._stop.wait(0.001)
+
+    def stop(self) -> int:
+        if not self._stop.is_set():
+            self._stop.set()
+            self._thread.join()
+            self._socket.close()
+        return self.n_sent
+
+    def __enter__(self) -> Sender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class Receiver:
+    """What a socket hears: the numbers, in order, and the SSRCs."""
+
+    def __init__(self, made: socket.socket) -> None:
+        self.socket = made
+        self.datagrams: list[bytes] = []
+        self._stop = threading.Event()
+        made.settimeout(0.05)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.datagrams.append(self.socket.recv(65_536))
+            except TimeoutError:
+                continue
+
+    @property
+    def numbers(self) -> list[int]:
+        return [struct.unpack_from("!I", each, 12)[0] for each in self.datagrams]
+
+    @property
+    def sources(self) -> list[int]:
+        return [struct.unpack_from("!I", each, 8)[0] for each in self.datagrams]
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.socket.close()
+
+    def __enter__(self) -> Receiver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def unicast(namespace: netns.Namespace, address: str, port: int) -> socket.socket:
+    def opened() -> socket.socket:
+        made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+        made.setsockopt(socket.SOL_SOCKET, 33, 4 << 20)  # SO_RCVBUFFORCE
+        made.bind((address, port))
+        return made
+
+    return namespace.call(opened)
+
+
+def groups(namespace: netns.Namespace, interface: str) -> str:
+    """What the kernel tells routers that this host is a member of, on an interface."""
+    return namespace.ip("maddr", "show", "dev", interface)
+
+
+@pytest.fixture
+def places() -> Iterator[tuple[netns.Namespace, netns.Namespace, list[netns.Namespace]]]:
+    with netns.Topology() as topology:
+        yield topology.proxy(2)
+
+
+Places = tuple[netns.Namespace, netns.Namespace, list[netns.Namespace]]
+HALL: dict[str, Any] = {"from": ["rtp://10.0.0.2@239.1.1.1:5004"], "interface": "wan"}
+
+
+def is_whole(numbers: Sequence[int], at_least: int) -> bool:
+    """Nothing lost, nothing twice, in order."""
+    return len(numbers) >= at_least and list(numbers) == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def test_a_channel_reaches_a_group_and_single_receivers(places: Places, tmp_path: Path) -> None:
+    """ffmpeg's RTP in by a source-specific group; TS out of a group, RTP to single receivers: not a packet missing."""
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("needs ffmpeg")
+    source, namespace, (screens, desks) = places
+    hall = {
+        **HALL,
+        "to": [
+            {
+                "group": "239.2.1.1:5004", "interface": "lan0", "ttl": 3, "dscp": "AF41", "rtp": "strip",
+                "source_port": 7004,
+            },
+            {"unicast": ["10.1.1.2:6000"], "rtp": "restamp"},
+        ],
+    }  # fmt: skip
+    with RelayBox(namespace, tmp_path, hall=hall) as box:
+        joined = netns.join(screens, "eth0", "239.2.1.1", 5004)
+        joined.setsockopt(socket.IPPROTO_IP, 12, 1)  # IP_RECVTTL
+        joined.setsockopt(socket.IPPROTO_IP, 13, 1)  # IP_RECVTOS
+        with Receiver(unicast(desks, "10.1.1.2", 6000)) as desk:
+            channel = (
+                "ffmpeg -v error -re -f lavfi -i testsrc2=s=320x240:r=25 -c:v libx264 -preset ultrafast -g 25 -t 4 "
+                "-f rtp_mpegts rtp://239.1.1.1:5004?ttl=4&localaddr=10.0.0.2"
+            )
+            done = source.popen(*channel.split(), stderr=subprocess.PIPE)
+            data, ancillary, _, sender = joined.recvmsg(2000, 200)
+            meter = TsMeter()
+            meter.add(data)
+            n_screens = 1
+            done.communicate(timeout=30)
+            joined.settimeout(0.5)
+            try:
+                while True:
+                    meter.add(joined.recv(2000))
+                    n_screens += 1
+            except TimeoutError:
+                pass
+            known = box.relay()
+        joined.close()
+    values = {kind: value[0] for _, kind, value in ancillary}
+    assert (values[socket.IP_TTL], values[socket.IP_TOS], sender) == (3, 34 << 2, ("10.1.0.1", 7004))
+    counters = known["counters"]
+    assert known["format"] == "rtp"
+    assert counters["packets"] == n_screens == len(desk.datagrams) > 50
+    assert counters["lost"] == counters["ts_continuity"] == 0
+    assert (meter.known()["continuity_errors"], meter.known()["damaged"]) == (0, 0)
+    stamped = [struct.unpack_from("!H", each, 2)[0] for each in desk.datagrams]
+    assert all((b - a) & 0xFFFF == 1 for a, b in itertools.pairwise(stamped))
+    assert len(set(desk.sources)) == 1
+    assert known["legs"][0]["joined"] is True
+    assert [each["receivers"] for each in known["to"]] == [1, 1]
+
+
+def test_groups_are_joined_while_somebody_receives(places: Places, tmp_path: Path) -> None:
+    source, namespace, (screens, _) = places
+    hall = {**HALL, "linger": "500ms", "to": [{"unicast": []}]}
+    with RelayBox(namespace, tmp_path, hall=hall) as box, Sender(source, [("239.1.1.1", 5004)], 200):
+        assert "239.1.1.1" not in groups(namespace, "wan")
+        assert box.relay()["state"] == "idle"
+        assert box.accelctl("relay", "ls").returncode == 0
+        with Receiver(unicast(screens, "10.1.0.2", 6000)) as screen:
+            assert box.control("relay add-receiver", name="hall", receivers="10.1.0.2:6000") == {
+                "added": 1,
+                "receivers": 1,
+            }
+            assert "239.1.1.1" in groups(namespace, "wan")
+            wait_for(lambda: len(screen.datagrams) > 100)
+            assert box.control("relay add-receiver", name="hall", receivers="10.1.0.2:6000")["added"] == 0
+            assert wait_for(lambda: box.relay()["state"] == "live")
+            removed = box.control("relay remove-receiver", name="hall", receivers="10.1.0.2:6000")
+            assert removed == {"removed": 1, "receivers": 0}
+            n_then = len(screen.datagrams)
+            assert "239.1.1.1" in groups(namespace, "wan"), "it lingers"
+            wait_for(lambda: "239.1.1.1" not in groups(namespace, "wan"))
+            assert len(screen.datagrams) <= n_then + 1
+            assert is_whole(screen.numbers, 100)
+        wait_for(lambda: box.relay()["state"] == "idle")
+    assert "10.1.0.2" not in box.output, "a receiver's address is in no log"
+    assert b"10.1.0.2" not in b"".join(each.read_bytes() for each in (box.state / "logs").iterdir())
+
+
+def test_receivers_and_outputs_change_without_a_gap_for_the_others(places: Places, tmp_path: Path) -> None:
+    """Joins, leaves and reloads under load: who stays has each packet once."""
+    source, namespace, (screens, desks) = places
+    outputs: list[dict[str, Any]] = [
+        {"group": "239.2.1.1:5004", "interface": "lan0"}, {"unicast": ["10.1.1.2:6000"]},
+    ]  # fmt: skip
+    with (
+        RelayBox(namespace, tmp_path, hall={**HALL, "to": outputs}) as box,
+        Receiver(netns.join(screens, "eth0", "239.2.1.1", 5004)) as screen,
+        Receiver(unicast(desks, "10.1.1.2", 6000)) as desk,
+        Sender(source, [("239.1.1.1", 5004)], 3000) as sender,
+    ):
+        wait_for(lambda: screen.datagrams and desk.datagrams)
+        others = ",".join(f"10.1.1.2:{port}" for port in range(7000, 7200))
+        for number in range(50):
+            box.control("relay add-receiver", name="hall", receivers=f"{others},10.1.1.2:{8000 + number}")
+            box.control("relay remove-receiver", name="hall", receivers=others)
+        assert box.relay()["subscribed"] == 50
+        outputs.append({"unicast": ["10.1.0.2:9000"], "dscp": "EF", "hold": "0ms"})
+        assert "taken over" in box.reload({"relays": {"hall": {"to": outputs}}})
+        wait_for(lambda: box.relay()["to"][-1]["packets"] > 100)
+        outputs[2] = {"group": "239.2.1.9:5004", "interface": "lan1", "hold": "20ms"}
+        assert "taken over" in box.reload({"relays": {"hall": {"to": outputs}}})
+        wait_for(lambda: box.relay()["to"][-1]["packets"] > 100)
+        n_sent = sender.stop()
+        wait_for(lambda: screen.numbers[-1] == desk.numbers[-1] == n_sent - 1)
+        known = box.relay()
+    assert is_whole(screen.numbers, 3000)
+    assert is_whole(desk.numbers, 3000)
+    assert known["counters"]["lost"] == known["send_dropped"] == 0
+    assert known["subscribed"] == 50, "who was added stays through reloads"
+
+
+def test_an_input_that_changes_goes_on_where_it_was(places: Places, tmp_path: Path) -> None:
+    """The relay begins anew with another reorder time on the same socket: what came meanwhile was kept in it."""
+    source, namespace, (screens, _) = places
+    hall = {**HALL, "to": [{"group": "239.2.1.1:5004", "interface": "lan0"}]}
+    with (
+        RelayBox(namespace, tmp_path, hall=hall) as box,
+        Receiver(netns.join(screens, "eth0", "239.2.1.1", 5004)) as screen,
+        Sender(source, [("239.1.1.1", 5004)], 2000) as sender,
+    ):
+        wait_for(lambda: len(screen.datagrams) > 500)
+        for reorder in ("20ms", "30ms", "40ms"):
+            assert "taken over" in box.reload({"relays": {"hall": {"reorder": reorder}}})
+        n_then = len(screen.datagrams)
+        wait_for(lambda: len(screen.datagrams) > n_then + 500)
+        n_sent = sender.stop()
+        wait_for(lambda: screen.numbers[-1] == n_sent - 1)
+        counters = box.relay()["counters"]
+    gaps = [b - a for a, b in itertools.pairwise(screen.numbers) if b - a != 1]
+    # What a train held when its relay ended is not sent.
+    assert len(gaps) <= 3, gaps
+    assert all(0 < gap < 40 for gap in gaps)
+    assert counters["packets"] >= len(screen.datagrams), "counters go on"
+
+
+def test_a_backup_takes_over_and_gives_back(places: Places, tmp_path: Path) -> None:
+    source, namespace, (screens, _) = places
+    hall = {
+        "from": ["rtp://239.1.1.1:5004", "rtp://239.1.1.2:5004"],
+        "interface": "wan", "mode": "backup", "failover": "300ms",
+        "to": [{"group": "239.2.1.1:5004", "interface": "lan0"}],
+    }  # fmt: skip
+    with (
+        RelayBox(namespace, tmp_path, hall=hall) as box,
+        Receiver(netns.join(screens, "eth0", "239.2.1.1", 5004)) as screen,
+        Sender(source, [("239.1.1.2", 5004)], 200, ssrc=2),
+    ):
+        with Sender(source, [("239.1.1.1", 5004)], 200, ssrc=1):
+            wait_for(lambda: 1 in screen.sources)
+            wait_for(lambda: len(screen.datagrams) > 200)
+        stopped_s = time.monotonic()
+        n_then = len(screen.datagrams)
+        wait_for(lambda: 2 in screen.sources[n_then:])
+        assert time.monotonic() - stopped_s < 1.5
+        wait_for(lambda: box.relay()["active"] == 1)
+        with Sender(source, [("239.1.1.1", 5004)], 200, ssrc=3):
+            wait_for(lambda: 3 in screen.sources)
+            wait_for(lambda: box.relay()["active"] == 0)
+        told = wait_for(lambda: len(box.events("relay-switched")) > 1 and box.events("relay-switched"))
+    assert told[0]["what"] == "relay hall: backup input rtp://239.1.1.2:5004"
+    assert told[1]["what"] == "relay hall: back to input rtp://239.1.1.1:5004"
+
+
+def test_loss_of_signal_and_its_return_are_told(places: Places, tmp_path: Path) -> None:
+    source, namespace, _ = places
+    hall = {**HALL, "join": "always", "to": [{"unicast": []}]}
+    with RelayBox(namespace, tmp_path, hall=hall) as box:
+        with Sender(source, [("239.1.1.1", 5004)], 100):
+            wait_for(lambda: box.relay()["state"] == "live")
+        wait_for(lambda: box.relay()["state"] == "silent")
+        assert box.events("relay-signal-lost")[0]["why"] == "its packets stopped"
+        assert box.status()["relays"]["silent"] == 1
+        with Sender(source, [("239.1.1.1", 5004)], 100):
+            wait_for(lambda: box.events("relay-signal-returned"))
+            assert box.relay()["state"] == "live"
+
+
+def test_an_interface_that_comes_back_is_joined_and_sent_to_again(places: Places, tmp_path: Path) -> None:
+    """wan and lan0 are removed and made anew, with other numbers: within 2 s everything goes on."""
+    source, namespace, (screens, _) = places
+    hall = {**HALL, "to": [{"group": "239.2.1.1:5004", "interface": "lan0"}]}
+    with RelayBox(namespace, tmp_path, hall=hall) as box:
+        for left, left_name, right_name, network in ((source, "eth0", "wan", 0), (screens, "eth0", "lan0", 1)):
+            namespace.ip("link", "del", right_name)
+            wait_for(lambda: box.relay()["troubles"])
+            left.ip("link", "add", left_name, "type", "veth", "peer", "name", right_name, "netns", namespace.name)
+            left.ip("link", "set", left_name, "up")
+            left.ip("addr", "add", f"10.{network}.0.2/24", "dev", left_name)
+            namespace.ip("link", "set", right_name, "up")
+            namespace.ip("addr", "add", f"10.{network}.0.1/24", "dev", right_name)
+            begin_s = time.monotonic()
+            wait_for(lambda: not box.relay()["troubles"])
+            assert time.monotonic() - begin_s < 2
+        assert "239.1.1.1" in groups(namespace, "wan")
+        with (
+            Receiver(netns.join(screens, "eth0", "239.2.1.1", 5004)) as screen,
+            Sender(source, [("239.1.1.1", 5004)], 200),
+        ):
+            wait_for(lambda: len(screen.datagrams) > 100)
+        assert [each["why"] for each in box.events("relay-waiting")] == [
+            "239.1.1.1: there is no interface wan", "output 0: there is no interface lan0"
+        ]  # fmt: skip
+
+
+def test_a_link_of_a_zone_without_multicast_is_sent_none(places: Places, tmp_path: Path) -> None:
+    source, namespace, (wifi, _) = places
+    hall = {**HALL, "to": [{"group": "239.2.1.1:5004", "interface": "lan0"}, {"unicast": ["10.1.0.2:6000"]}]}
+    box = RelayBox(namespace, tmp_path, hall=hall)
+    box.policy["zones"] = {"wifi": {"nets": ["10.1.0.0/24"], "multicast": "never"}}
+    with (
+        box,
+        Receiver(unicast(wifi, "10.1.0.2", 6000)) as single,
+        Receiver(netns.join(wifi, "eth0", "239.2.1.1", 5004)) as member,
+        Sender(source, [("239.1.1.1", 5004)], 200),
+    ):
+        wait_for(lambda: len(single.datagrams) > 200)
+        assert member.datagrams == []
+        assert box.relay()["troubles"] == ["output 0: its zone wifi says multicast: never"]
+        assert "taken over" in box.reload({"zones": {"wifi": {"multicast": "allowed"}}})
+        wait_for(lambda: len(member.datagrams) > 50)
+
+
+@pytest.mark.parametrize(
+    ("receivers", "kind"),
+    [
+        ("10.1.0.2", "arguments"),
+        ("239.1.1.1:5004", "arguments"),
+        ("10.1.0.2:6000,nobody:1", "arguments"),
+        ("10.9.0.1:6000", "no-output"),
+        ("10.1.0.2:1,10.1.0.2:2,10.1.0.2:3,10.1.0.2:4", "full"),
+    ],
+)
+def test_receivers_that_are_refused(box: RunningBox, receivers: str, kind: str) -> None:
+    with pytest.raises(RuntimeError) as refusal:
+        box.control("relay add-receiver", name="hall", receivers=receivers)
+    assert refusal.value.args[0]["kind"] == kind
+    assert "10.1.0.2" not in str(refusal.value)
+    assert box.control("relay show", name="hall")["receivers"] == 0
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBox]:
+    hall = {"from": ["udp://127.0.0.1:15004"], "receivers": 3, "to": [{"unicast": [], "zones": ["here"]}]}
+    policy = policy_of(
+        relays={"hall": hall},
+        admin={"address": "127.0.0.1:0"},
+        zones={"here": {"nets": ["10.1.0.0/24", "127.0.0.0/8"]}},
+    )
+    with RunningBox(tmp_path_factory.mktemp("box"), policy) as running:
+        yield running
+
+
+def test_a_relay_that_would_send_to_itself_is_refused(box: RunningBox) -> None:
+    done = box.accelctl("relay", "add-receiver", "hall", "127.0.0.1:15004")
+    assert (done.returncode, done.stderr) == (1, "accelctl: that is the input of relay hall: it would go in a circle\n")
+    done = box.accelctl("relay", "show", "balcony")
+    assert (done.returncode, done.stderr) == (1, "accelctl: no relay is called 'balcony': hall\n")
+
+
+def test_a_port_that_others_have_refuses_the_policy(box: RunningBox) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        other = {"from": [f"udp://127.0.0.1:{port}"], "to": [{"unicast": []}]}
+        before = box.status()["policy"]["generation"]
+        said = box.reload(policy=merge(dict(box.policy), {"relays": {"other": other}}))
+        assert f"relays.other.from: 127.0.0.1 port {port}: Address already in use" in said
+        assert box.status()["policy"]["generation"] == before
+
+
+def test_the_tables_of_relays(box: RunningBox) -> None:
+    listing = box.accelctl("relay", "ls").stdout
+    assert "hall" in listing
+    assert "waiting" in listing or "idle" in listing
+    shown = box.accelctl("relay", "show", "hall").stdout
+    assert "udp://127.0.0.1:15004" in shown
+    assert box.accelctl("--json", "relay", "top").stdout.startswith('{"relays":[{"name":"hall"')
+    metrics = box.metrics()
+    assert metrics["accelerator_relay_live{hall}"] == 0
+    assert metrics["accelerator_relay_packets_total{hall}"] == 0
