@@ -7,7 +7,7 @@ import random
 import pytest
 from plane_rig import Rig, pattern, wait_until
 
-from accelerator.dataplane import FLAG_DATE_IS_STRONG
+from ext.plane import FLAG_DATE_IS_STRONG
 
 N = 20_000  # five slices of 4 KiB, the last one short
 BODY = pattern(N)
