@@ -278,6 +278,8 @@ def test_a_secure_link() -> None:
     assert check(LINK, link("/s/link.mp4").replace(b"link", b"limk")) is Reason.SIGNATURE
     assert check(LINK, link("/s/link.mp4").replace(b"&", b"=&")) is Reason.SIGNATURE
     assert check(LINK, b"/s/link.mp4?expires=1") is Reason.MISSING
+    assert check(LINK, link("/s/link.mp4").replace(b"expires=1", b"expires=%31")) is Reason.MALFORMED
+    assert check(HMAC, plain_hmac("/v/a.mp4").replace(b"until=1", b"until=%31")) is Reason.MALFORMED
     decoded = link("/s/a b.mp4").replace(b"/s/a b.mp4", b"/s/a%20b.mp4")
     assert check(LINK, decoded) is Reason.VALID, "nginx signs the decoded path"
 

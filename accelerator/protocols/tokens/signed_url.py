@@ -220,7 +220,8 @@ def placeholders(signed: str) -> list[str]:
 def _templated(target: bytes, rules: SignedUrlRules, now_s: float) -> tuple[Scope, float]:
     path, query = split_target(target)
     names = rules.places.parameters
-    values = parameters(query, names)
+    # As they stand: neither digits nor a digest need an encoding, and nginx's $arg_ undoes none.
+    values = parameters(query, names[:2], is_raw=True) | parameters(query, names[2:])
     signature, expires = required(values, names[0]), required(values, names[1])
     prefix = values.get(names[2], b"") if len(names) > 2 else b""
     if prefix and (not prefix.endswith(b"/") or is_ambiguous(prefix)):
