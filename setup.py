@@ -23,7 +23,13 @@ COMPILE += (
 LINK = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
 
 # What a module links besides libc.
-LIBRARIES = {"disk_record": ["crypto"], "disk": ["crypto"]}
+LIBRARIES = {
+    "disk_record": ["crypto"],
+    "disk": ["crypto"],
+    "h2": ["nghttp2"],
+    "h2_answers": ["nghttp2"],
+    "h2_requests": ["nghttp2"],
+}
 
 EXTENSIONS = [
     Extension(

@@ -23,6 +23,7 @@ from ext import layout
 from ext.plane import Plane
 
 SITE, ROOT_PATH = b"bench", b"/"
+HTTP2_CLEARTEXT = 2
 HOUR_NS = 3600 * 10**9
 HEALTH_PATH = "/.well-known/accelerator/health"
 
@@ -43,7 +44,7 @@ def publish(plane: Plane) -> None:
         SITE + ROOT_PATH, (0, len(SITE)),
         rows(layout.HOST_DTYPE, (0, 0, 0, 1, 2)), rows(layout.PATH_DTYPE, (len(SITE), 1, 1)),
         origins, rows(layout.NET_DTYPE),
-        rows(layout.LISTENER_DTYPE, (0, 1)), rows(layout.STRING_DTYPE), limits,
+        rows(layout.LISTENER_DTYPE, (0, 1, HTTP2_CLEARTEXT)), rows(layout.STRING_DTYPE), limits,
     )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ cdef enum:                      # Connection.state
     STATE_CLOSED = 4
     STATE_LINGER = 5            # answered and shut down; input is thrown away until the viewer closes
     STATE_TUNNEL = 6            # another protocol's bytes go both ways
+    STATE_STREAMS = 7           # HTTP/2: its streams are connections of their own
 
 cdef enum:                      # Worker.is_draining
     DRAIN_ENDING = 1
@@ -121,6 +122,16 @@ cdef struct Connection:
     Upload* upload              # of the request under way, while its body is not read whole
     Parts* parts                # of an answer with several ranges
     uint8_t* out                # head bytes that the socket didn't take
+    void* session               # h2.Session, in STATE_STREAMS
+    Connection* carrier         # of an HTTP/2 stream: whose socket it shares; it has none itself
+    Connection* next_stream
+    Connection* previous_stream
+    int32_t stream_id
+    uint8_t has_whole_request   # of a stream: its END_STREAM came
+    uint8_t is_answered         # of a stream: our END_STREAM is out
+    uint32_t window_capacity    # of a carrier: bytes that one write gathers
+    int64_t window_ns           # of a carrier: when the window began in which it is judged
+    int64_t credited            # body bytes that the viewer's window was opened again for
 
 cdef struct Listener:
     uint32_t is_what
@@ -184,6 +195,7 @@ cdef struct Worker:
     AccessRing* access          # answers, for the access log; NULL until it is switched on
     AccessRing* refusals        # for the security log
     RequestHead log_head
+    void* h2                    # h2.pyx: what all its sessions share; NULL until the first one
     Connection* serving         # whose request is in `head` and at `serving_data`, while a step answers it
     const uint8_t* serving_data
     uint32_t is_framing_fault   # of the head that is being refused
@@ -209,7 +221,7 @@ cdef void list_append(List* list, Connection* c) noexcept nogil
 cdef void list_remove(Connection* c) noexcept nogil
 cdef void set_deadline(Worker* w, Connection* c, int64_t deadline_ns) noexcept nogil
 cdef void clear_deadline(Worker* w, Connection* c) noexcept nogil
-cdef Connection* connection_new(Worker* w) noexcept nogil
+cdef Connection* connection_new(Worker* w, Connection* carrier) noexcept nogil
 cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nogil
 cdef void bury(Worker* w) noexcept nogil
 cdef bint keep_input(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil
@@ -223,8 +235,6 @@ cdef void let_go(Worker* w, Object* object) noexcept nogil
 cdef void nudge(Worker* w, Object* object) noexcept nogil
 cdef List* waiting_list(Worker* w, Object* object) noexcept nogil
 cdef bint charge(Worker* w, uint64_t bytes) noexcept nogil
-cdef void upload_tell(Worker* w, Upload* u) noexcept nogil
-cdef void upload_leave(Worker* w, Connection* c) noexcept nogil
 cdef bint ask_slice(Worker* w, Connection* c) noexcept nogil
 cdef Exchange* exchange_take(Worker* w, uint32_t bytes) noexcept nogil
 cdef void exchange_give(Worker* w, Exchange* e) noexcept nogil

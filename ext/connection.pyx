@@ -6,11 +6,14 @@ from libc.string cimport memcpy, memmove, memset
 from ext.access cimport access_end
 from ext.addresses cimport address_leave
 from ext.atomics cimport *
-from ext.exchange cimport EXCHANGE_WANT, RING_BODY, RING_CANCEL, RING_NUDGE, RING_REQUEST, ring_is_half_full, ring_push, ring_push_body
+from ext.h2 cimport h2_close, h2_free
+from ext.h2_answers cimport stream_left
+from ext.exchange cimport EXCHANGE_WANT, RING_CANCEL, RING_NUDGE, RING_REQUEST, ring_is_half_full, ring_push
 from ext.layout cimport *
 from ext.store cimport OBJECT_FILLING, Directory, Store
 from ext.tunnel cimport tunnel_free, tunnel_shut
-from ext.upload cimport UPLOAD_ABORTED, upload_release
+from ext.receive cimport upload_leave
+from ext.upload cimport upload_release
 
 cdef extern from "<sys/socket.h>" nogil:
     enum: SOL_SOCKET
@@ -125,8 +128,9 @@ cdef void discharge(Worker* w, uint64_t bytes) noexcept nogil:
     add_u64_relaxed(&w.store.outside, -bytes)
 
 
-cdef Connection* connection_new(Worker* w) noexcept nogil:
-    """A zeroed connection, linked into the worker's list of all. NULL: no memory."""
+cdef Connection* connection_new(Worker* w, Connection* carrier) noexcept nogil:
+    """A zeroed connection, linked into the worker's list of all; with a carrier, one of its streams, which counts as none
+    but for its memory. NULL: no memory."""
     cdef Connection* c
     if not charge(w, sizeof(Connection)):
         return NULL
@@ -141,7 +145,15 @@ cdef Connection* connection_new(Worker* w) noexcept nogil:
     if w.all != NULL:
         w.all.previous_all = c
     w.all = c
-    store_u64_relaxed(&w.n_connections, w.n_connections + 1)
+    if carrier == NULL:
+        store_u64_relaxed(&w.n_connections, w.n_connections + 1)
+        return c
+    c.fd = -1
+    c.carrier = carrier
+    c.listener = carrier.listener
+    c.zone = carrier.zone
+    c.zone_generation = carrier.zone_generation
+    memcpy(c.address, carrier.address, sizeof(c.address))
     return c
 
 
@@ -154,13 +166,18 @@ cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nog
     if c.state == STATE_CLOSED:
         return
     access_end(w, c, True)
-    if abruptly:
-        option.l_onoff = 1
-        option.l_linger = 0
-        setsockopt(c.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
-    # Closing alone leaves it in the epoll set while a child that was forked just now still has the descriptor.
-    epoll_ctl(w.epoll, EPOLL_CTL_DEL, c.fd, &event)
-    close(c.fd)
+    if c.session != NULL:
+        h2_close(w, c)
+    if c.carrier != NULL:
+        stream_left(w, c, abruptly)
+    else:
+        if abruptly:
+            option.l_onoff = 1
+            option.l_linger = 0
+            setsockopt(c.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+        # Closing alone leaves it in the epoll set while a child that was forked just now still has the descriptor.
+        epoll_ctl(w.epoll, EPOLL_CTL_DEL, c.fd, &event)
+        close(c.fd)
     unlink_timer(w, c)
     list_remove(c)
     if e != NULL:
@@ -181,10 +198,11 @@ cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nog
     detach(w, c)
     release_input(w, c)
     release_output(w, c)
-    address_leave(&w.shared.addresses, c.address)
-    add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
-    store_u64_relaxed(&w.n_connections, w.n_connections - 1)
-    count(&w.counters[C_CONNECTIONS_CLOSED], 1)
+    if c.carrier == NULL:
+        address_leave(&w.shared.addresses, c.address)
+        add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
+        store_u64_relaxed(&w.n_connections, w.n_connections - 1)
+        count(&w.counters[C_CONNECTIONS_CLOSED], 1)
     if c.previous_all != NULL:
         c.previous_all.next_all = c.next_all
     else:
@@ -204,6 +222,8 @@ cdef void bury(Worker* w) noexcept nogil:
         w.graveyard = c.next_all
         if c.tunnel != NULL:
             tunnel_free(c.tunnel)
+        if c.session != NULL:
+            h2_free(w, c)
         free(c)
         discharge(w, sizeof(Connection))
 
@@ -378,28 +398,6 @@ cdef void exchange_give(Worker* w, Exchange* e) noexcept nogil:
     e.is_free = 1
     w.free_exchanges[w.n_free_exchanges] = e.index
     w.n_free_exchanges += 1
-
-
-cdef void upload_tell(Worker* w, Upload* u) noexcept nogil:
-    """Says that there is more of a body, or its end: once until the control plane has looked."""
-    if exchange_u32(&u.is_told, 1):
-        return
-    add_u64(&u.refs, 1)
-    if not ring_is_half_full(&w.ring) and ring_push_body(&w.ring, u):
-        w.must_ring = 1
-    else:                       # the control plane also looks at its uploads by a timer
-        exchange_u32(&u.is_told, 0)
-        upload_release(u)
-
-
-cdef void upload_leave(Worker* w, Connection* c) noexcept nogil:
-    """The rest of the body will never come from this connection."""
-    cdef Upload* u = c.upload
-    c.upload = NULL
-    u.connection = NULL
-    or_u32(&u.flags, UPLOAD_ABORTED)
-    upload_tell(w, u)
-    upload_release(u)
 
 
 cdef bint ask_slice(Worker* w, Connection* c) noexcept nogil:

@@ -9,15 +9,16 @@ from libc.string cimport memcmp, memcpy, memset
 from ext.access_ring cimport NO_ORIGIN, access_ring_free, access_ring_new
 from ext.addresses cimport address_enter, address_leave
 from ext.atomics cimport *
-from ext.carry cimport on_tunnel_deadline, on_tunnel_event, spread_closing
+from ext.carry cimport on_tunnel_event, spread_closing
 from ext.connection cimport *
 from ext.exchange cimport *
+from ext.h2 cimport h2_drain, h2_engine_free, h2_is_idle, h2_on_event
 from ext.http_head cimport *
 from ext.layout cimport *
 from ext.reclaim cimport epoch_enter, epoch_leave
 from ext.respond cimport refresh_date, respond_error
 from ext.serve cimport MAX_TRIES, leave_bucket, now_ns
-from ext.session cimport flush_interim, give_up_waiting, linger, on_body, on_interim, on_split, on_readable, resume, settle
+from ext.session cimport flush_interim, give_up_waiting, linger, on_body, on_deadline, on_interim, on_split, on_readable, resume, settle
 from ext.store cimport *
 from ext.tunnel cimport Tunnel, tunnel_free
 from ext.upload cimport Upload, upload_release
@@ -204,6 +205,11 @@ cdef void on_drain(Worker* w, uint32_t idle_ms, int64_t period_ms) noexcept nogi
     w.is_draining = DRAIN_HANDED_OVER if idle_ms else DRAIN_ENDING
     while c != NULL:
         following = c.next_all
+        if c.carrier != NULL or c.state == STATE_STREAMS:
+            if c.carrier == NULL:
+                h2_drain(w, c, idle_ms)
+            c = following
+            continue
         if c.state == STATE_READ and c.list == NULL:
             on_readable(w, c)       # a request that is here already is answered
         if c.state == STATE_READ and not c.has_head_begun and c.list == NULL and c.buffer_length == 0:
@@ -337,7 +343,7 @@ cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
             add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
             turn_away(w, fd, C_REFUSED_CONNECTIONS_ADDRESS)
             continue
-        c = connection_new(w)
+        c = connection_new(w, NULL)
         if c == NULL:
             address_leave(&w.shared.addresses, address)
             add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
@@ -375,6 +381,9 @@ cdef void on_event(Worker* w, Connection* c, uint32_t events) noexcept nogil:
             count(&w.counters[C_CLOSED_BY_VIEWER], 1)
             connection_close(w, c, False)
             return
+    if c.state == STATE_STREAMS:
+        h2_on_event(w, c, events)
+        return
     if c.state == STATE_TUNNEL:
         on_tunnel_event(w, c, False, events)
         return
@@ -400,51 +409,6 @@ cdef void on_event(Worker* w, Connection* c, uint32_t events) noexcept nogil:
             linger(w, c)
         else:
             c.is_readable = 1
-
-
-cdef void on_deadline(Worker* w, Connection* c) noexcept nogil:
-    cdef int result
-    if c.state == STATE_READ and c.list != NULL:
-        set_deadline(w, c, w.now_ns + WHEEL_TICK_NS)    # its turn comes first
-        return
-    if c.state == STATE_READ:
-        if c.has_head_begun:
-            count(&w.counters[C_CLOSED_SLOW_HEAD], 1)
-            c.arrival_ns = w.now_ns - w.tables.limits.head_timeout_ns
-            c.log_origin = NO_ORIGIN
-            c.fwd_reason = FWD_NONE
-            c.is_head = 0
-            c.minor = 1
-            release_input(w, c)
-            c.head_length = 0
-            result = respond_error(w, c, 408, True)
-            settle(w, c, result)
-        else:
-            count(&w.counters[C_CLOSED_IDLE], 1)
-            connection_close(w, c, False)
-    elif c.state == STATE_WAIT:
-        if c.upload == NULL and c.has_ended:
-            count(&w.counters[C_CLOSED_BY_VIEWER], 1)
-            connection_close(w, c, False)
-        elif c.upload == NULL:
-            give_up_waiting(w, c, 504)
-        elif load_u32(&c.upload.is_full):       # the origin's fault, on whom the control plane has time-outs
-            set_deadline(w, c, w.now_ns + w.tables.limits.body_timeout_ns)
-        else:
-            count(&w.counters[C_CLOSED_SLOW_BODY], 1)
-            give_up_waiting(w, c, 408)
-    elif c.state == STATE_LINGER:
-        connection_close(w, c, False)
-    elif c.state == STATE_TUNNEL:
-        on_tunnel_deadline(w, c)
-    elif c.state == STATE_SEND:
-        # Only a full socket is the viewer's fault; a body that isn't there yet has the control plane's time-outs.
-        if c.is_blocked and c.list == NULL and c.window_bytes < w.tables.limits.send_window_bytes:
-            count(&w.counters[C_CLOSED_SLOW_READER], 1)
-            connection_close(w, c, True)
-            return
-        c.window_bytes = 0
-        set_deadline(w, c, w.now_ns + w.tables.limits.send_window_ns)
 
 
 cdef void turn_wheel(Worker* w) noexcept nogil:
@@ -523,7 +487,7 @@ cdef void edge_run(Worker* w) noexcept nogil:
         if w.is_closing:
             break
     while w.all != NULL:
-        connection_close(w, w.all, w.all.state != STATE_READ)
+        connection_close(w, w.all, w.all.state != STATE_READ and not h2_is_idle(w.all))
     bury(w)
     epoch_leave(w.store, w.index)
     if w.must_ring:
@@ -582,6 +546,7 @@ cdef void edge_close(Worker* w) noexcept nogil:
             if item.upload != NULL:
                 upload_release(item.upload)
         ring_close(&w.ring)
+    h2_engine_free(w)
     access_ring_free(w.refusals)
     access_ring_free(w.access)
     free(w.input)

@@ -87,6 +87,19 @@ cdef enum:                      # one column each of the counter rows; the table
     C_REFUSED_CREDENTIAL
     C_REFUSED_CONNECTIONS_OVERLOAD
     C_CLOSED_OVERLOAD
+    C_H2_CONNECTIONS
+    C_H2_STREAMS
+    C_H2_PROTOCOL_ERRORS
+    C_H2_FLOOD_RESETS
+    C_H2_FLOOD_FIELDS
+    C_H2_FLOOD_CONTINUATIONS
+    C_H2_FLOOD_SETTINGS
+    C_H2_FLOOD_PINGS
+    C_H2_FLOOD_PRIORITIES
+    C_H2_FLOOD_WINDOWS
+    C_H2_FLOOD_EMPTY_DATA
+    C_H2_FLOOD_UNKNOWN
+    C_H2_STALLED
     N_COUNTERS
     MAX_ORIGINS = 8192          # rows with figures of their own; those beyond count with row 0
     ORIGIN_COLUMNS = 8          # requests, hits, body bytes to viewers, then:
@@ -135,9 +148,15 @@ cdef packed struct NetRow:
     uint32_t prefix_bits
     uint32_t zone
 
+cdef enum:                      # ListenerRow.http2
+    HTTP2_OFF = 0
+    HTTP2_TLS = 1               # offered by ALPN
+    HTTP2_CLEARTEXT = 2         # and taken from who begins with it, without TLS
+
 cdef packed struct ListenerRow:
     uint64_t zone_mask          # 0: every zone
     uint32_t is_used
+    uint32_t http2
 
 cdef packed struct StringRow:
     uint32_t start

@@ -84,6 +84,19 @@ COUNTERS = (
     (C_AUTHORISATIONS, "authorisations", "requests whose credential wasn't known yet, so that it was judged"),
     (C_REFUSED_CONNECTIONS_OVERLOAD, "refused_connections_overload", "connections refused: memory is short"),
     (C_CLOSED_OVERLOAD, "closed_overload", "connections closed after their answer: memory is short"),
+    (C_H2_CONNECTIONS, "h2_connections", "connections that spoke HTTP/2"),
+    (C_H2_STREAMS, "h2_streams", "requests that came over HTTP/2"),
+    (C_H2_PROTOCOL_ERRORS, "h2_protocol_errors", "HTTP/2 connections closed: the viewer broke the protocol"),
+    (C_H2_FLOOD_RESETS, "h2_flood_resets", "HTTP/2 connections closed: too many requests taken back or spoiled (rapid reset)"),
+    (C_H2_FLOOD_FIELDS, "h2_flood_fields", "HTTP/2 requests reset: fields that unpack to far more than the limit"),
+    (C_H2_FLOOD_CONTINUATIONS, "h2_flood_continuations", "HTTP/2 connections closed: a field block in too many frames"),
+    (C_H2_FLOOD_SETTINGS, "h2_flood_settings", "HTTP/2 connections closed: too many SETTINGS"),
+    (C_H2_FLOOD_PINGS, "h2_flood_pings", "HTTP/2 connections closed: too many PINGs"),
+    (C_H2_FLOOD_PRIORITIES, "h2_flood_priorities", "HTTP/2 connections closed: too many PRIORITY or PRIORITY_UPDATE"),
+    (C_H2_FLOOD_WINDOWS, "h2_flood_windows", "HTTP/2 connections closed: far more WINDOW_UPDATEs than data"),
+    (C_H2_FLOOD_EMPTY_DATA, "h2_flood_empty_data", "HTTP/2 connections closed: too many empty DATA"),
+    (C_H2_FLOOD_UNKNOWN, "h2_flood_unknown", "HTTP/2 connections closed: too many frames of unknown types"),
+    (C_H2_STALLED, "h2_stalled", "HTTP/2 answers reset: the viewer kept their window shut (also in closed_slow_reader)"),
     (C_REFUSED_CREDENTIAL, "refused_credential", "requests refused: the viewer's credential doesn't cover them"),
 )
 
@@ -99,7 +112,7 @@ ORIGIN_DTYPE = np.dtype(
 HOST_DTYPE = np.dtype([("pattern", "u4"), ("pattern_length", "u4"), ("path", "u4"), ("n_paths", "u4"), ("kind", "u4")])
 PATH_DTYPE = np.dtype([("prefix", "u4"), ("prefix_length", "u4"), ("origin", "u4")])
 NET_DTYPE = np.dtype([("network", "u1", 16), ("prefix_bits", "u4"), ("zone", "u4")])
-LISTENER_DTYPE = np.dtype([("zone_mask", "u8"), ("is_used", "u4")])
+LISTENER_DTYPE = np.dtype([("zone_mask", "u8"), ("is_used", "u4"), ("http2", "u4")])
 STRING_DTYPE = np.dtype([("start", "u4"), ("length", "u4")])
 LIMITS_DTYPE = np.dtype(
     [("head_timeout_ns", "i8"), ("idle_timeout_ns", "i8"), ("body_timeout_ns", "i8"), ("send_window_ns", "i8"),

@@ -11,6 +11,9 @@ cdef enum:                      # what receive_body returns; below 0: minus the 
     RECEIVE_ENDED = 2           # the viewer's side has ended: the caller closes
 
 cdef Upload* begin_body(Worker* w, Connection* c, uint8_t* data, uint32_t* n, const RequestHead* head, uint64_t limit, int* refused) noexcept nogil
+cdef void upload_tell(Worker* w, Upload* u) noexcept nogil
+cdef void upload_leave(Worker* w, Connection* c) noexcept nogil
+cdef int take_data(Worker* w, Connection* c, const uint8_t* data, uint64_t n) noexcept nogil
 cdef int receive_body(Worker* w, Connection* c) noexcept nogil
 cdef void end_body(Worker* w, Connection* c) noexcept nogil
 cdef bint stays_behind(Worker* w, Connection* c) noexcept nogil

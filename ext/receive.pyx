@@ -5,11 +5,12 @@ from libc.string cimport memmove, memset
 
 from ext.atomics cimport *
 from ext.chunked cimport CHUNKED_BAD, CHUNKED_DATA, CHUNKED_END, chunked_read
-from ext.connection cimport READ_BYTES, STATE_WAIT, charge, keep_input, set_deadline, upload_leave, upload_tell
-from ext.exchange cimport MESSAGE_ROOM, Message, mailbox_post
+from ext.connection cimport READ_BYTES, STATE_WAIT, charge, keep_input, set_deadline
+from ext.exchange cimport MESSAGE_ROOM, Message, mailbox_post, ring_is_half_full, ring_push_body
 from ext.layout cimport *
 from ext.transport cimport transport_read
 from ext.upload cimport (
+    UPLOAD_ABORTED,
     UPLOAD_WHOLE,
     upload_end,
     upload_filled,
@@ -23,6 +24,28 @@ from ext.upload cimport (
 
 cdef enum:
     READS_PER_TURN = 16         # of one body, before the others
+
+
+cdef void upload_tell(Worker* w, Upload* u) noexcept nogil:
+    """Says that there is more of a body, or its end: once until the control plane has looked."""
+    if exchange_u32(&u.is_told, 1):
+        return
+    add_u64(&u.refs, 1)
+    if not ring_is_half_full(&w.ring) and ring_push_body(&w.ring, u):
+        w.must_ring = 1
+    else:                       # the control plane also looks at its uploads by a timer
+        exchange_u32(&u.is_told, 0)
+        upload_release(u)
+
+
+cdef void upload_leave(Worker* w, Connection* c) noexcept nogil:
+    """The rest of the body will never come from this connection."""
+    cdef Upload* u = c.upload
+    c.upload = NULL
+    u.connection = NULL
+    or_u32(&u.flags, UPLOAD_ABORTED)
+    upload_tell(w, u)
+    upload_release(u)
 
 
 cdef int take_chunked(Worker* w, Upload* u, const uint8_t** at, const uint8_t* end) noexcept nogil:
@@ -62,21 +85,27 @@ cdef Upload* begin_body(Worker* w, Connection* c, uint8_t* data, uint32_t* n, co
     if u == NULL:
         add_u64_relaxed(&w.store.outside, -upload_size(head.content_length))
         return NULL
-    if head.chunked:
+    if head.chunked and c.carrier == NULL:
         what = take_chunked(w, u, &at, end)
         if what < 0:
             refused[0] = -what
             upload_release(u)
             return NULL
     else:
+        # A stream's body comes unpacked, and as long as it says, if it says so.
         k = <uint64_t>(end - at)
-        if k > <uint64_t>u.left:
+        if u.left >= 0 and k > <uint64_t>u.left:
             k = <uint64_t>u.left
+        if k > limit:
+            refused[0] = 413
+            upload_release(u)
+            return NULL
         upload_put(u, at, k)
-        u.left -= <int64_t>k
+        if u.left >= 0:
+            u.left -= <int64_t>k
         u.n_received = k
         at += k
-        if u.left == 0:
+        if u.left == 0 or c.has_whole_request:
             what = RECEIVE_WHOLE
     count(&w.counters[C_BYTES_FROM_VIEWERS], u.n_received)
     memmove(data + head.length, at, end - at)
@@ -86,6 +115,23 @@ cdef Upload* begin_body(Worker* w, Connection* c, uint8_t* data, uint32_t* n, co
     else:
         u.connection = c
     return u
+
+
+cdef int take_data(Worker* w, Connection* c, const uint8_t* data, uint64_t n) noexcept nogil:
+    """What came of a stream's body; its window is no wider than the upload's room. RECEIVE_MORE, or -413."""
+    cdef Upload* u = c.upload
+    if n > u.limit - u.n_received:
+        return -413
+    count(&w.counters[C_BYTES_FROM_VIEWERS], n)
+    if not load_u32(&u.is_dropped):
+        upload_put(u, data, n)
+    u.n_received += n
+    if u.left >= 0:
+        u.left -= <int64_t>n
+    upload_tell(w, u)
+    if c.state == STATE_WAIT:
+        set_deadline(w, c, w.now_ns + w.tables.limits.body_timeout_ns)
+    return RECEIVE_MORE
 
 
 cdef void end_body(Worker* w, Connection* c) noexcept nogil:

@@ -9,6 +9,7 @@ from ext.access cimport access_begin, access_refused
 from ext.access_ring cimport HOW_REFUSED
 from ext.atomics cimport *
 from ext.connection cimport *
+from ext.h2_answers cimport stream_answer, stream_short
 from ext.http_head cimport *
 from ext.layout cimport *
 from ext.multipart cimport MAX_TYPE_BYTES, Parts, draw_boundary, find_type, parts_length
@@ -133,6 +134,8 @@ cdef uint32_t put_cache_status(Worker* w, Connection* c, const Head* head, uint3
 
 
 cdef inline uint32_t put_connection(Connection* c, uint8_t* out, uint32_t used) noexcept nogil:
+    if c.carrier != NULL:
+        return used
     if c.close_after:
         return put(out, used, b"Connection: close\r\n", 19)
     if c.minor == 0:
@@ -142,7 +145,8 @@ cdef inline uint32_t put_connection(Connection* c, uint8_t* out, uint32_t used) 
 
 cdef int send_short(Worker* w, Connection* c, const uint8_t* text, uint32_t n) noexcept nogil:
     """A whole short answer; what the socket doesn't take waits in the connection's own buffer."""
-    cdef int result
+    if c.carrier != NULL:
+        return stream_short(w, c, text, n)
     if not keep_output(w, c, text, n):
         count(&w.counters[C_CLOSED_MEMORY], 1)
         connection_close(w, c, True)
@@ -497,6 +501,13 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
         count(&w.counters[C_PASSED], 1)
     c.log_origin = object.origin
     access_begin(w, c, 304 if outcome == -1 else (206 if n_ranges else head.status), how, first if has_body else 0)
+    if c.carrier != NULL:
+        c.is_chunked = 0
+        if not has_body or size == 0:
+            return stream_answer(w, c, data, n, request.length, NULL, parts, n_parts, first, first)
+        if c.parts != NULL:
+            last = first - 1        # the part's text comes first
+        return stream_answer(w, c, data, n, request.length, object, parts, n_parts, first, last + 1 if total >= 0 else INT64_MAX)
     # --- the body that is here, in the same write
     offset = first
     if has_body and not c.is_chunked and c.parts == NULL:

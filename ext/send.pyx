@@ -7,6 +7,7 @@ from libc.string cimport memset
 from ext.atomics cimport *
 from ext.body cimport body_at, body_passed, body_wait
 from ext.connection cimport *
+from ext.h2_answers cimport stream_pump
 from ext.layout cimport *
 from ext.multipart cimport Parts, part_text
 from ext.store cimport OBJECT_FAILED, OBJECT_FILLING, Object
@@ -73,6 +74,8 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
     cdef int64_t offset, end, total
     cdef uint8_t* data
     cdef ssize_t written
+    if c.carrier != NULL:
+        return stream_pump(w, c)
     if w.ready.n >= CROWD and c.offset < FIRST_SHARE_BYTES:
         budget = FIRST_SHARE_BYTES
     memset(&message, 0, sizeof(message))
@@ -176,14 +179,7 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
                 count(&w.counters[C_CLOSED_MEMORY], 1)
                 connection_close(w, c, True)
                 return CLOSED
-        w.pass_bytes += n
-        count(&w.counters[C_BYTES_TO_VIEWERS], n)
-        if c.object != NULL:
-            count(&origin_row(w, c.object.origin)[2], n)
-            if body_passed(w.store, c.object, c.offset - <int64_t>n, c.offset):
-                nudge(w, c.object)
-        if c.object != NULL and load_u32(&c.object.flags) & OBJECT_FILLING:
-            note_progress(w, c)
+        note_sent(w, c, n)
         if n < body_bytes or (ends_chunk and tail < 2):
             c.is_blocked = 1
             return PENDING
@@ -191,6 +187,19 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
             list_append(&w.ready, c)        # the others first
             return PENDING
         budget -= n
+
+
+cdef void note_sent(Worker* w, Connection* c, uint64_t n) noexcept nogil:
+    """`n` bytes of the body, up to c.offset, are on their way."""
+    w.pass_bytes += n
+    count(&w.counters[C_BYTES_TO_VIEWERS], n)
+    if c.object == NULL:
+        return
+    count(&origin_row(w, c.object.origin)[2], n)
+    if body_passed(w.store, c.object, c.offset - <int64_t>n, c.offset):
+        nudge(w, c.object)
+    if load_u32(&c.object.flags) & OBJECT_FILLING:
+        note_progress(w, c)
 
 
 cdef void note_progress(Worker* w, Connection* c) noexcept nogil:

@@ -8,6 +8,7 @@ from ext.authorise cimport JUDGED_NO, JUDGED_YES, TAG_BYTES, judge
 from ext.connection cimport *
 from ext.directives cimport accepts_stale, refuses_stored
 from ext.exchange cimport *
+from ext.h2_requests cimport stream_credit
 from ext.http_grammar cimport same
 from ext.http_head cimport *
 from ext.layout cimport *
@@ -282,6 +283,8 @@ cdef int pass_on(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
         else:
             c.upload = u
             c.is_readable = 1
+            if c.carrier != NULL:
+                stream_credit(w, c)
     if not keep_input(w, c, data, n):
         count(&w.counters[C_CLOSED_MEMORY], 1)
         connection_close(w, c, True)

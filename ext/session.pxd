@@ -5,6 +5,7 @@ from ext.connection cimport Connection, Worker
 from ext.exchange cimport Message
 
 cdef void on_readable(Worker* w, Connection* c) noexcept nogil
+cdef void on_deadline(Worker* w, Connection* c) noexcept nogil
 cdef void resume(Worker* w, Connection* c) noexcept nogil
 cdef void settle(Worker* w, Connection* c, int result) noexcept nogil
 cdef void on_body(Worker* w, Connection* c) noexcept nogil

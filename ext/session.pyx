@@ -6,12 +6,15 @@ from libc.string cimport memcpy
 from ext.access cimport access_end, access_serving, is_framing_fault
 from ext.access_ring cimport NO_ORIGIN
 from ext.atomics cimport *
-from ext.carry cimport carry, tunnel_begin
+from ext.carry cimport carry, on_tunnel_deadline, tunnel_begin
 from ext.connection cimport *
 from ext.exchange cimport *
+from ext.h2 cimport PREFACE_BEGINS, PREFACE_IS, h2_begin, h2_find_preface, h2_on_deadline, h2_resume
+from ext.h2_answers cimport stream_interim, stream_is_stalled
+from ext.h2_requests cimport stream_credit
 from ext.http_head cimport *
 from ext.layout cimport *
-from ext.receive cimport RECEIVE_ENDED, RECEIVE_MORE, RECEIVE_WHOLE, receive_body, stays_behind
+from ext.receive cimport RECEIVE_ENDED, RECEIVE_MORE, RECEIVE_WHOLE, receive_body, stays_behind, upload_leave
 from ext.send cimport pump
 from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, respond_error, respond_object
 from ext.serve cimport MAX_TRIES, handle, leave_bucket, now_ns
@@ -31,7 +34,7 @@ cdef void settle(Worker* w, Connection* c, int result) noexcept nogil:
         return
     if result == PENDING:
         if c.state == STATE_WAIT:
-            if c.upload != NULL and c.is_readable:
+            if c.upload != NULL and c.is_readable and c.carrier == NULL:
                 on_body(w, c)   # its edge may have come before its turn did: pipelined, or judged first
             return
         # The window goes on through the steps of one response: a trickle must not move its end.
@@ -92,7 +95,11 @@ cdef void give_up_waiting(Worker* w, Connection* c, uint32_t status) noexcept no
 
 cdef void on_body(Worker* w, Connection* c) noexcept nogil:
     """More of a body may be there, or room for it."""
-    cdef int result = receive_body(w, c)
+    cdef int result
+    if c.carrier != NULL:
+        stream_credit(w, c)     # its body comes by itself, as far as its window is open
+        return
+    result = receive_body(w, c)
     if result == RECEIVE_WHOLE and c.state == STATE_WAIT:
         set_deadline(w, c, w.now_ns + w.tables.origins[c.exchange.origin].wait_ns)
     elif result < 0 and c.state == STATE_WAIT:
@@ -112,6 +119,10 @@ cdef void on_interim(Worker* w, Message* m) noexcept nogil:
     while c != NULL and not c.is_leader:
         c = c.next
     if c == NULL or c.minor == 0:
+        return
+    if c.carrier != NULL:
+        stream_interim(w, c, m.bytes, m.n_bytes)
+        count(&w.counters[C_INTERIM_SENT], 1)
         return
     if not keep_output(w, c, m.bytes, m.n_bytes):
         return
@@ -194,6 +205,11 @@ cdef void keep_rest(Worker* w, Connection* c, const uint8_t* data, uint32_t n) n
         set_deadline(w, c, w.now_ns + w.tables.limits.head_timeout_ns)
 
 
+cdef bint may_prior_knowledge(Worker* w, Connection* c) noexcept nogil:
+    """Whether the listener's policy lets viewers begin with HTTP/2 (RFC 9113 section 3.3)."""
+    return c.listener < w.tables.n_listeners and w.tables.listeners[c.listener].http2 == HTTP2_CLEARTEXT
+
+
 cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
     """Answers the requests in `data` one after the other (pipelining). Returns the bytes used up; what a pending
     response needs of the rest is kept already."""
@@ -204,6 +220,13 @@ cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n)
         length = parse_request(data + used, n - used, &w.head)
         if length == HEAD_INCOMPLETE:
             break
+        if length == -505 and c.arrival_ns == 0 and may_prior_knowledge(w, c):
+            result = h2_find_preface(data + used, n - used)
+            if result == PREFACE_BEGINS:
+                break
+            if result == PREFACE_IS:
+                h2_begin(w, c, data + used, n - used)
+                return n
         if length < 0:
             c.is_head = 0
             c.minor = 1
@@ -293,6 +316,9 @@ cdef void resume(Worker* w, Connection* c) noexcept nogil:
     cdef int result
     cdef Object* object
     cdef uint32_t n, used
+    if c.state == STATE_STREAMS:
+        h2_resume(w, c)
+        return
     if c.state == STATE_SEND:
         result = pump(w, c)
         if result == DONE:
@@ -357,3 +383,55 @@ cdef void resume(Worker* w, Connection* c) noexcept nogil:
         return
     if c.state == STATE_LINGER:
         linger(w, c)
+
+
+cdef void on_deadline(Worker* w, Connection* c) noexcept nogil:
+    cdef int result
+    if c.state == STATE_STREAMS:
+        h2_on_deadline(w, c)
+        return
+    if c.state == STATE_READ and c.list != NULL:
+        set_deadline(w, c, w.now_ns + WHEEL_TICK_NS)    # its turn comes first
+        return
+    if c.state == STATE_READ:
+        if c.has_head_begun:
+            count(&w.counters[C_CLOSED_SLOW_HEAD], 1)
+            c.arrival_ns = w.now_ns - w.tables.limits.head_timeout_ns
+            c.log_origin = NO_ORIGIN
+            c.fwd_reason = FWD_NONE
+            c.is_head = 0
+            c.minor = 1
+            release_input(w, c)
+            c.head_length = 0
+            result = respond_error(w, c, 408, True)
+            settle(w, c, result)
+        else:
+            count(&w.counters[C_CLOSED_IDLE], 1)
+            connection_close(w, c, False)
+    elif c.state == STATE_WAIT:
+        if c.upload == NULL and c.has_ended:
+            count(&w.counters[C_CLOSED_BY_VIEWER], 1)
+            connection_close(w, c, False)
+        elif c.upload == NULL:
+            give_up_waiting(w, c, 504)
+        elif load_u32(&c.upload.is_full):       # the origin's fault, on whom the control plane has time-outs
+            set_deadline(w, c, w.now_ns + w.tables.limits.body_timeout_ns)
+        else:
+            count(&w.counters[C_CLOSED_SLOW_BODY], 1)
+            give_up_waiting(w, c, 408)
+    elif c.state == STATE_LINGER:
+        connection_close(w, c, False)
+    elif c.state == STATE_TUNNEL:
+        on_tunnel_deadline(w, c)
+    elif c.state == STATE_SEND:
+        # Only a full socket is the viewer's fault; a body that isn't there yet has the control plane's time-outs.
+        if c.carrier != NULL:
+            c.is_blocked = stream_is_stalled(c)
+        if c.is_blocked and c.list == NULL and c.window_bytes < w.tables.limits.send_window_bytes:
+            count(&w.counters[C_CLOSED_SLOW_READER], 1)
+            if c.carrier != NULL:
+                count(&w.counters[C_H2_STALLED], 1)
+            connection_close(w, c, True)
+            return
+        c.window_bytes = 0
+        set_deadline(w, c, w.now_ns + w.tables.limits.send_window_ns)

@@ -167,7 +167,7 @@ class Viewer:
 class Rig:
     def __init__(
         self, workers: int = 1, memory: int = 64 << 20, slice_bytes: int = 4096, exchange_slots: int = 8192,
-        send_bytes: int = 0, zone_mask: int = 0, body_max: int = (1 << 64) - 1,
+        send_bytes: int = 0, zone_mask: int = 0, http2: int = 0, body_max: int = (1 << 64) - 1,
         nets: tuple[tuple[bytes, int, int], ...] = (), **limits: float,
     ) -> None:  # fmt: skip
         self.slice_bytes = slice_bytes
@@ -178,7 +178,7 @@ class Rig:
         self.nudged: list[StoredObject] = []
         self.viewers: list[Viewer] = []
         self.zone_mask, self.nets, self.limits = zone_mask, nets, limits
-        self.body_max = body_max
+        self.body_max, self.http2 = body_max, http2
         self.rule = 0  # not 0: viewers' credentials are judged at /signed
         self.publish()
         self.plane.start()
@@ -224,7 +224,7 @@ class Rig:
             np.array(paths, dtype=layout.PATH_DTYPE),
             origins,
             np.array([(list(net), bits, zone) for net, bits, zone in self.nets], dtype=layout.NET_DTYPE),
-            np.array([(self.zone_mask, 1)], dtype=layout.LISTENER_DTYPE),
+            np.array([(self.zone_mask, 1, self.http2)], dtype=layout.LISTENER_DTYPE),
             np.array([parameter], dtype=layout.STRING_DTYPE), row,
         )  # fmt: skip
 
