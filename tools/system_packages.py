@@ -33,6 +33,7 @@ OPTIONAL = {
     "curl": "tests",
     "debootstrap": "the machine that the units are tested on",
     "ethtool": "turns segmentation by the device off in a benchmark",
+    "faketime": "tests with a clock that is wrong",
     "iproute2": "tests in network namespaces",
     "nftables": "tests in network namespaces",
     "nghttp2-client": "load for benchmarks",

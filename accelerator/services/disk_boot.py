@@ -24,6 +24,7 @@ log = logging.getLogger("accelerator")
 
 _ADVICE = {
     "disk-aside": "look at the disk and its file system; it is tried again by itself every 10 s",
+    "disk-clock": "set the clock: what is on the disk is validated before it is used, as its age isn't known",
     "disk-corrupt": "one is a misfortune, many are a disk that fails: the object is fetched again",
     "disk-full": "give cache.disk a file system of its own, or a smaller size",
     "disk-rebuilt": "nothing to do: what is found is validated before it is used",
@@ -74,6 +75,7 @@ def take_classes(tier: DiskTier, tables: Tables, policy: Policy) -> None:
         if name in quotas:
             kept[index] = (name, quotas[name])
     tier.set_classes(kept)
+    tier.log.keeps_time = any(row.max_offline_s for row in tables.origins)
 
 
 def counters_of(tier: DiskTier) -> dict[str, tuple[float, str]]:

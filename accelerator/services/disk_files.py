@@ -15,6 +15,8 @@ from accelerator.store.index import DiskIndex
 
 CHECKPOINT = "checkpoint"
 LOCK = "lock"
+# The wall clock while the tier was last alive: 8 bytes, and their sum.
+CLOCK = "clock"
 _SEGMENT = re.compile(r"seg-([0-9a-f]{16})\.log")
 # Larger than any index that fits a machine: a file that claims more is none of ours.
 _CHECKPOINT_MOST = 64 << 30
@@ -35,6 +37,7 @@ class Found:
     segments: set[int] = field(default_factory=set)
     unwanted: list[str] = field(default_factory=list)
     note: str = ""
+    latest_wall_ns: int = 0
 
 
 def segment_file(segment: int) -> str:
@@ -71,6 +74,10 @@ def _read(folder: Path, site_key: bytes | None, lock_fd: int) -> Found:
         gone = [*unwanted, *segments.values(), *(name for name in names if name == CHECKPOINT)]
         return Found(lock_fd, DiskKeys.make(site_key), unwanted=gone, note=note)
     found = Found(lock_fd, keys, segments=set(segments), unwanted=unwanted)
+    if CLOCK in names:
+        data = (folder / CLOCK).read_bytes()
+        if len(data) == 8 + CRC_BYTES and disk_checksum(data[:8]) == int.from_bytes(data[8:], "little"):
+            found.latest_wall_ns = int.from_bytes(data[:8], "little")
     for name in segments.values():
         # What was preallocated and not used when the process was killed: blocks behind the end.
         os.truncate(folder / name, (folder / name).stat().st_size)

@@ -16,7 +16,7 @@ import numpy as np
 
 from accelerator import clock
 from accelerator.dataplane import RECORD_DTYPE, SLICE_BYTES, START_BYTES, DiskIo, DiskKind, space_of
-from accelerator.services.disk_files import CHECKPOINT, DiskBusy, Found, prepare, segment_file
+from accelerator.services.disk_files import CHECKPOINT, CLOCK, DiskBusy, Found, prepare, segment_file
 from accelerator.services.disk_graves import Graves
 from accelerator.services.disk_health import DiskHealth
 from accelerator.services.disk_keys import FILE_NAME, DiskKeys, Naming, number_of
@@ -90,6 +90,8 @@ class DiskLog:
         self._is_dirty = False
         self._is_changed = False
         self._checkpoint_ns = 0
+        self.keeps_time = False  # whether the age of what is here must be known after any start
+        self._marked_ns = 0
         self._is_checkpointing = False
         self._timer: asyncio.TimerHandle | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -135,7 +137,7 @@ class DiskLog:
         self.segment = max([0, found.covered[0], *found.segments, *self.index.segments])
         self._offset = self.segment_bytes + 1  # the next record begins a segment: an old one is never written to again
         self.index.sequence += SEQUENCE_GAP
-        self._look_at_clock()
+        self._look_at_clock(found.latest_wall_ns)
         self.is_loaded = self.is_settled = True
         self.on_loaded()
         self.loaded.set()
@@ -167,13 +169,22 @@ class DiskLog:
         if found.index is None and found.segments:
             self.index.suspect_below = self.index.sequence + 1
 
-    def _look_at_clock(self) -> None:
+    def _look_at_clock(self, latest_wall_ns: int) -> None:
         """A clock that was set back says of nothing how old it is."""
         now_ns = clock.steady_wall_ns()
-        if now_ns < self.index.latest_wall_ns:
+        latest_wall_ns = max(latest_wall_ns, self.index.latest_wall_ns)
+        if now_ns < latest_wall_ns:
             self.index.suspect_below = self.index.sequence + 1
-            behind_s = (self.index.latest_wall_ns - now_ns) // 1_000_000_000
+            behind_s = (latest_wall_ns - now_ns) // 1_000_000_000
             self._note("disk-clock", "the clock is behind what the disk was written at", f"by {behind_s:,} s at least")
+        self.index.latest_wall_ns = now_ns  # else a clock that once was wrong would be believed for ever
+
+    def _mark_time(self) -> None:
+        """From time to time, where age counts (max_offline): an hour without a record is an hour nevertheless."""
+        if self._io is not None and self.keeps_time:
+            self._marked_ns = clock.monotonic_ns()
+            mark = clock.steady_wall_ns().to_bytes(8, "little")
+            self._waiting[self._io.replace(CLOCK.encode(), [mark])] = lambda error, _: None
 
     async def close(self) -> None:
         """What waits is written, the checkpoint too, as far as the disk answers in time."""
@@ -189,6 +200,7 @@ class DiskLog:
                 while self._in_flight and clock.monotonic_ns() < end_ns:
                     await asyncio.sleep(0.01)
                 self._io.sync()
+                self._mark_time()
                 self.save_checkpoint()
                 while self._is_checkpointing and clock.monotonic_ns() < end_ns:
                     await asyncio.sleep(0.01)
@@ -495,6 +507,7 @@ class DiskLog:
         if self._io is None or self._is_checkpointing or not self.health.is_ok:
             return
         covered = next(iter(self._in_flight.values()), Place(self.segment, self._offset, 0))
+        self.index.latest_wall_ns = clock.steady_wall_ns()
         parts = dump_checkpoint(self.index, covered.segment, covered.offset)
         self._is_checkpointing, self._is_changed = True, False
         self._checkpoint_ns = clock.monotonic_ns()
@@ -517,6 +530,8 @@ class DiskLog:
             self._waiting[self._io.sync()] = lambda error, _: self._synced(error, segment)
         if self._is_changed and clock.monotonic_ns() - self._checkpoint_ns > CHECKPOINT_S * 1e9:
             self.save_checkpoint()
+        if clock.monotonic_ns() - self._marked_ns > CHECKPOINT_S * 1e9:
+            self._mark_time()
 
     def _synced(self, error: int, segment: int) -> None:
         """What a failed sync covered is gone: the kernel has dropped it, whatever reads of it say now."""
