@@ -90,7 +90,7 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         },
     )
     given = {name: value for name, value in arguments.items() if value is not None}
-    with ControlClient(options.socket) as client:
+    with ControlClient(options.socket, timeout_s=command.timeout_s) as client:
         result = client.call(command.name, given)
     if options.json:
         _print_json(result)

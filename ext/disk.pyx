@@ -228,10 +228,29 @@ cdef class DiskIo:
         queue_push(&self.disk.writes, job)
         return job_id
 
-    def replace(self, bytes name, list parts) -> int:
-        """Writes a whole file, with its CRC32C after it, in place of the old one, which is there until the new one is."""
+    def shred(self, bytes name) -> int:
+        """Of a file in the directory, overwritten before it goes; one that isn't there is no error."""
+        cdef Job* job = self._job(JOB_SHRED, 0, 0, None)
+        job_id = job.id
+        memcpy(job.name, <const char*>name, min(len(name), NAME_BYTES - 1))
+        queue_push(&self.disk.writes, job)
+        return job_id
+
+    def wipe(self, uint64_t segment, uint32_t class_id, uint64_t before, bint overwrites) -> int:
+        """Takes the records of a class with a lower sequence than `before` out of a segment, with their names."""
+        cdef Job* job = self._job(JOB_WIPE, segment, class_id, None)
+        job.n = before
+        job.must_sync = overwrites
+        job_id = job.id
+        queue_push(&self.disk.writes, job)
+        return job_id
+
+    def replace(self, bytes name, list parts, bint shreds=False) -> int:
+        """Writes a whole file, with its CRC32C after it, in place of the old one, which is there until the new one is.
+        `shreds`: the old one is overwritten then."""
         cdef Job* job = self._job(JOB_REPLACE, 0, 0, None)
         cdef uint64_t i
+        job.must_sync = shreds
         job_id = job.id
         memcpy(job.name, <const char*>name, min(len(name), NAME_BYTES - 1))
         job.n_parts = len(parts)

@@ -12,6 +12,7 @@ cdef enum:
     SEGMENT_START = 64          # the segment's own header; records follow
 
 cdef enum:                      # Record.kind
+    RECORD_ERASED = 0           # a class's, which was erased: nothing but its place is left of it
     RECORD_HEAD = 1             # payload: store.head
     RECORD_SLICE = 2            # payload: body bytes
     RECORD_GONE = 3             # the key's objects written before are purged; no payload
@@ -60,6 +61,7 @@ cdef inline uint64_t record_bytes(uint64_t length) noexcept nogil:
 cdef void segment_compose(SegmentHead* head, uint64_t segment, const uint8_t* salt) noexcept nogil
 cdef bint segment_check(const SegmentHead* head, uint64_t segment) noexcept nogil
 cdef bint record_finish(Record* record, uint8_t* payload, uint64_t offset, const uint8_t* key) noexcept nogil
+cdef void record_erase(Record* record) noexcept nogil
 cdef int record_check(const Record* record, uint64_t segment) noexcept nogil
 cdef int record_open(Record* record, uint8_t* payload, uint64_t offset, const uint8_t* key) noexcept nogil
 cdef bint seal(const uint8_t* key, const uint8_t* nonce, const uint8_t* bound, uint64_t n_bound, uint8_t* data, uint64_t n, uint8_t* tag) noexcept nogil

@@ -179,6 +179,20 @@ cdef bint record_finish(Record* record, uint8_t* payload, uint64_t offset, const
     return True
 
 
+cdef void record_erase(Record* record) noexcept nogil:
+    """Leaves of a header what a scan needs to go on behind it."""
+    record.kind = RECORD_ERASED
+    memset(record.key, 0, 16)
+    memset(record.tag, 0, 16)
+    record.variant = 0
+    record.generation = 0
+    record.slice_index = 0
+    record.total_length = 0
+    record.origin_id = 0
+    record.payload_crc = 0
+    record.header_crc = header_crc(record)
+
+
 cdef int record_check(const Record* record, uint64_t segment) noexcept nogil:
     """Whether a header is whole and belongs into this segment. Says nothing of the payload."""
     if record.magic != RECORD_MAGIC or record.length > RECORD_MOST or record.header_crc != header_crc(record):

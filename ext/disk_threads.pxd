@@ -25,6 +25,8 @@ cdef enum:                      # Job.kind
     JOB_SCAN = 3
     JOB_UNLINK = 4
     JOB_REPLACE = 5
+    JOB_SHRED = 6
+    JOB_WIPE = 7
 
 cdef struct Part:
     const uint8_t* data
@@ -36,11 +38,11 @@ cdef struct Job:
     uint32_t kind
     int32_t error               # 0, an errno, or one of disk_record's
     uint32_t has_key
-    uint32_t must_sync
+    uint32_t must_sync          # REPLACE: what it replaces is overwritten; WIPE: payloads are
     uint32_t in_arena           # `memory` is the store's
     uint64_t segment
-    uint64_t offset
-    uint64_t n                  # READ: payload; WRITE: all of it, with header and padding; SCAN: rows found
+    uint64_t offset             # WIPE: the class
+    uint64_t n                  # READ: payload; WRITE: all of it, with header and padding; SCAN: rows found; WIPE: up to this sequence
     uint64_t end                # SCAN: where the good records end
     int64_t took_ns
     uint8_t* memory             # READ: the payload; WRITE: header, payload, padding; SCAN: rows

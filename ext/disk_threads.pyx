@@ -4,7 +4,7 @@ from libc.errno cimport EINTR, EIO, ENOENT, EOPNOTSUPP, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport realloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 from ext.disk_record cimport *
 from ext.exchange cimport bell_ring
@@ -22,6 +22,8 @@ cdef extern from "<fcntl.h>" nogil:
     enum: O_TRUNC
     enum: O_CLOEXEC
     enum: FALLOC_FL_KEEP_SIZE
+    enum: FALLOC_FL_PUNCH_HOLE
+    enum: O_RDWR
     enum: POSIX_FADV_RANDOM
     int openat(int, const char*, int, ...)
     int fallocate(int, int, int64_t, int64_t)
@@ -39,6 +41,7 @@ cdef extern from "<unistd.h>" nogil:
     int ftruncate(int, int64_t)
     int fdatasync(int)
     int unlinkat(int, const char*, int)
+    int linkat(int, const char*, int, const char*, int)
     ssize_t pwrite(int, const void*, size_t, int64_t)
     ssize_t write(int, const void*, size_t)
     ssize_t pread(int, void*, size_t, int64_t)
@@ -49,11 +52,13 @@ cdef extern from "<stdio.h>" nogil:
 cdef extern from "<sys/stat.h>" nogil:
     struct stat_t "stat":
         int64_t st_size
+        uint64_t st_nlink
     int fstat(int, stat_t*)
 
 
 cdef enum:
     SCAN_BYTES = 4096           # read for each header: many small records come with one call
+    ZERO_BYTES = 65536
 
 
 # --- queues -----------------------------------------------------------------------------------------------------------
@@ -203,8 +208,81 @@ cdef int do_sync(Disk* disk) noexcept nogil:
     return errno
 
 
+cdef int zero_range(int fd, int64_t offset, int64_t n) noexcept nogil:
+    """Overwrites a range in place. 0 or an errno."""
+    cdef uint8_t zeros[ZERO_BYTES]
+    cdef int64_t piece
+    cdef int error
+    memset(zeros, 0, ZERO_BYTES)
+    while n > 0:
+        piece = n if n < ZERO_BYTES else ZERO_BYTES
+        error = write_all(fd, zeros, <uint64_t>piece, offset)
+        if error:
+            return error
+        offset += piece
+        n -= piece
+    return 0
+
+
+cdef int shred(Disk* disk, const char* name) noexcept nogil:
+    """Overwrites a small file, and removes it: its blocks must not be found on the raw disk. 0 or an errno; one that
+    isn't there is none."""
+    cdef stat_t status
+    cdef int error = 0
+    cdef int fd = openat(disk.directory, name, O_WRONLY | O_CLOEXEC)
+    if fd < 0:
+        return 0 if errno == ENOENT else errno
+    if fstat(fd, &status) != 0:
+        error = errno
+    elif status.st_nlink == 1:  # else it is the living one, under its second name
+        error = zero_range(fd, 0, status.st_size)
+        if not error and fdatasync(fd) != 0:
+            error = errno
+    close(fd)
+    if not error and unlinkat(disk.directory, name, 0) != 0:
+        error = errno
+    return error
+
+
+cdef int do_wipe(Disk* disk, Job* job) noexcept nogil:
+    """Takes a class's records out of a segment: headers lose their names, payloads their blocks; with job.must_sync they
+    are overwritten before, and so is what stands behind the last good record."""
+    cdef char name[NAME_BYTES]
+    cdef Record record
+    cdef stat_t status
+    cdef int64_t offset = SEGMENT_START, following
+    cdef int error = 0
+    cdef int fd
+    segment_name(job.segment, name)
+    fd = openat(disk.directory, name, O_RDWR | O_CLOEXEC)
+    if fd < 0:
+        return 0 if errno == ENOENT else errno
+    if fstat(fd, &status) != 0:
+        error = errno
+    while not error and offset + RECORD_HEADER <= status.st_size:
+        if pread(fd, &record, RECORD_HEADER, offset) != RECORD_HEADER or record_check(&record, job.segment) != RECORD_GOOD:
+            break
+        following = offset + <int64_t>record_bytes(record.length)
+        if record.class_id == job.offset and record.sequence < job.n and record.length:
+            record_erase(&record)
+            error = write_all(fd, <uint8_t*>&record, RECORD_HEADER, offset)
+            if not error and job.must_sync:
+                error = zero_range(fd, offset + RECORD_HEADER, record.length)
+            # Whole blocks go back to the file system; where it can't, they stay as they are.
+            fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset + RECORD_HEADER, record.length)
+        offset = following
+    if not error and job.must_sync and offset < status.st_size:
+        error = zero_range(fd, offset, status.st_size - offset)
+    if fdatasync(fd) != 0 and not error:
+        error = errno
+    close(fd)
+    return error
+
+
 cdef int do_replace(Disk* disk, Job* job) noexcept nogil:
-    """A whole file under a new name, synced, then renamed into place. Its last four bytes are its checksum."""
+    """A whole file under a new name, synced, then renamed into place. Its last four bytes are its checksum. What it
+    replaces is overwritten where job.must_sync says so; until that is done it has a name, by which a start finds it."""
+    cdef char old[NAME_BYTES + 8]
     cdef char name[NAME_BYTES + 8]
     cdef uint64_t i
     cdef uint32_t crc = 0
@@ -223,12 +301,22 @@ cdef int do_replace(Disk* disk, Job* job) noexcept nogil:
     if not error and fsync(fd) != 0:
         error = errno
     close(fd)
+    if not error and job.must_sync:
+        snprintf(old, sizeof(old), b"%s.old", job.name)
+        error = shred(disk, old)
+        if not error and linkat(disk.directory, job.name, disk.directory, old, 0) != 0 and errno != ENOENT:
+            error = errno
     if not error and renameat(disk.directory, name, disk.directory, job.name) != 0:
         error = errno
+        if job.must_sync:
+            unlinkat(disk.directory, old, 0)
     if not error and fsync(disk.directory) != 0:
         error = errno
     if error:
-        unlinkat(disk.directory, name, 0)
+        if not job.must_sync or shred(disk, name) != 0:
+            unlinkat(disk.directory, name, 0)
+    elif job.must_sync:
+        error = shred(disk, old)
     return error
 
 
@@ -246,6 +334,10 @@ cdef void run_writer(Disk* disk) noexcept nogil:
             job.error = do_sync(disk)
         elif job.kind == JOB_REPLACE:
             job.error = do_replace(disk, job)
+        elif job.kind == JOB_SHRED:
+            job.error = shred(disk, job.name)
+        elif job.kind == JOB_WIPE:
+            job.error = do_wipe(disk, job)
         elif job.kind == JOB_UNLINK:
             if unlinkat(disk.directory, job.name, 0) != 0 and errno != ENOENT:
                 job.error = errno

@@ -241,6 +241,10 @@ class Box(Protocol):
         and origin."""
         ...
 
+    def cache_erase(self, *, class_name: str | None, is_unclassed: bool | None) -> Answer:
+        """{"erased": n, "segments", "sealed"}, after nothing of the class (of no class) can be read any more."""
+        ...
+
     def object_purge(self, *, name: str) -> Answer:
         """{"purged": n, "url"} of the object that a CacheObject's `id` names, with all its variants."""
         ...

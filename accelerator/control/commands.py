@@ -57,7 +57,7 @@ class Command:
     `one_of`: exactly one of these arguments must be there; of `may_narrow` the second one narrows the first.
     `is_offline`: needs no daemon, never travels. `box_method`: the method of control.box.Box that answers it.
     `request_bytes_max`: of a request for it from a peer that may change; others, and other commands, have
-    control.message's limit. `is_secret`: no log may hold its answer.
+    control.message's limit. `is_secret`: no log may hold its answer. `timeout_s`: how long its answer is awaited.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Command:
     box_method: str = ""
     request_bytes_max: int = 0
     is_secret: bool = False
+    timeout_s: float = 30.0
 
 
 _RECEIVERS = (
@@ -197,6 +198,18 @@ COMMANDS: tuple[Command, ...] = (
         box_method="cache_purge",
     ),
     Command(
+        "cache erase",
+        "make a class unreadable: out of memory, its key dropped, its records taken off the disk",
+        (
+            Argument("class", "text", "a class of the policy", is_positional=True, parameter="class_name"),
+            Argument("unclassed", "switch", "what belongs to no class", parameter="is_unclassed"),
+        ),
+        may_change=True,
+        one_of=("class", "unclassed"),
+        box_method="cache_erase",
+        timeout_s=3600.0,
+    ),
+    Command(
         "policy check",
         "check a policy file or directory; needs no daemon",
         (Argument("path", "text", "the file or directory", is_positional=True, is_required=True, is_local=True),),
@@ -283,7 +296,7 @@ def check_arguments(command: Command, given: Mapping[str, object]) -> dict[str, 
         else:
             checked[name] = _checked(command, argument, value)
     if command.one_of:
-        names = [name for name in command.one_of if checked[name] is not None]
+        names = [name for name in command.one_of if checked[name] is not None and checked[name] is not False]
         n_given = len(names)
         if n_given != 1 and sorted(names) != sorted(command.may_narrow):
             raise _fault(command, f"exactly one of {', '.join(command.one_of)} is needed, {n_given} given")

@@ -66,6 +66,11 @@ def show(command: str, result: Mapping[str, Any], arguments: Mapping[str, Any]) 
     elif command == "cache purge":
         n = result["purged"]
         page = Text(f"{count_text(n)} object{'' if n == 1 else 's'} purged")
+    elif command == "cache erase":
+        n = result["erased"]
+        how = "its key is dropped" if result["sealed"] else "its bytes are overwritten"
+        where = f"; {how} in {count_text(result['segments'])} segments" if result["segments"] else ""
+        page = Text(f"{count_text(n)} object{'' if n == 1 else 's'} erased{where}")
     elif command == "policy diff":
         page = policy_diff_page(result)
     elif command in ("policy apply", "policy rollback"):

@@ -421,6 +421,9 @@ class Appliance:
     ) -> Awaitable[dict[str, int]]:
         return self.inventory.purge(url=url, prefix=prefix, origin=origin, tag=tag)
 
+    def cache_erase(self, *, class_name: str | None, is_unclassed: bool | None) -> Awaitable[dict[str, Any]]:
+        return self.inventory.erase(class_name=class_name)
+
     async def object_purge(self, *, name: str) -> dict[str, Any]:
         url = self.inventory.shown_url(name)
         return {**await self.inventory.purge_named(name), "url": url}

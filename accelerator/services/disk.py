@@ -374,6 +374,16 @@ class DiskTier:
     def knows_origin(self, name: str) -> bool:
         return self.log.index.has_origin(number_of(name))
 
+    def knows_class(self, name: str) -> bool:
+        return name in self.log.keys.classes or self.log.index.has_class(number_of(name))
+
+    async def erase(self, class_name: str) -> tuple[int, int]:
+        """(objects, segments) that were erased of a class. Raises ControlError."""
+        try:
+            return await self.log.eraser.erase(class_name)
+        except AcceleratorError as error:
+            raise ControlError(error.kind, error.message) from error
+
     async def forget_tag(self, tag: int, origin: str | None) -> int:
         """What has a tag. Raises ControlError where a head can't be asked for its tags."""
         await self.settled_before()

@@ -36,6 +36,7 @@ class Found:
     covered: tuple[int, int] = (0, 0)
     segments: set[int] = field(default_factory=set)
     unwanted: list[str] = field(default_factory=list)
+    secret: list[str] = field(default_factory=list)  # unwanted, and to be overwritten
     note: str = ""
     latest_wall_ns: int = 0
 
@@ -62,7 +63,8 @@ def prepare(folder: Path, site_key: bytes | None) -> Found:
 def _read(folder: Path, site_key: bytes | None, lock_fd: int) -> Found:
     names = os.listdir(folder)
     segments = {int(match[1], 16): name for name in names if (match := _SEGMENT.fullmatch(name))}
-    unwanted = [name for name in names if name.endswith(".new") or name == "probe"]
+    secret = [name for name in names if name in (f"{FILE_NAME}.new", f"{FILE_NAME}.old")]
+    unwanted = [name for name in names if (name.endswith(".new") or name == "probe") and name not in secret]
     keys = None
     if FILE_NAME in names:
         data = (folder / FILE_NAME).read_bytes()
@@ -72,8 +74,8 @@ def _read(folder: Path, site_key: bytes | None, lock_fd: int) -> Found:
         # Names are digested and bodies sealed with keys that nobody has: nothing of it can be found again.
         note = f"{len(segments)} segments were written with keys that are not there any more" if segments else ""
         gone = [*unwanted, *segments.values(), *(name for name in names if name == CHECKPOINT)]
-        return Found(lock_fd, DiskKeys.make(site_key), unwanted=gone, note=note)
-    found = Found(lock_fd, keys, segments=set(segments), unwanted=unwanted)
+        return Found(lock_fd, DiskKeys.make(site_key), unwanted=gone, secret=secret, note=note)
+    found = Found(lock_fd, keys, segments=set(segments), unwanted=unwanted, secret=secret)
     if CLOCK in names:
         data = (folder / CLOCK).read_bytes()
         if len(data) == 8 + CRC_BYTES and disk_checksum(data[:8]) == int.from_bytes(data[8:], "little"):

@@ -45,13 +45,16 @@ class Naming:
 
 @dataclass
 class DiskKeys:
-    """`site`: the key that seals the others; None: nothing is sealed. `classes`: by name; "" is for no class."""
+    """`site`: the key that seals the others; None: nothing is sealed. `classes`: by name; "" is for no class.
+    `erasing`: numbers of classes whose records before a sequence have yet to be taken out."""
 
     site: bytes | None
     digest_key: bytes
     classes: dict[str, bytes] = field(default_factory=dict)
+    erasing: dict[int, int] = field(default_factory=dict)
     is_changed: bool = True
     _by_number: dict[int, bytes] = field(default_factory=dict)
+    _nothing: bytes = field(default_factory=lambda: os.urandom(KEY_BYTES))
 
     @classmethod
     def make(cls, site: bytes | None) -> DiskKeys:
@@ -65,12 +68,14 @@ class DiskKeys:
             if document["version"] != VERSION or document["is_sealed"] != (site is not None):
                 return None
             digest_key = _open(site, "digest", document["digest_key"])
+            erasing = {int(number): int(limit) for number, limit in document.get("erasing", {}).items()}
             classes = {str(name): _open(site, f"class {name}", text) for name, text in document["classes"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
         if digest_key is None or None in classes.values():
             return None
-        keys = cls(site, digest_key, {name: key for name, key in classes.items() if key is not None}, is_changed=False)
+        kept = {name: key for name, key in classes.items() if key is not None}
+        keys = cls(site, digest_key, kept, erasing, is_changed=False)
         keys._by_number = {number_of(name): key for name, key in keys.classes.items()}
         return keys
 
@@ -81,6 +86,7 @@ class DiskKeys:
             "is_sealed": self.site is not None,
             "digest_key": _seal(self.site, "digest", self.digest_key),
             "classes": classes,
+            "erasing": self.erasing,
         }
         return json.dumps(document).encode()
 
@@ -96,7 +102,11 @@ class DiskKeys:
         return key
 
     def key_of_number(self, class_number: int) -> bytes | None:
-        return self._by_number.get(class_number)
+        """The same by number. Of a class that has none, a key that nothing was ever sealed by: without one, what is not
+        sealed would be believed, which whoever can write to the disk could put there."""
+        if self.site is None:
+            return None
+        return self._by_number.get(class_number, self._nothing)
 
     def drop(self, class_name: str) -> bool:
         self._by_number.pop(number_of(class_name), None)

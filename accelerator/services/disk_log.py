@@ -16,6 +16,7 @@ import numpy as np
 
 from accelerator import clock
 from accelerator.dataplane import RECORD_DTYPE, SLICE_BYTES, START_BYTES, DiskIo, DiskKind, space_of
+from accelerator.services.disk_erase import Eraser
 from accelerator.services.disk_files import CHECKPOINT, CLOCK, DiskBusy, Found, prepare, segment_file
 from accelerator.services.disk_graves import Graves
 from accelerator.services.disk_health import DiskHealth
@@ -73,6 +74,7 @@ class DiskLog:
         self.on_loaded: Callable[[], None] = lambda: None
         self.loaded = asyncio.Event()
         self.graves = Graves(self)
+        self.eraser = Eraser(self)
         self.counts = dict.fromkeys(("hits", "reads", "writes", "write_drops", "errors", "corrupt", "evictions"), 0)
         self.counts |= dict.fromkeys(("read_bytes", "write_bytes"), 0)
         self._site_key = site_key
@@ -132,6 +134,8 @@ class DiskLog:
         self._loop.add_reader(self._io.bell_fd, self._on_bell)
         for name in found.unwanted:
             self._io.unlink(name.encode())
+        for name in found.secret:
+            self._io.shred(name.encode())
         self.is_settled = found.index is None
         await self._replay(found)
         self.segment = max([0, found.covered[0], *found.segments, *self.index.segments])
@@ -141,9 +145,10 @@ class DiskLog:
         self.is_loaded = self.is_settled = True
         self.on_loaded()
         self.loaded.set()
+        self.eraser.resume()
         self._checkpoint_ns = clock.monotonic_ns()
         if self.keys.is_changed:
-            self._save_keys()
+            self.save_keys()
         self._tick()
 
     async def _replay(self, found: Found) -> None:
@@ -319,7 +324,7 @@ class DiskLog:
         """A class's key. Its file is queued before what it seals: a kill between them leaves nothing unreadable."""
         key = self.keys.key_of(naming.class_name)
         if self.keys.is_changed:
-            self._save_keys()
+            self.save_keys()
         return key
 
     def _next_segment(self, *, must: bool) -> bool:
@@ -487,10 +492,11 @@ class DiskLog:
         job = self._io.replace(b"probe", [b"probe"])
         self._waiting[job] = lambda error, _: done(error, clock.monotonic_ns() - began_ns)
 
-    def _save_keys(self) -> None:
+    def save_keys(self) -> None:
         if self._io is not None:
             self.keys.is_changed = False
-            job = self._io.replace(FILE_NAME.encode(), [self.keys.dump()])
+            # What it replaces may hold a key that was dropped.
+            job = self._io.replace(FILE_NAME.encode(), [self.keys.dump()], True)
             self._waiting[job] = self._keys_saved
 
     def _keys_saved(self, error: int, _: Any) -> None:

@@ -218,6 +218,23 @@ class Inventory:
             await asyncio.sleep(0)
         return purged
 
+    async def erase(self, *, class_name: str | None) -> dict[str, Any]:
+        """All of a class (None: of no class) out of memory, and off the disk so that nobody can read it again: returns
+        when that is done. Raises ControlError."""
+        disk = self._fetcher.disk
+        is_known = class_name is None or class_name in self.class_names
+        if not is_known and (disk is None or not disk.knows_class(class_name or "")):
+            raise ControlError("unknown-class", f"there is no class '{class_name}'")
+        index = self.class_names.index(class_name) + 1 if class_name in self.class_names else 0
+        rows = {each.id for each in self._origins.by_id.values() if each.class_index == index and is_known}
+        self._fetcher.withdraw(lambda origin_id, _: origin_id in rows)
+        erased = await self._purge_memory(rows, [], None, lambda origin_id, _: True)
+        on_disk, n_segments = await disk.erase(class_name or "") if disk is not None else (0, 0)
+        # What was read back from there meanwhile.
+        await self._purge_memory(rows, [], None, lambda origin_id, _: True)
+        is_sealed = disk is not None and disk.log.keys.site is not None
+        return {"erased": max(erased, on_disk), "segments": n_segments, "sealed": is_sealed}
+
     def _take_out(self, keys: set[tuple[int, bytes]]) -> int:
         """Out of memory and disk, without a moment between in which the one could be filled from the other."""
         purged = 0

@@ -304,6 +304,13 @@ class DiskIndex:
         """Old hits count half: what was hot last month is not hot."""
         self.heads.array["hits"] >>= 1
 
+    def forget_rows(self, class_id: int) -> None:
+        """Leaves nothing of a class's objects in free rows, which a checkpoint would write down."""
+        rows = np.flatnonzero(self.heads.used[: self.heads.n_high] == 0)
+        rows = rows[self.heads.array["class_id"][rows] == class_id]
+        for column in self.heads.array.values():
+            column[rows] = 0
+
     def drop_segment(self, segment: int) -> int:
         """All that lies in it is on the disk no more. How many objects went."""
         slices, heads = self.slices.array, self.heads.array
