@@ -296,11 +296,12 @@ cdef bint body_passed(Store* store, Object* object, int64_t start, int64_t end) 
 
 cdef int64_t object_lead(Store* store, Object* object, int64_t offset, int64_t most) noexcept nogil:
     """How many bytes before `offset` no reader has been through, in a row and up to a slice more than `most`. By slices:
-    a fill is ahead of its own readers by this, wherever others are in the same body."""
+    a fill is ahead of its own readers by this, wherever others are in the same body. What was evicted unread counts: a
+    fill without readers would else go on for ever where memory is short."""
     cdef Slice* slices = object.directory.slices
     cdef int64_t start = offset
     cdef int64_t i = (offset - 1) // <int64_t>store.slice_bytes
-    while i >= 0 and offset - start <= most and slices[i].data != NULL and load_u32(&slices[i].reading) != SLICE_PASSED:
+    while i >= 0 and offset - start <= most and load_u32(&slices[i].reading) != SLICE_PASSED:
         start = i * <int64_t>store.slice_bytes
         i -= 1
     return offset - start

@@ -105,6 +105,28 @@ async def test_a_larger_body_of_unknown_length_reaches_its_reader(box: Box) -> N
 
 
 @scenario
+async def test_a_fill_whose_reader_left_does_not_go_on_for_the_others(box: Box) -> None:
+    """Who looked into a film and left had all the rest fetched, while somebody else was elsewhere in it."""
+    file = File(BODY, cache_control="max-age=600")
+    async with box.origin({b"/looked-into.mp4": file}), below_the_limit(box):
+        before = box.stats()["bytes_from_origin"]
+        stays = await Viewer.connect(box, receive_buffer=65536)
+        stays.ask("/looked-into.mp4", {"Range": "bytes=0-"})
+        await stays.head()
+        leaves = await Viewer.connect(box, receive_buffer=65536)
+        leaves.ask("/looked-into.mp4", {"Range": f"bytes={20 * MIB}-"})
+        await leaves.head()
+        assert await leaves.bytes_of_body(100_000)
+        leaves.reset()
+        seen = [-1, -2]
+        while len(set(seen[-40:])) > 1:  # for two seconds no byte more
+            await asyncio.sleep(0.05)
+            seen.append(box.stats()["bytes_from_origin"])
+        assert seen[-1] - before <= 8 * MIB  # both windows, and what was read
+        stays.reset()
+
+
+@scenario
 async def test_readers_who_come_and_go_in_more_bodies_than_fit(box: Box) -> None:
     bodies = [File(noise(3 * MIB + 17, f"many-{i}"), cache_control="max-age=600") for i in range(20)]
     scripts = {f"/many-{i}".encode(): file for i, file in enumerate(bodies)}
