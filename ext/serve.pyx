@@ -1,6 +1,6 @@
 # The way of a request behind serve.pxd: route, look up, answer or ask. No freshness rules: they are compiled into each head.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy
 
 from ext.access_ring cimport NO_ORIGIN
 from ext.atomics cimport *
@@ -13,17 +13,21 @@ from ext.http_grammar cimport same
 from ext.http_head cimport *
 from ext.layout cimport *
 from ext.receive cimport begin_body
+from ext.body cimport body_at
 from ext.request cimport (
+    ByteRange,
     RANGE_OK,
+    RANGE_SEVERAL,
     ROUTE_NO_PATH,
     ROUTE_UNKNOWN_HOST,
     build_key,
     first_field,
     range_bounds,
     route,
+    select_ranges,
     zone_of,
 )
-from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, respond_error, respond_object, respond_preflight
+from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, is_not_modified, may_range, respond_error, respond_object, respond_preflight
 from ext.store cimport *
 from ext.table cimport entry_match, hash_key, table_find
 from ext.upload cimport UPLOAD_WHOLE, Upload, upload_release
@@ -179,6 +183,37 @@ cdef uint32_t find_key(Worker* w, const uint8_t* data, const RequestHead* head, 
     return key_length
 
 
+cdef bint is_scattered(Worker* w, const uint8_t* data, const RequestHead* request, Object* object) noexcept nogil:
+    """Whether the slices that several ranges lack hold more than two slices beyond them: then the parts alone are asked
+    for, because a viewer of eight bytes would else cost the origin eight slices (docs/decisions/0130-parts.md)."""
+    cdef ByteRange parts[8]     # MAX_PARTS
+    cdef Head* head = <Head*>load_ptr(<void**>&object.head)
+    cdef const Field* field = first_field(request, FIELD_RANGE)
+    cdef int64_t total = load_i64_seq(&object.total_length)
+    cdef int64_t size = w.store.slice_bytes, excess = 0, end
+    cdef uint32_t n = 0, i, j, flags = load_u32(&object.flags)
+    cdef uint64_t here
+    cdef bint has_first, has_last
+    if (field == NULL or memchr(data + field.value, c",", field.value_length) == NULL
+            or request.count[FIELD_RANGE] != 1 or request.method != METHOD_GET or total < 0 or head.status != 200
+            or not flags & OBJECT_STRONG or flags & (OBJECT_ON_DISK | OBJECT_BY_SLICES)
+            or select_ranges(data + field.value, field.value_length, total, parts, &n) != RANGE_SEVERAL
+            or is_not_modified(data, request, head) or not may_range(data, request, head)):
+        return False
+    for i in range(n):
+        has_first = body_at(w.store, object, parts[i].first, &here) != NULL
+        has_last = body_at(w.store, object, parts[i].last, &here) != NULL
+        for j in range(i):      # slices that one before has counted
+            has_first |= parts[j].first // size <= parts[i].first // size <= parts[j].last // size
+            has_last |= parts[j].first // size <= parts[i].last // size <= parts[j].last // size
+        end = (parts[i].last // size + 1) * size
+        if not has_first:
+            excess += parts[i].first % size
+        if not has_last:
+            excess += (end if end < total else total) - 1 - parts[i].last
+    return excess > 2 * size
+
+
 cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head, uint32_t origin) noexcept nogil:
     """Answers from the table, or asks."""
     cdef uint8_t* key = w.key
@@ -204,6 +239,11 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
         if object == w.permitted:
             count(&w.counters[C_STALE_SERVED], 1)
             return respond_object(w, c, data, n, head, object, AS_HIT)
+        if head.known[FIELD_RANGE] and is_scattered(w, data, head, object):
+            c.fwd_reason = FWD_PARTIAL
+            if not c.n_tries:
+                c.arrival_ns = now_ns()
+            return ask(w, c, EXCHANGE_ALONE, data, n, head, origin, hash, key, key_length, NULL)
         # Whatever lifetime it was given: what the origin may have withdrawn since is not used unasked (max_offline).
         is_known = (w.tables.origins[origin].offline_ns == 0
                     or w.now_ns - stored.validated_ns <= w.tables.origins[origin].offline_ns)

@@ -40,6 +40,7 @@ cdef enum:                      # Object.flags
     OBJECT_DETACHED = 16        # out of the table
     OBJECT_STRONG = 32          # strong validator: an evicted slice can be fetched again
     OBJECT_STREAM = 64          # an endless private body: what its one reader has read is not kept
+    OBJECT_BY_SLICES = 256      # its origin knows one range a request: several are fetched slice by slice
     OBJECT_ON_DISK = 128        # every slice is on the disk: what is absent here costs the origin nothing
 
 cdef struct Head:               # immutable once published; a 304 swaps it

@@ -231,6 +231,14 @@ cdef class StoredObject:
         """Every slice of it can be read from the disk: who is answered with it has a hit, wherever it is now."""
         or_u32(&self.object.flags, OBJECT_ON_DISK)
 
+    @property
+    def is_by_slices(self) -> bool:
+        return bool(self.object.flags & OBJECT_BY_SLICES)
+
+    def mark_by_slices(self) -> None:
+        """Its origin knows one range a request: several are fetched slice by slice, however far apart."""
+        or_u32(&self.object.flags, OBJECT_BY_SLICES)
+
     def mark_wanted(self, uint64_t index) -> None:
         """Readers that come to this slice wait and don't ask: it is on its way."""
         if index < self.object.directory.n:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from accelerator.protocols.byte_ranges import ByteRange, written
 from accelerator.protocols.fields import HOP_BY_HOP, Field, Fields, get_all, get_list, without_hop_by_hop
 from accelerator.protocols.origin_rules import OriginRules
 
@@ -55,13 +56,13 @@ def upstream_fields(
     site: bytes,
     method: bytes = b"GET",
     validators: tuple[bytes | None, bytes | None] | None = None,
-    byte_range: tuple[int, int | None] | None = None,
+    byte_ranges: Sequence[ByteRange] = (),
     if_range: bytes | None = None,
 ) -> list[Field]:
     """The fields to send, Host first (left out where `host` is empty: the upstream client writes it then).
 
-    `validators`: (ETag, Last-Modified) of our stored response. `byte_range`: (first, last), inclusive; (first, None)
-    is open, (-n, None) the last n bytes. `if_range`: a strong ETag. Conditions of the client travel only with methods
+    `validators`: (ETag, Last-Modified) of our stored response. `byte_ranges`: none is
+    the whole body. `if_range`: an ETag or a date. Conditions of the client travel only with methods
     other than GET and HEAD: `If-Match` on a PUT is for the origin. Content-Length and Transfer-Encoding are the
     upstream client's.
     """
@@ -77,8 +78,8 @@ def upstream_fields(
             sent.append((b"If-None-Match", etag))
         if last_modified:
             sent.append((b"If-Modified-Since", last_modified))
-    if byte_range is not None:
-        sent.append((b"Range", _range(byte_range)))
+    if byte_ranges:
+        sent.append((b"Range", written(byte_ranges)))
         if if_range:
             sent.append((b"If-Range", if_range))
     # RFC 9110 section 7.6.3 and RFC 8586 section 2: appended, what was there is kept
@@ -199,9 +200,3 @@ def _is_zero(parameters: bytes) -> bool:
             return bool(value) and not value.strip(b"0. \t")
     return False
 
-
-def _range(byte_range: tuple[int, int | None]) -> bytes:
-    first, last = byte_range
-    if first < 0:
-        return b"bytes=%d" % first
-    return b"bytes=%d-" % first if last is None else b"bytes=%d-%d" % (first, last)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from accelerator import clock
-from accelerator.dataplane import DataPlane, Exchange, HeadError, parse_request
+from accelerator.dataplane import SLICE_BYTES, DataPlane, Exchange, HeadError, parse_request
 from accelerator.errors import OriginError
+from accelerator.protocols.byte_ranges import are_scattered
 from accelerator.protocols.cache_control import RequestDirectives, request_directives
 from accelerator.protocols.upstream_fields import is_loop
 from accelerator.services.authorise import Authoriser
@@ -21,7 +22,7 @@ from accelerator.services.passing import Passing
 from accelerator.services.remembered import Remembered, WithdrawnTags
 from accelerator.services.stale import is_known
 from accelerator.services.tunnels import Tunnels
-from accelerator.services.upstream_request import UpstreamRequest, has_range, has_several_ranges
+from accelerator.services.upstream_request import UpstreamRequest, has_range, has_several_ranges, several_ranges
 
 if TYPE_CHECKING:
     from accelerator.services.disk import DiskTier
@@ -178,14 +179,29 @@ class Fetcher:
             exchange.match(joined=True)
             return
         key = (origin.id, exchange.key)
-        has_one_range = has_range(exchange) and not has_several_ranges(request.fields)
-        is_alone = exchange.kind == "alone" or (has_one_range and self.remembered.is_uncombinable(key))
+        is_alone = exchange.kind == "alone"
+        if has_range(exchange) and has_several_ranges(request.fields):
+            if not origin.knows_one_range_only():
+                is_alone |= are_scattered(several_ranges(request.fields), SLICE_BYTES)
+            elif is_alone and self._turn_to_slices(exchange):
+                return
+        elif has_range(exchange):
+            is_alone |= self.remembered.is_uncombinable(key)
         flight = None if is_alone else self._flights.get(key)
         if flight is not None:
             flight.exchanges.append(exchange)
             self._by_exchange[exchange.identity] = (flight, exchange)
             return
         self._begin(Flight(self, origin, exchange, request, is_alone=is_alone), exchange)
+
+    def _turn_to_slices(self, exchange: Exchange) -> bool:
+        """Whether several ranges that came past a stored object are answered from it after all."""
+        stored = self._plane.match(exchange.origin, exchange.key, exchange.head)
+        if stored is None or stored.is_failed or stored.is_by_slices:
+            return False
+        stored.mark_by_slices()
+        exchange.match(0, False)
+        return True
 
     def _begin(self, flight: Flight | Passing, exchange: Exchange) -> None:
         self._by_exchange[exchange.identity] = (flight, exchange)

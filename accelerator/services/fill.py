@@ -118,7 +118,7 @@ class Fill:
         self.stored.unpause()
         self._asked_ns = clock.monotonic_ns()
         self._asked_wall_s = clock.wall_s()
-        self.call = self.source.send(self, byte_range=(self.offset, end - 1), if_range=self._etag, avoid=avoid)
+        self.call = self.source.send(self, byte_ranges=[(self.offset, end - 1)], if_range=self._etag, avoid=avoid)
 
     # -- the sink of an upstream call ----------------------------------------------------------------------------------
 

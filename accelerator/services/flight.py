@@ -36,6 +36,7 @@ from accelerator.services.upstream_request import (
     has_range,
     has_several_ranges,
     own_condition,
+    several_ranges,
 )
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ if TYPE_CHECKING:
     from accelerator.io.origin import Upstream
     from accelerator.io.response import Response
     from accelerator.io.upstream import Call
+    from accelerator.protocols.byte_ranges import ByteRange
     from accelerator.services.fetch import Fetcher
     from accelerator.services.origins import Origin
-    from accelerator.services.upstream_request import ByteRange
 
 STALE_STATUSES = frozenset({500, 502, 503, 504})
 KINDS = list(live.Kind)
@@ -85,6 +86,8 @@ class Flight:
         self._stored: StoredObject | None = first.stored
         self._is_validation = False
         self._requested_range: ByteRange | None = None
+        self._has_asked_several = False
+        self._may_be_refused_parts = False
         self._requested_ns = 0
         self._requested_wall_s = 0.0
         self._response_ns = 0
@@ -116,27 +119,33 @@ class Flight:
             if validators == (None, None):
                 validators = None
         self._is_validation = validators is not None
-        self._requested_range, condition = self._part_to_ask_for()
+        several, condition = self._parts_to_ask_for()
+        self._may_be_refused_parts = condition is not None
+        self._requested_range = several[0] if len(several) == 1 else None
+        self._has_asked_several = len(several) > 1
         self._requested_ns = clock.monotonic_ns()
         self._requested_wall_s = clock.wall_s()
         self._call = self._source.send(
-            self, validators=validators, byte_range=self._requested_range, if_range=condition
+            self, validators=validators, byte_ranges=several, if_range=condition
         )
         if self.origin.rules.profile == "generic" and not self.is_alone and self._long_timer is None:
             self._long_timer = self.fetcher.loop.call_later(LONG_POLL_S, self._waits_for_long)
 
-    def _part_to_ask_for(self) -> tuple[ByteRange | None, bytes | None]:
-        """The range that goes to the origin, and the condition with it."""
+    def _parts_to_ask_for(self) -> tuple[list[ByteRange], bytes | None]:
+        """The ranges that go to the origin, and the condition with them."""
         if self._range is None:
-            return None, None
+            return [], None
         if self.is_alone:
             condition, can_be_judged = own_condition(self._source.fields)
-            # Several ranges are answered from what is stored; where nothing is, all is sent (RFC 9110 section 14.2).
-            return (self._range, condition) if can_be_judged and not self._has_several_ranges else (None, None)
+            parts = [self._range]
+            if self._has_several_ranges:
+                parts = [] if self.origin.knows_one_range_only() else several_ranges(self._source.fields)
+            return (parts, condition) if can_be_judged and parts else ([], None)
         if self._is_validation and not (self._stored is not None and self._stored.is_strong):
-            return None, None  # a part of what replaces it could not be kept
+            return [], None  # a part of what replaces it could not be kept
         # A validation names the part too: of new content the origin then sends no more (RFC 9110 section 13.2.2).
-        return aligned_range(self.exchanges[0], SLICE_BYTES), None
+        part = aligned_range(self.exchanges[0], SLICE_BYTES)
+        return ([] if part is None else [part]), None
 
     def _waits_for_long(self) -> None:
         """A long poll, by all signs: whoever waits behind its viewer would be answered when he is, if at all."""
@@ -180,12 +189,14 @@ class Flight:
                 self._validated(response, wall_s)
             elif response.status == 304:
                 raise OriginError("unasked-304", f"{upstream}: 304 to a request without conditions")
-            elif response.status == 206 and self._requested_range is None:
+            elif response.status == 206 and self._requested_range is None and not self._has_asked_several:
                 raise OriginError("unasked-206", f"{upstream}: 206 to a request without Range")
             elif response.status == 206 and self._is_validation and self._is_of_stored(response):
                 self._validated(response, wall_s)  # an origin that looks at Range before the condition
                 if self.is_answered:
                     self.abandon()
+            elif response.status == 200 and self._has_asked_several and not self._may_be_refused_parts:
+                self._take_slices()
             elif response.status in STALE_STATUSES and self._serve_stale("5xx"):
                 self.abandon()
             else:
@@ -314,6 +325,12 @@ class Flight:
             and tag == selected_etag(split_lines(stored.lines()))
         )  # fmt: skip
 
+    def _take_slices(self) -> None:
+        """The whole, where a few parts were asked for: from this origin they are fetched slice by slice."""
+        self.origin.note_one_range_only()
+        self._answer(lambda exchange: exchange.match(0, False))
+        self.abandon()
+
     def _freshen(self, response: Response, wall_s: float) -> None:
         stored = self._plane.match(*self.key, self._first_head)
         if stored is not None:
@@ -378,6 +395,8 @@ class Flight:
             self._pass(response, upstream, verdict)
             return
         self._plane.count("stored")
+        if self.origin.knows_one_range_only():
+            stored.mark_by_slices()
         if self.fetcher.disk is not None:
             self.fetcher.disk.admit(stored, self.origin, verdict)
         if has_parts and (offset % SLICE_BYTES or self._is_elsewhere(part is not None, total)):

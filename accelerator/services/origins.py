@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from accelerator import clock
 from accelerator.dataplane import DataPlane, HeadError, parse_response
 from accelerator.io.credentials import CredentialError, Credentials, check_authorities
 from accelerator.io.health import UpstreamHealth
@@ -24,9 +25,12 @@ from accelerator.policy.model import Origin as OriginPolicy
 from accelerator.policy.model import Policy
 from accelerator.protocols.origin_rules import OriginRules
 from accelerator.services.credential_rule import CredentialRule, rule_of
+from accelerator.services.heads import NS
 
 # A head that is awaited for longer is a long poll's: its viewer waits, and no other must wait for its connection.
 LONG_POLL_S = 5.0
+# That an origin knows one range a request only is asked again after so long.
+ONE_RANGE_S = 3600.0
 
 
 @dataclass
@@ -44,6 +48,14 @@ class Origin:
     refused: int = 0  # of them: answers 4xx and 5xx
     errors: int = 0
     bytes_from_origin: int = 0
+    one_range_until_ns: int = 0
+
+    def knows_one_range_only(self) -> bool:
+        """Whether it has sent a whole body where several ranges were asked for, as object stores do."""
+        return clock.monotonic_ns() < self.one_range_until_ns
+
+    def note_one_range_only(self) -> None:
+        self.one_range_until_ns = clock.monotonic_ns() + int(ONE_RANGE_S * NS)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from accelerator.services.heads import NS, split_lines
 
 if TYPE_CHECKING:
     from accelerator.dataplane import StoredObject
+    from accelerator.protocols.byte_ranges import ByteRange
     from accelerator.protocols.origin_rules import OriginRules
-    from accelerator.services.upstream_request import ByteRange
 
 Failure = Literal["disconnected", "5xx"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from accelerator.errors import OriginError
+from accelerator.protocols.byte_ranges import ranges_of, united
 from accelerator.protocols.fields import get_all, get_first
 from accelerator.protocols.representation import partial_range, selected_etag
 from accelerator.protocols.upstream_fields import upstream_fields
@@ -16,10 +17,8 @@ if TYPE_CHECKING:
     from accelerator.io.origin import Upstream
     from accelerator.io.response import Response, Sink
     from accelerator.io.upstream import Body, Call
+    from accelerator.protocols.byte_ranges import ByteRange
     from accelerator.services.origins import Origin
-
-# First and last byte, inclusive; last None: open; first negative: the last bytes (upstream_fields).
-ByteRange = tuple[int, int | None]
 
 
 class UpstreamRequest:
@@ -40,7 +39,7 @@ class UpstreamRequest:
         sink: Sink,
         *,
         validators: tuple[bytes | None, bytes | None] | None = None,
-        byte_range: ByteRange | None = None,
+        byte_ranges: Sequence[ByteRange] = (),
         if_range: bytes | None = None,
         avoid: Upstream | None = None,
         extra: Sequence[tuple[bytes, bytes]] = (),
@@ -50,7 +49,7 @@ class UpstreamRequest:
         """`extra`: fields besides those that travel. `body`, `idempotent`: as UpstreamClient.request takes them."""
         fields = upstream_fields(
             self.fields, self.origin.rules, host=self.host(), site=self._site, method=self.method,
-            validators=validators, byte_range=byte_range, if_range=if_range,
+            validators=validators, byte_ranges=byte_ranges, if_range=if_range,
         )  # fmt: skip
         self._plane.count("upstream_requests")
         if validators is not None:
@@ -97,6 +96,11 @@ def has_range(exchange: Exchange) -> bool:
 def has_several_ranges(fields: list[tuple[bytes, bytes]]) -> bool:
     """Whether Range names more than one."""
     return b"," in (get_first(fields, b"range") or b"")
+
+
+def several_ranges(fields: list[tuple[bytes, bytes]]) -> list[ByteRange]:
+    """The viewer's ranges as they may go to an origin; none where there are too many."""
+    return united(ranges_of(get_first(fields, b"range") or b""))
 
 
 def asked_range(exchange: Exchange) -> ByteRange:

@@ -152,17 +152,37 @@ def test_parts_of_a_body_that_is_filling_are_asked_for_one_after_the_other(rig: 
     stored = rig.begin("/x", N, etag=b'"v"', strong=True)
     stored.end_fill()
     viewer = rig.viewer()
-    viewer.ask("/x", f"Range: bytes=10-19,{3 * SLICE}-{3 * SLICE + 9},-10")
-    for place in (10, 3 * SLICE, N - 10):
+    ranges = (10, 4000), (3 * SLICE, 4 * SLICE - 10), (N - 3000, N - 1)
+    viewer.ask("/x", "Range: bytes=" + ",".join(f"{first}-{last}" for first, last in ranges))
+    for place, last in ranges:
         want = rig.exchange("want")
         while want.offset != place:  # the end of a fill makes readers ask again
             want.done()
             want = rig.exchange("want")
-        assert want.range_last == place + 9
+        assert want.range_last == last
         want.done()
         rig.refill(stored, BODY, place)
-    ranges = (10, 19), (3 * SLICE, 3 * SLICE + 9), (N - 10, N - 1)
     assert parts_of(viewer.reply()) == expected(*ranges)
+
+
+@pytest.mark.rfc("9110#17.15", "a few bytes far apart don't fetch a slice each")
+def test_ranges_far_apart_of_what_is_not_there_are_asked_for_alone(rig: Rig) -> None:
+    stored = rig.begin("/x", N, etag=b'"v"', strong=True)
+    rig.append(stored, 0, BODY[:SLICE])
+    stored.end_fill()
+    viewer = rig.viewer()
+    written = f"Range: bytes=0-9,{SLICE}-{SLICE},{2 * SLICE}-{2 * SLICE},{3 * SLICE}-{3 * SLICE}"
+    viewer.ask("/x", written, 'If-None-Match: "other"')
+    rig.exchange("alone").error(504)
+    assert viewer.reply().status == 504
+    assert viewer.get("/x", written, 'If-None-Match: "v"').status == 304
+    near = f"{SLICE}-{2 * SLICE - 1},{2 * SLICE + 5}-{2 * SLICE + 5},{2 * SLICE + 9}-{2 * SLICE + 9}"
+    viewer.ask("/x", f"Range: bytes=0-9,{near}")
+    rig.exchange("want").done()
+    stored.mark_by_slices()
+    other = rig.viewer()
+    other.ask("/x", f"Range: bytes=0-9,{3 * SLICE}-{3 * SLICE},{4 * SLICE}-{4 * SLICE},{5 * SLICE}-")
+    rig.exchange("want").done()
 
 
 def test_a_viewer_who_leaves_between_two_parts_leaves_nothing_behind(rig: Rig) -> None:

@@ -113,10 +113,16 @@ def test_9111_4_3_1_the_validators_of_the_stored_response_go_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("byte_range", "value"), [((0, 0), b"bytes=0-0"), ((5, None), b"bytes=5-"), ((-9, None), b"bytes=-9")]
+    ("byte_ranges", "value"),
+    [
+        ([(0, 0)], b"bytes=0-0"),
+        ([(5, None)], b"bytes=5-"),
+        ([(-9, None)], b"bytes=-9"),
+        ([(0, 0), (5, None), (-9, None)], b"bytes=0-0,5-,-9"),
+    ],
 )
-def test_9110_14_1_2_ranges(byte_range: tuple[int, int | None], value: bytes) -> None:
-    head = dict(sent(MEDIA, byte_range=byte_range, if_range=b'"a"'))
+def test_9110_14_1_2_ranges(byte_ranges: list[tuple[int, int | None]], value: bytes) -> None:
+    head = dict(sent(MEDIA, byte_ranges=byte_ranges, if_range=b'"a"'))
     assert (head[b"Range"], head[b"If-Range"]) == (value, b'"a"')
 
 
