@@ -174,8 +174,10 @@ class Flight:
     # -- the sink of the upstream call ---------------------------------------------------------------------------------
 
     def interim_received(self, response: Response) -> None:
-        for exchange in self.exchanges:
-            exchange.interim(interim_head(response))
+        # To whose request it answers, and to nobody who waits behind him on another worker: whether the final response
+        # is for them too isn't known yet.
+        if self.exchanges:
+            self.exchanges[0].interim(interim_head(response))
 
     def head_received(self, response: Response, upstream: Upstream) -> None:
         self._response_ns = clock.monotonic_ns()

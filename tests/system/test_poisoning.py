@@ -159,6 +159,20 @@ def test_a_provoked_error_is_not_kept(status: int, box: RunningBox, origin: Reco
     assert len(origin.asked) == n_asked + 1
 
 
+@pytest.mark.parametrize("status", [400, 413, 414, 431, 501])
+@pytest.mark.parametrize("line", ["X-Long: " + "e" * 3000, "X-Meta: \x08", "X-High: \xff\xfe", "Expect: 100-continue"])
+def test_an_error_that_may_be_provoked_is_not_kept_in_generic_either(
+    status: int, line: str, box: RunningBox, origin: RecordingOrigin
+) -> None:
+    """CPDoS where errors with a lifetime are stored: not if anything in the request was odd (decision 0150)."""
+    target = f"/status/{status}/{len(line)}"
+    attack(box, line, target=target, host="portal.example")
+    n_asked = len(origin.asked)
+    assert "fwd" in box.get(target, host="portal.example").fields["cache-status"]
+    assert len(origin.asked) == n_asked + 1
+    assert "hit" in box.get(target, host="portal.example").fields["cache-status"]
+
+
 def test_generic_forwards_fields_that_no_origin_may_trust(box: RunningBox) -> None:
     """Denied fields stay away; others go up, as RFC 9110 has it, and Vary is the origin's duty."""
     denied = [line for line in FIELDS if line.startswith(("X-Forwarded", "X-Original-URL", "X-Rewrite", "Forwarded"))]

@@ -7,9 +7,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
-from box import GENERIC, MEDIA, Box, Viewer, get, scenario, sound_box, until
+from box import GENERIC, MEDIA, Box, Viewer, get, heard, scenario, sound_box, until
 from clauses import BOTH, ETAG, lines, rfc, twice
 from hostile_origin import Peer, Request, Script, in_turn, raw, reply
 from origin_scripts import File, by_request, fields
@@ -51,6 +52,47 @@ async def test_interim_responses(box: Box, host: str, version: str) -> None:
     assert "X-Interim" not in second
     assert "Link" not in second
     assert len(origin.requests) == 1
+
+
+def test_bug_interim_responses_went_to_who_waited_on_another_worker(tmp_path: Path) -> None:
+    """What a 103 says to the leader is his: the final response may be private, and was to all who waited for it."""
+
+    async def script(peer: Peer, request: Request) -> bool:
+        viewer = request.field(b"X-Viewer") or b""
+        await gate.wait()
+        await peer.send(b"HTTP/1.1 103 Early Hints\r\nX-For: %b\r\n\r\n" % viewer)
+        return await reply(viewer, fields=fields(cache_control="private"))(peer, request)
+
+    async def listen(viewer: Viewer, name: str) -> list[bytes]:
+        heads: list[bytes] = []
+        while not heads or not heads[-1].startswith(b"HTTP/1.1 200"):
+            heads.append(await viewer.reader.readuntil(b"\r\n\r\n"))
+        length = len(name)
+        assert await viewer.reader.readexactly(length) == name.encode()
+        viewer.close()
+        return [head for head in heads if b" 103 " in head]
+
+    @scenario
+    async def run(box: Box) -> None:
+        nonlocal gate
+        gate = asyncio.Event()
+        async with box.origin({b"/hints": script}) as origin:
+            viewers: dict[str, Viewer] = {}
+            while box.stats()["exchanges"] < 2:  # whose connections are accepted is the workers' race
+                for viewer in await asyncio.gather(*(Viewer.connect(box) for _ in range(32))):
+                    name = f"v{len(viewers)}"
+                    viewers[name] = viewer
+                    viewer.ask("/hints", {"X-Viewer": name}, host=GENERIC)
+                await heard(box)
+            answers = [asyncio.ensure_future(listen(viewer, name)) for name, viewer in viewers.items()]
+            await until(lambda: origin.requests)
+            gate.set()
+            for name, heads in zip(viewers, await asyncio.gather(*answers), strict=True):
+                assert all(f"X-For: {name}\r\n".encode() in head for head in heads), (name, heads)
+
+    gate = asyncio.Event()
+    with sound_box(tmp_path, workers=2) as box:
+        run(box)
 
 
 @rfc("9111#3.1", "trailer fields never become fields of the stored head")
