@@ -4,7 +4,7 @@ from libc.string cimport memcmp, memcpy
 
 from ext.atomics cimport *
 from ext.connection cimport Shared
-from ext.http_head cimport FIELD_COOKIE, MAX_HEAD_BYTES, Field, parse_request
+from ext.http_head cimport FIELD_COOKIE, MAX_HEAD_BYTES, METHOD_GET, METHOD_HEAD, Field, parse_request
 from ext.layout cimport OriginRow, StringRow, Tables
 from ext.request cimport build_key
 from ext.siphash cimport hash_bytes
@@ -123,14 +123,15 @@ cdef bint is_plain_name(const uint8_t* key, uint32_t first, uint32_t n) noexcept
 cdef int tags_of(Shared* shared, const Tables* tables, uint32_t origin, const uint8_t* data, const RequestHead* head,
                  uint8_t* scratch, uint8_t* key, uint64_t* tags) noexcept nogil:
     """Tags of the request's directory (0, 1) and object (2, 3), 128 bits each by two secrets; -1: too long. `scratch` and
-    `key` hold MAX_HEAD_BYTES. The object is the key: path and query without the credential."""
+    `key` hold MAX_HEAD_BYTES. The object is the key: path and query without the credential. Methods other than GET and
+    HEAD are part of both: a token may be for reading only."""
     cdef uint8_t text[PREFIX_BYTES + CREDENTIAL_BYTES]
     cdef const uint8_t* path = data + head.path
-    cdef uint32_t n = head.path_length, directory = 0, i = 0
+    cdef uint32_t n = head.path_length, directory = 0, i = 0, start = 17
     cdef uint64_t rule = tables.origins[origin].rule
     cdef uint64_t digest[2]
     cdef int used = credential_of(tables, origin, data, head, text + PREFIX_BYTES)
-    if used < 0 or n + 32 > MAX_HEAD_BYTES:
+    if used < 0 or n + head.method_length + 32 > MAX_HEAD_BYTES:
         return -1
     memcpy(text, &origin, 4)
     memcpy(text + 4, &rule, 8)
@@ -147,13 +148,16 @@ cdef int tags_of(Shared* shared, const Tables* tables, uint32_t origin, const ui
             directory = i + 1
         i += 1
     memcpy(scratch, digest, 16)
-    memcpy(scratch + 17, key, n)
+    if head.method != METHOD_GET and head.method != METHOD_HEAD:    # no path begins with a letter
+        memcpy(scratch + 17, data + head.start, head.method_length)
+        start += head.method_length
+    memcpy(scratch + start, key, n)
     scratch[16] = 68
-    tags[0] = hash_bytes(shared.store.secret, scratch, 17 + directory)
-    tags[1] = hash_bytes(shared.addresses.secret, scratch, 17 + directory)
+    tags[0] = hash_bytes(shared.store.secret, scratch, start + directory)
+    tags[1] = hash_bytes(shared.addresses.secret, scratch, start + directory)
     scratch[16] = 79
-    tags[2] = hash_bytes(shared.store.secret, scratch, 17 + n)
-    tags[3] = hash_bytes(shared.addresses.secret, scratch, 17 + n)
+    tags[2] = hash_bytes(shared.store.secret, scratch, start + n)
+    tags[3] = hash_bytes(shared.addresses.secret, scratch, start + n)
     if not is_plain_name(key, directory, n):
         tags[0] = tags[2]
         tags[1] = tags[3]

@@ -80,7 +80,8 @@ class Authoriser:
             host = get_first(request.fields, b"host") or b""
             self._ask(exchange, origin, rule, key, presented, site, plain_host(host))
             return
-        verdict = rule.verifier.verify(_target(key, presented), _fields(presented), now_s=clock.wall_s())
+        target, now_s = _target(key, presented), clock.wall_s()
+        verdict = rule.verifier.verify(target, _fields(presented), now_s=now_s, method=request.method)
         if verdict.scope is None:
             self.refuse(exchange, origin, rule, verdict.reason)
             return

@@ -4,8 +4,10 @@ spellings, precedence, dates, ages; and all final statuses. More of the same kin
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
 from box import GENERIC, Box, get, scenario, sound_box
@@ -149,3 +151,22 @@ async def test_every_final_status(box: Box) -> None:
             assert [answer.status for answer in answers] == [status, status]
             assert "hit" in answers[1].cache, status
     assert len(origin.requests) == len(statuses)
+
+
+@rfc("9111#4.2", "MUST NOT let local time zones count")
+@pytest.mark.parametrize("zone", ["Asia/Kolkata", "America/Los_Angeles"])
+def test_the_time_zone_of_the_box_counts_for_nothing(
+    tmp_path: Path, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+
+    @scenario
+    async def run(box: Box) -> None:
+        for host in BOTH:
+            for seconds, is_reused in ((60, True), (-60, False)):
+                expires = f"Expires: {formatdate(time.time() + seconds, usegmt=True)}"
+                _, two, requests = await twice(box, f"/zone-{host}-{seconds}", host, expires)
+                assert (len(requests) == 1) is is_reused, two
+
+    with sound_box(tmp_path) as box:
+        run(box)

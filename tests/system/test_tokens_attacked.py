@@ -24,9 +24,9 @@ from running_box import RunningBox, policy_for, wait_for
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "protocols"))
 
-from minting import EC_KEY, jwt, pem
+from minting import EC_KEY, cat, jwt, pem
 
-JWT, GENERIC_JWT, HEADER = "jwt.example", "generic-jwt.example", "header.example"
+JWT, GENERIC_JWT, CAT = "jwt.example", "generic-jwt.example", "cat.example"
 RULE = {"scheme": "jwt", "algorithm": "ES256", "keys": ["portal"], "issuer": "portal", "audience": "box"}
 BOTH = (JWT, GENERIC_JWT)
 FRESH = fields(cache_control="max-age=60", etag='"v"')
@@ -52,6 +52,9 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
         credential = {"parameters": ["token"], "covers": "directory", "verify": {**RULE, "path_claim": "path"}}
         row = {"from": [f"http://127.0.0.1:{box.ports[0]}"], "hosts": [host], "credential": credential, **more}
         box.policy["origins"][host.partition(".")[0]] = json.loads(json.dumps(row))
+    rule = {**RULE, "scheme": "cat"}
+    row = {"from": [f"http://127.0.0.1:{box.ports[0]}"], "hosts": [CAT], "profile": "generic"}
+    box.policy["origins"]["cat"] = {**row, "credential": {"parameters": ["token"], "verify": rule}}
     with box:
         yield box
         box.assert_sound()
@@ -154,6 +157,28 @@ async def test_negative_and_redirected_answers_are_judged_too(box: Box) -> None:
             for _ in range(2):
                 assert (await get(box, f"/none/{status}?token={good}", host=GENERIC_JWT)).status == status
             await refused(box, f"/none/{status}", GENERIC_JWT)
+
+
+@scenario
+async def test_bug_a_token_for_reading_was_one_for_writing(box: Box) -> None:
+    """CTA-5007 catm: the methods that a token is for weren't compared with the request's, and a grant knew none."""
+    now_s = int(time.time())
+
+    def token_for(*methods: str) -> str:
+        claims = {4: now_s + 600, 6: now_s - 1, 313: list(methods)}
+        return cat(claims=claims, protected={1: -7, 4: b"portal"}).decode()
+
+    async def status(method: str, query: str) -> int:
+        sent = {} if method in ("GET", "HEAD") else {"Content-Length": "0"}
+        return (await get(box, f"/catm?token={query}", sent, host=CAT, method=method)).status
+
+    reading, writing, both = token_for("GET"), token_for("PUT"), token_for("GET", "PUT")
+    async with box.origin({b"/catm": reply(b"", fields=FRESH)}) as origin:
+        for _ in range(2):
+            assert [await status(each, reading) for each in ("GET", "HEAD", "PUT", "DELETE")] == [200, 200, 403, 403]
+            assert [await status(each, writing) for each in ("PUT", "GET", "HEAD", "POST")] == [200, 403, 403, 403]
+            assert [await status(each, both) for each in ("PUT", "GET", "DELETE")] == [200, 200, 403]
+    assert {request.method for request in origin.requests} == {b"GET", b"PUT"}
 
 
 @scenario

@@ -1,6 +1,6 @@
 """Common Access Tokens (CTA-5007): CWT (RFC 8392) in COSE_Sign1 or COSE_Mac0 (RFC 9052), a strict subset.
 
-Read: iss, sub, aud, exp, nbf, iat, cti; catv 1; catm with GET; catu on the path (component 3) by exact (0) or prefix
+Read: iss, sub, aud, exp, nbf, iat, cti; catv 1; catm; catu on the path (component 3) by exact (0) or prefix
 (1) match. A token with any other claim of CTA-5007 is refused: it restricts in a way that we would not enforce.
 """
 
@@ -38,15 +38,15 @@ class CatRules:
     claims: ClaimRules
 
 
-def verify_cat(token: bytes, rules: CatRules, *, now_s: float) -> Verdict:
+def verify_cat(token: bytes, rules: CatRules, *, now_s: float, method: bytes = b"GET") -> Verdict:
     """Verdict on a token in base64url, whatever its bytes are. `now_s`: wall clock. Raises nothing."""
     try:
-        return _verify(token, rules, now_s)
+        return _verify(token, rules, now_s, method)
     except Refused as refused:
         return refusal(refused.reason)
 
 
-def _verify(token: bytes, rules: CatRules, now_s: float) -> Verdict:
+def _verify(token: bytes, rules: CatRules, now_s: float, method: bytes) -> Verdict:
     if len(token) > CREDENTIAL_BYTES_MAX:
         raise Refused(Reason.TOO_LONG)
     protected, unprotected, payload, signature = _parts(cbor.decode(decode_base64url(token)), rules)
@@ -59,7 +59,7 @@ def _verify(token: bytes, rules: CatRules, now_s: float) -> Verdict:
         raise Refused(Reason.MALFORMED)
     end_s = until_s(claims.get(_EXP), claims.get(_NBF), claims.get(_IAT), rules.claims, now_s)
     check_parties(claims.get(_ISS), claims.get(_AUD), rules.claims)
-    return Verdict(True, Reason.VALID, _scope(claims), end_s, subject_digest(claims.get(_SUB)))
+    return Verdict(True, Reason.VALID, _scope(claims, method), end_s, subject_digest(claims.get(_SUB)))
 
 
 def _parts(message: Any, rules: CatRules) -> tuple[bytes, dict[Any, Any], bytes, bytes]:
@@ -99,14 +99,16 @@ def _key(protected: Any, unprotected: Mapping[Any, Any], rules: CatRules) -> Ver
     return found[0]
 
 
-def _scope(claims: Mapping[Any, Any]) -> Scope:
+def _scope(claims: Mapping[Any, Any], method: bytes) -> Scope:
     restricting = {key for key in claims if isinstance(key, int) and key in _CAT_CLAIMS}
     if restricting - {_CATV, _CATU, _CATM} or _CNF in claims:
         raise Refused(Reason.CRITICAL)
     if claims.get(_CATV, 1) != 1 or isinstance(claims.get(_CATV), bool):
         raise Refused(Reason.CRITICAL)
-    methods = claims.get(_CATM, ["GET"])
-    if not isinstance(methods, list) or "GET" not in methods:
+    # A HEAD tells nothing that a GET wouldn't.
+    asked = "GET" if method == b"HEAD" else method.decode("latin-1")
+    methods = claims.get(_CATM, [asked])
+    if not isinstance(methods, list) or asked not in methods:
         raise Refused(Reason.SCOPE)
     if _CATU not in claims:
         return EVERYWHERE

@@ -22,7 +22,7 @@ class Verifier:
     places: Places
     rules: SchemeRules
 
-    def verify(self, target: bytes, fields: Fields, *, now_s: float) -> Verdict:
+    def verify(self, target: bytes, fields: Fields, *, now_s: float, method: bytes = b"GET") -> Verdict:
         """Verdict on a request for `target` (origin-form); a no where the scope is not of its path. Raises nothing."""
         path, _ = split_target(target)
         if is_ambiguous(path):
@@ -37,7 +37,7 @@ class Verifier:
             if isinstance(self.rules, JwtRules):
                 verdict = verify_jwt(token, self.rules, now_s=now_s)
             else:
-                verdict = verify_cat(token, self.rules, now_s=now_s)
+                verdict = verify_cat(token, self.rules, now_s=now_s, method=method)
         if verdict.scope is not None and not verdict.scope.covers(path):
             return refusal(Reason.SCOPE)
         return verdict
