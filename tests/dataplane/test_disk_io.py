@@ -271,3 +271,95 @@ def test_full_disk_is_an_error_of_the_write(tmp_path: Path) -> None:
         assert disk.io.close()
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def patched(data: bytearray, offset: int, field: str, value: Any) -> None:
+    """A header field changed by somebody who knows how sums are made."""
+    header = np.frombuffer(data, RECORD_DTYPE, 1, offset)
+    header[field] = value
+    header["header_crc"] = 0
+    header["header_crc"] = checksum(bytes(data[offset : offset + HEADER_BYTES]))
+
+
+BOUND = [name for name in RECORD_DTYPE.names or () if name not in ("magic", "header_crc", "payload_crc", "tag")]
+
+
+@pytest.mark.parametrize("field", BOUND)
+def test_each_field_of_a_header_is_bound_by_the_seal(disk: Disk, field: str) -> None:
+    """Object, slice, generation, segment, sequence, class, times: none can be exchanged with its sums put right."""
+    offset = disk.write(1, [b"x" * 500], KEY)[0]
+    data = bytearray(disk.path(1).read_bytes())
+    known = np.frombuffer(data, RECORD_DTYPE, 1, offset)[field][0]
+    other = bytes(16) if isinstance(known, np.void) else int(known) ^ 1
+    patched(data, offset, field, np.void(other) if isinstance(other, bytes) else other)
+    disk.path(1).write_bytes(data)
+    length = 501 if field == "length" else 500
+    job = disk.io.read(1, offset, length, KIND_HEAD, 4 if field == "generation" else 5, KEY)
+    assert disk.wait(job)[0] != 0
+
+
+@pytest.mark.parametrize("takes", ["payload", "payload and tag", "all", "all but what the place wants"])
+@pytest.mark.parametrize("source", ["same segment", "other segment"])
+def test_sealed_records_do_not_change_places(disk: Disk, source: str, takes: str) -> None:
+    """Whatever of another record is put into a record's place: it is not that record, and not the other one there."""
+    first, second = disk.write(1, [b"a" * 300, b"b" * 300], KEY)
+    disk.write(2, [b"c" * 300, b"d" * 300], KEY)
+    data = bytearray(disk.path(1).read_bytes())
+    donor = data if source == "same segment" else bytearray(disk.path(2).read_bytes())
+    record = bytes(donor[second : second + HEADER_BYTES + 300])
+    payload = slice(first + HEADER_BYTES, first + HEADER_BYTES + 300)
+    if takes.startswith("payload"):
+        data[payload] = record[HEADER_BYTES:]
+        if takes == "payload and tag":
+            np.frombuffer(data, RECORD_DTYPE, 1, first)["tag"] = np.frombuffer(record, RECORD_DTYPE, 1)["tag"]
+            patched(data, first, "sequence", 1)
+    else:
+        data[first : first + len(record)] = record
+        if takes != "all":
+            patched(data, first, "segment", 1)
+            patched(data, first, "sequence", 1)
+    disk.path(1).write_bytes(data)
+    assert disk.read(1, first, 300, KEY)[0] != 0
+
+
+def test_a_file_that_holds_keys_is_overwritten_before_it_goes(disk: Disk) -> None:
+    """Through another name of the same file one sees what becomes of its bytes."""
+    assert disk.wait(disk.io.replace(b"keys", [b"first" * 20], True))[0] == 0
+    os.link(disk.folder / "keys", disk.folder / "seen")
+    # A file with two names is alive: it is not touched under the second one.
+    os.link(disk.folder / "keys", disk.folder / "keys.old")
+    assert disk.wait(disk.io.shred(b"keys.old"))[0] == 0
+    assert (disk.folder / "keys").read_bytes().startswith(b"first")
+    (disk.folder / "seen").unlink()
+    descriptor = os.open(disk.folder / "keys", os.O_RDONLY)
+    assert disk.wait(disk.io.replace(b"keys", [b"second" * 20], True))[0] == 0
+    assert set(os.pread(descriptor, 4096, 0)) == {0}
+    os.close(descriptor)
+    assert (disk.folder / "keys").read_bytes()[:-4] == b"second" * 20
+    assert not (disk.folder / "keys.old").exists()
+    assert disk.wait(disk.io.shred(b"is not there"))[0] == 0
+
+
+@pytest.mark.parametrize("overwrites", [True, False])
+def test_a_class_is_wiped_and_the_others_stay(disk: Disk, overwrites: bool) -> None:
+    at, places = START_BYTES, []
+    for sequence in range(1, 9):
+        values = list(row(sequence))
+        values[8] = 7 if sequence % 2 else 9
+        assert disk.wait(disk.io.write(1, at, tuple(values), b"%d" % sequence * 9000))[0] == 0
+        places.append(at)
+        at += space_of(9000)
+    with disk.path(1).open("ab") as file:
+        file.write(b"torn" * 2000)
+    assert disk.wait(disk.io.wipe(1, 7, 7, overwrites))[0] == 0
+    error, rows, found, _ = disk.scan(1)
+    assert (error, found.tolist()) == (0, places)
+    for number, (offset, header) in enumerate(zip(places, rows, strict=True), 1):
+        is_gone = number in (1, 3, 5)
+        assert (int(header["kind"]) == 0) is is_gone
+        assert (disk.read(1, offset, 9000)[0] == 0) is not is_gone
+    data = disk.path(1).read_bytes()
+    assert (b"torn" in data) is not overwrites
+    if overwrites:
+        assert b"1" * 100 not in data
+    assert disk.wait(disk.io.wipe(99, 7, 7, overwrites))[0] == 0  # a segment that is gone
