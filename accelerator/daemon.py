@@ -8,6 +8,7 @@ import ctypes
 import logging
 import os
 import pwd
+import resource
 import signal
 import socket
 import sys
@@ -67,8 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, writer: LogWriter) -> int:
-    # Confidential video and, later, keys are in memory: no core dump, no ptrace by others of this user.
+    # Confidential video and keys are in memory: no core dump, no ptrace by others of this user.
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(options, writer))

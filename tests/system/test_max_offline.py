@@ -41,7 +41,7 @@ async def until_status(box: Box, path: str, status: int) -> None:
         await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("where", ["origin", "class", "both"])
+@pytest.mark.parametrize("where", ["both", pytest.param("origin", marks=pytest.mark.slow), "class"])
 @scenario
 async def test_it_is_checked_in_time_although_it_is_fresh_for_a_day(tmp_path: Path, where: str) -> None:
     classes = {"c": {"store": "memory", **({"max_offline": "2s"} if where != "origin" else {})}}
@@ -157,7 +157,10 @@ async def test_the_time_goes_on_over_restarts(tmp_path: Path) -> None:
             assert origin.requests[0].field(b"If-None-Match") == b'"v1"'
 
 
-@pytest.mark.parametrize("step_s", [YEAR_S, pytest.param(-YEAR_S, marks=pytest.mark.slow), -600])
+YEARS = [pytest.param(each, marks=pytest.mark.slow) for each in (YEAR_S, -YEAR_S)]
+
+
+@pytest.mark.parametrize("step_s", [-600, *YEARS])
 @scenario
 async def test_no_step_of_the_clock_lengthens_it(tmp_path: Path, step_s: int) -> None:
     """An hour is allowed, and no minute has passed: but nobody can know, so the origin is asked. Ten minutes back would
