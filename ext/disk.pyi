@@ -36,8 +36,9 @@ class DiskIo:
     def wipe(self, segment: int, class_id: int, before: int, overwrites: bool) -> int: ...
     def replace(self, name: bytes, parts: list[bytes], shreds: bool = False) -> int: ...
     def read(
-        self, segment: int, offset: int, length: int, kind: int, generation: int, key: bytes | None = None
-    ) -> int: ...
+        self, segment: int, offset: int, length: int, kind: int, generation: int, key: bytes | None = None,
+        index: int = ..., digest: bytes | None = None,
+    ) -> int: ...  # fmt: skip
     def read_slice(
         self, segment: int, offset: int, length: int, digest: bytes, generation: int, stored: StoredObject, index: int,
         key: bytes | None = None,

@@ -265,8 +265,9 @@ cdef class DiskIo:
         queue_push(&self.disk.writes, job)
         return job_id
 
-    def read(self, uint64_t segment, uint64_t offset, uint64_t length, int kind, uint64_t generation, bytes key=None) -> int:
-        """Asks for a record's payload; its result has the bytes."""
+    def read(self, uint64_t segment, uint64_t offset, uint64_t length, int kind, uint64_t generation, bytes key=None,
+             uint32_t index=0, bytes digest=None) -> int:
+        """Asks for a record's payload; its result has the bytes. A slice is asked for by its index and its key's digest."""
         cdef Job* job
         if length > RECORD_MOST:
             return 0
@@ -277,6 +278,9 @@ cdef class DiskIo:
             raise MemoryError
         job.n = length
         job.record.kind = <uint8_t>kind
+        job.record.slice_index = index
+        if digest is not None and len(digest) == 16:
+            memcpy(job.record.key, <const char*>digest, 16)
         job.record.generation = generation
         job_id = job.id
         queue_push(&self.disk.reads, job)

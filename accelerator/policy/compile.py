@@ -131,13 +131,22 @@ class RelayRow:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskClassRow:
+    """`quota_bytes` 0: no bound of its own."""
+
+    name: str
+    quota_bytes: int
+    is_pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
 class DiskRow:
-    """`quotas`: bytes for each class that is kept on the disk, in the policy's order; 0: no bound of its own."""
+    """`classes`: those that are kept on the disk, in the policy's order."""
 
     path: str
     size_bytes: int
     encrypt: str
-    quotas: tuple[tuple[str, int], ...]
+    classes: tuple[DiskClassRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +217,7 @@ class Tables:
     # Zones by name, for who may have what of relays; and those of them that get no multicast.
     zone_nets: tuple[tuple[str, tuple[str, ...]], ...] = ()
     zones_without_multicast: tuple[str, ...] = ()
+    memory_quotas: tuple[int, ...] = ()  # of each class in the policy's order; 0: no bound of its own
 
 
 def compile_policy(policy: Policy) -> Tables:
@@ -251,6 +261,10 @@ def compile_policy(policy: Policy) -> Tables:
         relays=tuple(_relay_row(name, row) for name, row in policy.relays.items()),
         zone_nets=tuple((name, tuple(map(str, zone.nets))) for name, zone in policy.zones.items()),
         zones_without_multicast=tuple(name for name, zone in policy.zones.items() if zone.multicast == "never"),
+        memory_quotas=tuple(
+            _share(policy.cache.memory, row.quota) if row.store == "memory" or policy.cache.disk is None else 0
+            for row in policy.classes.values()
+        ),
     )
 
 
@@ -356,9 +370,16 @@ def _disk_row(policy: Policy) -> DiskRow | None:
     disk = policy.cache.disk
     if disk is None:
         return None
-    kept = {name: row.quota for name, row in policy.classes.items() if row.store == "disk"}
-    quotas = tuple((name, disk.size * quota // 100 if quota < 100 else 0) for name, quota in kept.items())
-    return DiskRow(disk.path, disk.size, disk.encrypt, quotas)
+    rows = tuple(
+        DiskClassRow(name, _share(disk.size, row.quota), row.pin)
+        for name, row in policy.classes.items()
+        if row.store == "disk"
+    )
+    return DiskRow(disk.path, disk.size, disk.encrypt, rows)
+
+
+def _share(size_bytes: int, quota: int) -> int:
+    return size_bytes * quota // 100 if quota < 100 else 0
 
 
 def digest_of(policy: Policy) -> str:

@@ -63,7 +63,12 @@ class Class(Section):
         description="Where objects of this class are kept: on the disk too, where cache.disk is; or never there.",
     )
     quota: Annotated[int, *percent_between("1%", "100%")] = Field(
-        default=100, description="The most of the disk that objects of this class may take."
+        default=100,
+        description="The most of the disk that objects of this class may take; of memory, where they are only there.",
+    )
+    pin: bool = Field(
+        default=False,
+        description="Whether what of this class is on the disk stays there until it is purged, up to the quota.",
     )
     max_offline: Annotated[float, *time_between("1s", "3650d")] | None = Field(
         default=None,

@@ -27,6 +27,9 @@ def dotted(path: Path) -> str:
         step if set(step) <= _PLAIN_NAME and len(step) <= 64 else quoted(step) for step in path if isinstance(step, str)
     )
 
+# Percent of the disk. What is pinned in an evicted segment is written anew: at three quarters a byte costs three more.
+PINNED_MOST = 75
+
 
 class Rules:
     """Made before wrong values are taken out of the tree: a name that is written counts even in a wrong section."""
@@ -43,6 +46,7 @@ class Rules:
         self._listeners(policy)
         self._zone_nets(policy)
         self._origins(policy)
+        self._pins(policy)
         self._multicast(policy)
         for below, message, is_warning in relay_findings(policy):
             (self._warn if is_warning else self._error)(self._value("relays", *below), message)
@@ -113,6 +117,21 @@ class Rules:
                         self._value("zones", name, "nets", index),
                         f"zones.{name}.nets: {network} is in zone '{owner}' already, which wins",
                     )
+
+    def _pins(self, policy: Policy) -> None:
+        pinned = {name: row for name, row in policy.classes.items() if row.pin}
+        for name, row in pinned.items():
+            mark = self._value("classes", name, "pin")
+            if row.store != "disk" or policy.cache.disk is None:
+                self._error(mark, f"classes.{name}.pin: pinned means on the disk: needs store: disk and cache.disk")
+        total = sum(row.quota for row in pinned.values())
+        if total > PINNED_MOST:
+            last = list(pinned)[-1]
+            self._error(
+                self._value("classes", last, "pin"),
+                f"classes.{last}.pin: pinned classes have quotas of {total}% of the disk together, the most is"
+                f" {PINNED_MOST}%: the rest has to turn over",
+            )
 
     def _origins(self, policy: Policy) -> None:
         if not self._collections["origins"]:

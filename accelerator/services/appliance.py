@@ -20,7 +20,7 @@ from accelerator.policy.compile import Tables, compile_policy
 from accelerator.policy.model import Policy
 from accelerator.protocols.overload import Rung
 from accelerator.services.admin_token import AdminToken
-from accelerator.services.disk_boot import counters_of, gauges_of, make_tier, take_classes
+from accelerator.services.disk_boot import counters_of, figures_of, gauges_of, make_tier, take_classes
 from accelerator.services.events import Events, Feed
 from accelerator.services.fetch import Fetcher
 from accelerator.services.heads import NS
@@ -240,6 +240,7 @@ class Appliance:
         self._sockets = opened
         self.fetcher.site = tables.site.encode("ascii")
         self.inventory.class_names = list(policy.classes)
+        self.inventory.pinned_classes = {index for index, row in enumerate(policy.classes.values(), 1) if row.pin}
         own = {listening.getsockname()[:2] for _, listening in opened.values()}
         if self.admin_address is not None:
             own.add(self.admin_address)
@@ -248,6 +249,8 @@ class Appliance:
         self.request_log.prepare(tables, self._plane.generation + 1)
         self.generation = self.dataplane.publish(tables)
         self.policy, self.tables = policy, tables
+        for index, quota_bytes in enumerate(tables.memory_quotas, 1):
+            self._plane.set_quota(index, quota_bytes)
         if self.disk is not None:
             take_classes(self.disk, tables, policy)
         logs = tables.logs
@@ -404,7 +407,7 @@ class Appliance:
             memory_reclaiming_bytes=memory["retired"],
         )
         if self.disk is not None:
-            figures.update(self.disk.log.figures())
+            figures.update(figures_of(self.disk))
         return figures
 
     def cache_list(

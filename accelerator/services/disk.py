@@ -15,6 +15,7 @@ from accelerator.protocols import live
 from accelerator.services.disk_keys import Naming, number_of
 from accelerator.services.disk_log import DiskLog
 from accelerator.services.disk_lookup import LookUp, unpacked
+from accelerator.services.disk_quotas import Kept, Quotas
 from accelerator.services.heads import NS, status_line
 from accelerator.store.head import LONG_AGO_NS, DiskHead, pack_head, to_monotonic, to_wall
 from accelerator.store.index import GONE, ORIGIN_GONE, Head
@@ -56,13 +57,17 @@ Key = tuple[int, bytes]
 class DiskTier:
     """`log` holds what is kept, `origins` says what may be. Classes with `store: memory` never get here."""
 
-    def __init__(self, dataplane: DataPlane, origins: Origins, log: DiskLog, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, dataplane: DataPlane, origins: Origins, log: DiskLog, loop: asyncio.AbstractEventLoop,
+        note: Callable[[str, str, str], None],
+    ) -> None:  # fmt: skip
         self.log = log
         self._dataplane = dataplane
         self._plane = dataplane.plane
         self._origins = origins
         self._loop = loop
-        self._kept_classes: dict[int, tuple[str, int]] = {}  # class index -> (name, quota in bytes or 0)
+        self._kept_classes: dict[int, Kept] = {}  # by class index
+        self.quotas = Quotas(log, note)
         self._heads_queued: set[int] = set()
         self._looking: dict[Key, list[Exchange]] = {}
         self._reading: dict[tuple[int, int], list[StoredObject]] = {}
@@ -70,7 +75,6 @@ class DiskTier:
         self._backlog_most = dataplane.plane.memory["limit"] // SLICE_BYTES
         log.on_room = self._catch_up
         self._late: set[tuple[int, int]] = set()
-        self._quota_ns = 0
         self._early: list[Callable[[], int]] = []  # purges from before the index was there
         log.on_loaded = self._loaded
 
@@ -80,17 +84,18 @@ class DiskTier:
         for bury in early:
             bury()
 
-    def set_classes(self, kept: dict[int, tuple[str, int]]) -> None:
-        """Which classes are kept, by the index that origins name (0: none), with name and quota in bytes."""
+    def set_classes(self, kept: dict[int, Kept]) -> None:
+        """Which classes are kept, by the index that origins name (0: none)."""
         self._kept_classes = kept
-        for name, _ in kept.values():
-            self.log.keys.key_of(name)
+        self.quotas.set_classes(list(kept.values()))
+        for each in kept.values():
+            self.log.keys.key_of(each.name)
 
     def _naming(self, origin: Origin, key: bytes) -> Naming | None:
         kept = self._kept_classes.get(origin.class_index)
         if kept is None:
             return None
-        return Naming(self.log.keys.digest(origin.name, key), number_of(origin.name), kept[0])
+        return Naming(self.log.keys.digest(origin.name, key), number_of(origin.name), kept.name)
 
     def _grave(self, origin: Origin, key: bytes) -> Naming:
         """What a purge names: also of an origin whose class isn't kept any more, as it may be again."""
@@ -147,9 +152,12 @@ class DiskTier:
         length = min(SLICE_BYTES, total - number * SLICE_BYTES)
         if not self.log.can_take(length + HEAD_ROOM_BYTES):
             return False
+        is_new = total and self.log.index.slice_of(generation, number) is None
+        if is_new and not self.quotas.take(naming.class_id, length):
+            return True
         if not self._has_head(naming, generation) and not self._write_head(stored, naming):
             return True
-        if total and self.log.index.slice_of(generation, number) is None:
+        if is_new:
             self.log.write_slice(naming, generation, number, total, length, stored)
         return True
 
@@ -208,22 +216,9 @@ class DiskTier:
         done = lambda error, value: self._heads_queued.discard(generation)  # noqa: E731
         numbers = tuple(self.log.keys.tag(tag) for tag in tags)
         if self.log.write_head(naming, variant, generation, stored.total_length, payload, done, tags=numbers):
-            self._hold_quota(naming, stored.origin)
             return True
         self._heads_queued.discard(generation)
         return False
-
-    def _hold_quota(self, naming: Naming, origin_id: int) -> None:
-        """From time to time: a class with more than its share gives back what is least asked for."""
-        now_ns = clock.monotonic_ns()
-        quotas = {number_of(name): quota for name, quota in self._kept_classes.values() if quota}
-        if not quotas or now_ns - self._quota_ns < NS:
-            return
-        self._quota_ns = now_ns
-        for class_id, n_bytes in self.log.index.class_bytes().items():
-            quota = quotas.get(class_id, 0)
-            if quota and n_bytes > quota:
-                self.log.index.shrink_class(class_id, n_bytes - quota * 9 // 10)
 
     # -- misses --------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from accelerator import clock
 from accelerator.io.credentials import CredentialError, Credentials
 from accelerator.services.disk import DiskTier
 from accelerator.services.disk_log import DiskLog
+from accelerator.services.disk_quotas import Kept
 
 if TYPE_CHECKING:
     from accelerator.dataplane import DataPlane
@@ -26,6 +27,8 @@ _ADVICE = {
     "disk-aside": "look at the disk and its file system; it is tried again by itself every 10 s",
     "disk-clock": "set the clock: what is on the disk is validated before it is used, as its age isn't known",
     "disk-corrupt": "one is a misfortune, many are a disk that fails: the object is fetched again",
+    "pins-full": "give the class a larger quota, or purge what is not needed any more",
+    "pins-nearly-full": "give the class a larger quota, or purge what is not needed any more",
     "disk-full": "give cache.disk a file system of its own, or a smaller size",
     "disk-rebuilt": "nothing to do: what is found is validated before it is used",
 }
@@ -36,9 +39,13 @@ _HELP = {
     "disk_hits": "requests answered from the disk", "disk_reads": "records read", "disk_writes": "records written",
     "disk_write_drops": "records not written: the disk was slow, full or put aside", "disk_errors": "failed operations",
     "disk_corrupt": "records that were not what was written", "disk_evictions": "segments evicted",
+    "disk_pinned_bytes": "bytes of pinned classes on the disk", "disk_pinned_limit_bytes": "the most that they may be",
+    "disk_pin_refusals": "slices of pinned classes not kept: their quota is full",
     "disk_read_bytes": "payload bytes read", "disk_write_bytes": "payload bytes written",
 }  # fmt: skip
-_GAUGES = frozenset({"disk_bytes", "disk_limit_bytes", "disk_objects", "disk_index_bytes", "disk_queued_bytes"})
+_GAUGES = frozenset({"disk_bytes", "disk_limit_bytes", "disk_objects", "disk_index_bytes", "disk_queued_bytes"}) | {
+    "disk_pinned_bytes", "disk_pinned_limit_bytes",
+}
 
 
 def make_tier(
@@ -62,29 +69,33 @@ def make_tier(
         events.note(kind, subject, why=why, advice=_ADVICE.get(kind, ""), cause=kind)
 
     disk_log = DiskLog(dataplane, loop, state_dir / row.path, row.size_bytes, key, note)
-    tier = DiskTier(dataplane, origins, disk_log, loop)
+    tier = DiskTier(dataplane, origins, disk_log, loop, note)
     take_classes(tier, tables, policy)
     return tier
 
 
 def take_classes(tier: DiskTier, tables: Tables, policy: Policy) -> None:
     """Which classes may be on the disk, as origins number them: 0 is no class, which may."""
-    quotas = dict(tables.disk.quotas) if tables.disk is not None else {}
-    kept = {0: ("", 0)}
+    rows = {row.name: row for row in tables.disk.classes} if tables.disk is not None else {}
+    kept = {0: Kept("")}
     for index, name in enumerate(policy.classes, 1):
-        if name in quotas:
-            kept[index] = (name, quotas[name])
+        if name in rows:
+            kept[index] = Kept(name, rows[name].quota_bytes, rows[name].is_pinned)
     tier.set_classes(kept)
     tier.log.keeps_time = any(row.max_offline_s for row in tables.origins)
 
 
+def figures_of(tier: DiskTier) -> dict[str, int]:
+    return {**tier.log.figures(), **tier.quotas.figures()}
+
+
 def counters_of(tier: DiskTier) -> dict[str, tuple[float, str]]:
-    return {name: (value, _HELP[name]) for name, value in tier.log.figures().items() if name not in _GAUGES}
+    return {name: (value, _HELP[name]) for name, value in figures_of(tier).items() if name not in _GAUGES}
 
 
 def gauges_of(tier: DiskTier) -> dict[str, tuple[float, str]]:
     gauges: dict[str, tuple[float, str]] = {
-        name: (value, _HELP[name]) for name, value in tier.log.figures().items() if name in _GAUGES
+        name: (value, _HELP[name]) for name, value in figures_of(tier).items() if name in _GAUGES
     }
     gauges["disk_usable"] = (int(tier.log.is_usable), "1 while the disk is read and written")
     return gauges

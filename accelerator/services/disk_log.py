@@ -20,9 +20,9 @@ from accelerator.services.disk_erase import Eraser
 from accelerator.services.disk_files import CHECKPOINT, CLOCK, DiskBusy, Found, prepare, segment_file
 from accelerator.services.disk_graves import Graves
 from accelerator.services.disk_health import DiskHealth
-from accelerator.services.disk_keys import FILE_NAME, DiskKeys, Naming, number_of
+from accelerator.services.disk_keys import FILE_NAME, DiskKeys, Naming
+from accelerator.services.disk_moves import Moves
 from accelerator.store.checkpoint import dump_checkpoint
-from accelerator.store.head import unpack_head
 from accelerator.store.index import HEAD, SLICE, DiskIndex, Head, Place
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class DiskLog:
         self.loaded = asyncio.Event()
         self.graves = Graves(self)
         self.eraser = Eraser(self)
+        self.pinned: frozenset[int] = frozenset()  # numbers of classes whose objects are never evicted
+        self._moves = Moves(self)
         self.counts = dict.fromkeys(("hits", "reads", "writes", "write_drops", "errors", "corrupt", "evictions"), 0)
         self.counts |= dict.fromkeys(("read_bytes", "write_bytes"), 0)
         self._site_key = site_key
@@ -252,6 +254,20 @@ class DiskLog:
 
         return self.append(length, queue, written, None)
 
+    def write_bytes(
+        self, naming: Naming, generation: int, number: int, total: int, payload: bytes, done: Done
+    ) -> bool:
+        """The same of bytes that were read here: a slice that moves, for which there is always room."""
+
+        def written(place: Place, sequence: int) -> None:
+            self.index.put_slice(naming.key, generation, number, sequence, place)
+
+        def queue(io: DiskIo, place: Place, sequence: int) -> int:
+            row = self.row(SLICE, naming, 0, generation, number, total, sequence)
+            return io.write(place.segment, place.offset, row, payload, self._saved_key(naming))
+
+        return self.append(len(payload), queue, written, done, must=True)
+
     def can_take(self, length: int) -> bool:
         """Whether records of so many bytes could be queued now; False: `on_room` says when to try again."""
         io = self._io
@@ -350,11 +366,13 @@ class DiskLog:
             self._evicting = self._loop.create_task(self._evict_one())
 
     async def _evict_one(self) -> None:
-        segment = self.index.least_useful(but=self.segment)
+        segment = self.index.least_useful(but=self.segment, pinned=self.pinned)
         if segment is None:
             return
         for head in self.index.heads_to_keep(segment):
-            await self._move_head(head)
+            await self._moves.head(head)
+        if not await self._moves.pinned(segment):
+            return
         if not await self.graves.move(self.index.tombstones_to_keep(segment)):
             return  # it stays until the next time: what was purged must not come back
         self.index.drop_segment(segment)
@@ -366,36 +384,6 @@ class DiskLog:
             self._waiting[self._io.unlink(segment_file(segment).encode())] = self._unlinked
         self.on_room()
 
-    async def _move_head(self, head: Head) -> None:
-        """To the log's end, since slices elsewhere need it."""
-        result: asyncio.Future[tuple[bytes, bytes] | None] = self._loop.create_future()
-
-        def done(error: int, value: Any) -> None:
-            if not result.done():
-                result.set_result(None if error else value)
-
-        if not self.read_head(head, done):
-            return
-        payload = await result
-        at = self.index.heads.at
-        if payload is None or at["generation"][head.row] != head.generation:
-            return
-        digest, data = payload
-        class_name = next((name for name in self.keys.classes if number_of(name) == head.class_id), None)
-        if class_name is None and self.keys.site is not None:
-            return  # erased meanwhile
-        naming = Naming(digest, head.origin_id, class_name or "", head.class_id)
-        try:
-            tags = tuple(map(self.keys.tag, unpack_head(data).tags))
-        except ValueError:
-            return  # a newer version's
-        moved = asyncio.Event()
-        if self.write_head(
-            naming, head.variant, head.generation, head.total, data, lambda error, value: moved.set(),
-            tags=tags,
-        ):  # fmt: skip
-            await moved.wait()
-
     def _unlinked(self, error: int, _: Any) -> None:
         if error:
             self._failed(error, "unlink")
@@ -404,10 +392,16 @@ class DiskLog:
 
     def read_head(self, head: Head, done: Done) -> bool:
         """Asks for a head: `done(error, (digest, payload))`. False: not now."""
-        key = self.keys.key_of_number(head.class_id)
+        return self.read_record(head.place, HEAD, head.generation, 0, None, head.class_id, done)
+
+    def read_record(
+        self, place: Place, kind: int, generation: int, number: int, digest: bytes | None, class_id: int, done: Done
+    ) -> bool:
+        """Asks for a head, or for a slice of the key `digest`: `done(error, (digest, payload))`. False: not now."""
+        key = self.keys.key_of_number(class_id)
         return self._read(
-            lambda io: io.read(head.place.segment, head.place.offset, head.place.length, HEAD, head.generation, key),
-            head.place, done,
+            lambda io: io.read(place.segment, place.offset, place.length, kind, generation, key, number, digest),
+            place, done,
         )  # fmt: skip
 
     def read_slice(

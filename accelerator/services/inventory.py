@@ -53,6 +53,7 @@ class Inventory:
         self._origins = origins
         self._fetcher = fetcher
         self.class_names: list[str] = []
+        self.pinned_classes: set[int] = set()
         # Without a secret, short queries could be found again by trying them.
         self._secret = secrets.token_bytes(32)
         self._named: OrderedDict[str, Named] = OrderedDict()
@@ -311,6 +312,7 @@ class Inventory:
             "ttl_s": round(ttl_s, 3),
             "state": state,
             "class": self.class_names[class_index - 1] if class_index else None,
+            "pinned": class_index in self.pinned_classes,
             "kind": KINDS[kind].value,
         }
 

@@ -275,27 +275,31 @@ class DiskIndex:
 
     # -- eviction ------------------------------------------------------------------------------------------------------
 
-    def usefulness(self) -> dict[int, float]:
-        """Live bytes of each segment, weighted by how often their objects were asked for."""
+    def usefulness(self, pinned: frozenset[int] = frozenset()) -> dict[int, float]:
+        """Live bytes of each segment, weighted by how often their objects were asked for. Those of `pinned` classes
+        would have to move, which is dearer than anything that could be lost."""
         order = np.array(sorted(self.segments), "u4")
         sums = np.zeros(len(order) + 1)
-        for place, weight in self._live_bytes():
+        for place, weight in self._live_bytes(pinned):
             found = np.searchsorted(order, place)
             sums += np.bincount(found, weights=weight, minlength=len(order) + 1)[: len(order) + 1]
         return {int(segment): float(value) for segment, value in zip(order, sums, strict=False)}
 
-    def _live_bytes(self) -> Iterable[tuple[Array, Array]]:
+    def _live_bytes(self, pinned: frozenset[int]) -> Iterable[tuple[Array, Array]]:
         heads, slices = self.heads.array, self.slices.array
+        worth = 1.0 + heads["hits"]
+        if pinned:
+            worth[np.isin(heads["class_id"], np.array(sorted(pinned), "u4"))] = HITS_MOST + 2.0
         rows = self.heads.live()
-        yield heads["segment"][rows], heads["length"][rows] * (1.0 + heads["hits"][rows])
+        yield heads["segment"][rows], heads["length"][rows] * worth[rows]
         rows = self.slices.live()
         owner = slices["owner"][rows]
         is_live = heads["generation"][owner] == slices["generation"][rows]
-        yield slices["segment"][rows], slices["length"][rows] * (1.0 + heads["hits"][owner]) * is_live
+        yield slices["segment"][rows], slices["length"][rows] * worth[owner] * is_live
 
-    def least_useful(self, *, but: int) -> int | None:
+    def least_useful(self, *, but: int, pinned: frozenset[int] = frozenset()) -> int | None:
         """The sealed segment that holds least for its space; the oldest of equals. `but` is being appended to."""
-        scores = self.usefulness()
+        scores = self.usefulness(pinned)
         sealed = [segment for segment in sorted(self.segments) if segment != but]
         worth = {segment: scores[segment] / max(1, self.segments[segment]) for segment in sealed}
         return min(sealed, key=lambda segment: (worth[segment], segment), default=None)
@@ -340,6 +344,26 @@ class DiskIndex:
         owner = slices["owner"][rows]
         owner = owner[heads["generation"][owner] == slices["generation"][rows]]
         return [self.head(int(row)) for row in inside[np.isin(inside, owner)]]
+
+    def pinned_in(self, segment: int, pinned: frozenset[int]) -> list[tuple[Head, list[tuple[int, Place]]]]:
+        """What of `pinned` classes lies in a segment: objects with their head or slices (number, place) there."""
+        if not pinned:
+            return []
+        slices, heads = self.slices.array, self.heads.array
+        numbers = np.array(sorted(pinned), "u4")
+        live = self.heads.live()
+        own = live[(heads["segment"][live] == segment) & np.isin(heads["class_id"][live], numbers)]
+        found: dict[int, list[tuple[int, Place]]] = {row: [] for row in own.tolist()}
+        rows = self.slices.live()
+        rows = rows[slices["segment"][rows] == segment]
+        owner = slices["owner"][rows]
+        is_live = heads["generation"][owner] == slices["generation"][rows]
+        is_kept = is_live & np.isin(heads["class_id"][owner], numbers)
+        at = self.slices.at
+        for row in rows[is_kept].tolist():
+            place = Place(segment, at["offset"][row], at["length"][row])
+            found.setdefault(at["owner"][row], []).append((at["number"][row], place))
+        return [(self.head(row), places) for row, places in found.items()]
 
     def tombstones_to_keep(self, segment: int) -> list[Tombstone]:
         """Those in a segment that goes while an older one stays, in which what they bury may lie."""

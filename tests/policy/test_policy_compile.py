@@ -105,6 +105,18 @@ def test_multicast_proxies() -> None:
     )
 
 
+def test_quotas_are_of_where_a_class_is_kept() -> None:
+    head = "version: 1\nsite: {name: a}\nclasses: {m: {store: memory, quota: 50%}, d: {quota: 40%, pin: true}, e: {}}\n"
+    only_memory = compiled(head.replace(", pin: true", "") + "cache: {memory: 100MiB}\n")
+    assert (only_memory.disk, only_memory.memory_quotas) == (None, (50 << 20, 40 << 20, 0))
+    both = compiled(head + "cache: {memory: 100MiB, disk: {size: 1000MiB}}\n")
+    assert both.disk is not None
+    assert [(row.name, row.quota_bytes, row.is_pinned) for row in both.disk.classes] == [
+        ("d", 400 << 20, True), ("e", 0, False),
+    ]  # fmt: skip
+    assert both.memory_quotas == (50 << 20, 0, 0)
+
+
 def test_the_digest_is_of_what_the_policy_says() -> None:
     digest = compiled(POLICY).digest
     assert len(digest) == 64

@@ -70,6 +70,11 @@ KEYS = [
     pytest.param("listen: {lan: {address: '127.0.0.1:1', tls: site}}\n", ["3:40: unknown key 'tls' in listen.lan"], id="later-tls"),
     pytest.param("zones: {a: {nets: [], ceiling: 3Mbit/s}}\n", ["3:23: unknown key 'ceiling' in zones.a"], id="later-ceiling"),
     pytest.param("classes: {a: {store: tape, quota: 0.7}}\n", ["3:22: classes.a.store: expected memory or disk, got 'tape'", "3:35: classes.a.quota: expected a share such as '70%', got '0.7'"], id="class-values"),
+    pytest.param("classes: {a: {pin: true, quota: 50%}}\n", ["3:20: classes.a.pin: pinned means on the disk: needs store: disk and cache.disk"], id="pin-without-disk"),
+    pytest.param("cache: {disk: {}}\nclasses: {a: {pin: true, quota: 50%}, b: {pin: true, quota: 26%}, c: {}}\n",
+                 ["4:48: classes.b.pin: pinned classes have quotas of 76% of the disk together, the most is 75%: the rest has to turn over"], id="pins-too-many"),
+    pytest.param("cache: {disk: {}}\nclasses: {a: {pin: true}}\n",
+                 ["4:20: classes.a.pin: pinned classes have quotas of 100% of the disk together, the most is 75%: the rest has to turn over"], id="pin-without-quota"),
     pytest.param("zones: {1a: {}}\n", ["3:9: zones: '1a' is not a name: a letter, then letters, digits, '-' and '_', at most 64 characters"], id="bad-name"),
 ]  # fmt: skip
 
