@@ -376,3 +376,19 @@ def test_the_ssrc_of_both_legs_changes() -> None:
         out += numbers(b.expire(now))
     assert out == sorted(set(out))
     assert set(range(600, 1000)) <= set(out)
+
+
+def test_a_sender_gone_wild_is_held_to_the_relays_bitrate() -> None:
+    """1 Mbit/s allowed, 4 sent for 10 s: what passes is the rate and one burst; of 0.9 nothing is lost."""
+    wild = bench(cap_bytes_s=125_000)
+    n_sent = 10 * 4_000_000 // 8 // 1000
+    for number in range(n_sent):
+        wild.take(0, rtp(number, bytes(988)), number * 2 * MS + MS)
+    known = wild.known()
+    passed = known["datagrams"] - known["drop_rate"]
+    assert 1250 <= passed <= 1250 + 35
+    calm = bench(cap_bytes_s=125_000)
+    for number in range(1000):
+        calm.take(0, rtp(number, bytes(988)), number * 9 * MS + MS)
+    assert calm.known()["drop_rate"] == 0
+    assert calm.known()["packets"] == 1000

@@ -373,3 +373,19 @@ def test_wrong_use_is_refused() -> None:
     for wrong in ({"window_packets": 100}, {"slot_bytes": 70_000}, {"wait_ns": -1}, {"mode": "x"}, {"legs": []}):
         with pytest.raises(ValueError, match=r"\w"):
             Settings(**{"legs": [(-1, "media", ())], **wrong})  # type: ignore[arg-type]
+
+
+def test_what_comes_before_a_relay_receives_waits_in_its_socket() -> None:
+    """A relay that replaces another is given its outputs first: no packet finds it without."""
+    with RelayRig() as rig:
+        incoming, receiver, sender = rig.open(), rig.receiver(), rig.open()
+        rig.plane.add(0, Settings(legs=[(incoming.fileno(), "media", ())]), receives=False)
+        for number in range(50):
+            sender.sendto(rtp(number, b"x"), incoming.getsockname())
+        rig.plane.open_output(0, 0, sender.fileno(), hold_ns=0)
+        rig.plane.set_receivers(0, [(0, destination(receiver.getsockname()))])
+        assert rig.counters()["datagrams"] == 0
+        rig.plane.receive(0)
+        rig.wait(lambda: len(rig.received[receiver]) == 50)
+        assert rig.received[receiver] == [rtp(number, b"x") for number in range(50)]
+        rig.plane.remove(0)
