@@ -116,8 +116,8 @@ def forked_reader(made: socket.socket, size: int) -> Callable[[], tuple[int, int
 
 @contextlib.contextmanager
 def worker(plane: RelayPlane) -> Iterator[Callable[[], tuple[float, float]]]:
-    """Runs the plane's worker on its CPU, with the priority that the box gives it; gives the seconds that it has had the
-    CPU, and those that it has waited for it: others' work there makes delays that are not the relay's."""
+    """Runs the plane's worker on its CPU, with the priority that the box gives it; gives the seconds that it has
+    had the CPU, and those that it has waited for it: others' work there makes delays that are not the relay's."""
     plane.start()
     thread = plane.native_ids()[0]
     os.sched_setaffinity(thread, {measure.SERVER_CPU})
