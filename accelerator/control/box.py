@@ -168,6 +168,7 @@ class Live(TypedDict):
     n_origins: int
     origins: Sequence[Mapping[str, object]]
     classes: Sequence[Mapping[str, object]]
+    relays: Sequence[Mapping[str, object]]  # as relay_list has them
 
 
 # A dict, or a coroutine where the work belongs off the loop (a listing of a million objects).

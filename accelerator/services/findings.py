@@ -38,6 +38,7 @@ def findings_of(
     found = [_finding("unhealthy", "bad", reason) for reason in status["health"]["reasons"]]
     for origin in origins:
         found += _origin(origin)
+    found += [_finding("relay-silent", "bad", name) for name in status.get("relays", {}).get("silent_names", ())]
     if minute.requests >= REQUESTS_MIN and minute.own_errors >= ERRORS_WARN * minute.requests:
         share = min(1.0, minute.own_errors / minute.requests)
         found.append(_finding("viewers-errors", "bad" if share >= ERRORS_BAD else "warn", "", share=round(share, 4)))

@@ -147,6 +147,7 @@ class Pulse:
             "n_origins": len(origins),
             "origins": shown[:ORIGINS_SHOWN_MAX],
             "classes": self._class_rows(origins),
+            "relays": box.relays.listing()["relays"],
         }
 
     # -- origins and classes -------------------------------------------------------------------------------------------

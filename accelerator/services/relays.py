@@ -402,6 +402,7 @@ class Relays:
                 {"index": i, "alive": alive and i not in self._stalled} for i, (_, alive) in enumerate(workers)
             ],
             "has_priority": self.has_priority,
+            "silent_names": [name for name, flow in self._flows.items() if flow.signal.state is State.SILENT],
         }
 
     def unhealthy(self) -> list[str]:

@@ -139,7 +139,7 @@ class MemoryBox:
             rates = dict.fromkeys(("requests_per_s", "to_viewers_bps", "from_origin_bps"), 1.0)
             self._live = {
                 "number": 1, "at_s": time.time(), "level": "ok", "findings": [], "last_event": len(self.events),
-                **status, "counters": top["counters"], "n_origins": len(top["origins"]), "classes": [],
+                **status, "counters": top["counters"], "n_origins": len(top["origins"]), "classes": [], "relays": [],
                 "now": {**rates, "refused_per_s": 0.0, "hit_ratio": 0.9, "collapsed_ratio": 0.05},
                 "origins": [{**origin, **row, **rates, "errors_minute": 0} for origin in top["origins"]],
             }  # fmt: skip

@@ -49,6 +49,18 @@ export class Overview {
       { label: t("classes.viewers"), cell: (row) => size(row.bytes_to_viewers), class: "number" },
     ]);
     document.getElementById("classes").replaceChildren(this.classes.element);
+    this.relays = new Table(t("relays.title"), [
+      { label: t("relays.name"), cell: (row) => nameOf(row.name, 60), key: (row) => row.name },
+      { label: t("relays.state"), cell: (row) => this.relayState(row), key: (row) => [row.state, row.troubles], class: "state" },
+      { label: t("relays.in"), cell: (row) => rate(row.bitrate_bps), class: "number" },
+      { label: t("relays.lost"), cell: (row) => count(row.lost), class: "number" },
+      { label: t("relays.repaired"), cell: (row) => count(row.repaired + row.merged), class: "number" },
+      { label: t("relays.breaks"), cell: (row) => count(row.discontinuities), class: "number" },
+      { label: t("relays.dropped"), cell: (row) => count(row.dropped + row.send_dropped), class: "number" },
+      { label: t("relays.receivers"), cell: (row) => count(row.receivers), class: "number" },
+      { label: t("relays.out"), cell: (row) => rate(row.sent_bps), class: "number" },
+    ]);
+    document.getElementById("relays").replaceChildren(this.relays.element);
     this.shownFindings = null;
   }
 
@@ -83,6 +95,8 @@ export class Overview {
     setText(document.getElementById("origins-more"), live.n_origins > live.origins.length
       ? t("origins.more", { n: live.origins.length, total: live.n_origins }) : live.n_origins ? "" : t("origins.none"));
     this.classes.fill(live.classes);
+    document.getElementById("relays-card").hidden = !live.relays.length;
+    this.relays.fill(live.relays);
     this.showFindings(live.findings, live.level);
   }
 
@@ -120,6 +134,11 @@ export class Overview {
     const lines = troubled.map((each) => make("span", { class: "hint block" }, nameOf(each.upstream, 80), " ",
       t(`upstream.${each.state}`, { time: duration(each.trial_in_s) }), each.error ? ": " : "", each.error ? nameOf(each.error, 160) : ""));
     return [badge(row.level, t(`level.origin.${row.level}`)), ...lines];
+  }
+
+  relayState(row) {
+    const level = { live: "ok", silent: "bad", waiting: "warn", idle: "info" }[row.state];
+    return [badge(level, t(`relays.${row.state}`)), ...row.troubles.map((each) => make("span", { class: "hint block", lang: "en" }, nameOf(each, 160)))];
   }
 
   connections(row) {
