@@ -62,6 +62,13 @@ def is_what_was_asked(part: ContentRange, first: int, last: int | None) -> bool:
     return part.total is None or (part.last == part.total - 1 and part.first >= part.total + first)
 
 
+def holds(if_range: bytes, response_fields: Fields) -> bool:
+    """Whether a 206 may answer this If-Range: its own validator is not another one (RFC 9110 section 13.1.5)."""
+    name = b"etag" if if_range.endswith(b'"') else b"last-modified"
+    value = get_first(response_fields, name)
+    return value is None or value == if_range
+
+
 def unsatisfied_length(response_fields: Fields) -> int | None:
     """The length that a 416 tells by `Content-Range: bytes */LENGTH`; None if it doesn't (RFC 9110 section 15.5.17)."""
     match = _UNSATISFIED_RANGE.fullmatch(get_first(response_fields, b"content-range") or b"")

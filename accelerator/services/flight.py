@@ -14,7 +14,7 @@ from accelerator.protocols.cache_decide import NOT_SHAREABLE_S, Verdict, decide,
 from accelerator.protocols.cache_tags import number_of_tag, tags_of, without_tags
 from accelerator.protocols.cache_validate import decide_304, matches_304
 from accelerator.protocols.fields import Fields, get_first, get_list, has
-from accelerator.protocols.representation import is_what_was_asked, selected_etag, stored_fields
+from accelerator.protocols.representation import holds, is_what_was_asked, selected_etag, stored_fields
 from accelerator.services.fill import Fill
 from accelerator.services.freshen import freshen_by_head
 from accelerator.services.heads import compose, split_lines, with_exposed
@@ -87,7 +87,7 @@ class Flight:
         self._is_validation = False
         self._requested_range: ByteRange | None = None
         self._has_asked_several = False
-        self._may_be_refused_parts = False
+        self._condition: bytes | None = None  # If-Range, as it went up
         self._requested_ns = 0
         self._requested_wall_s = 0.0
         self._response_ns = 0
@@ -120,7 +120,7 @@ class Flight:
                 validators = None
         self._is_validation = validators is not None
         several, condition = self._parts_to_ask_for()
-        self._may_be_refused_parts = condition is not None
+        self._condition = condition
         self._requested_range = several[0] if len(several) == 1 else None
         self._has_asked_several = len(several) > 1
         self._requested_ns = clock.monotonic_ns()
@@ -197,7 +197,7 @@ class Flight:
                 self._validated(response, wall_s)  # an origin that looks at Range before the condition
                 if self.is_answered:
                     self.abandon()
-            elif response.status == 200 and self._has_asked_several and not self._may_be_refused_parts:
+            elif response.status == 200 and self._has_asked_several and self._condition is None:
                 self._take_slices()
             elif response.status in STALE_STATUSES and self._serve_stale("5xx"):
                 self.abandon()
@@ -294,6 +294,8 @@ class Flight:
         if self._source.method == b"HEAD" and response.status == 200 and not self.is_withdrawn:
             self._freshen(response, wall_s)
         verdict = self._held_not_found(verdict, response.status)
+        if response.status == 206 and self._condition is not None and not holds(self._condition, response.fields):
+            raise OriginError("changed", f"{upstream}: a part of another representation than If-Range names")
         part, asked = verdict.partial, self._requested_range
         if part is not None and asked is not None and not is_what_was_asked(part, *asked):
             raise OriginError("content-range", f"{upstream}: another range than the one asked for")
@@ -308,7 +310,9 @@ class Flight:
                 self._range = None
                 self._ask_again()
                 return
-            if not self.is_alone and self._requested_range != self._range:
+            # As it stands it is his only if it is the part that he asked for, on his own condition.
+            is_his = self._requested_range == self._range and not has(self._source.fields, b"if-range")
+            if not self.is_alone and not is_his:
                 self.fetcher.remembered.uncombinable(self.key)
                 self._ask_again(as_asked=True)
                 return

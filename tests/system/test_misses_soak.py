@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from box import GENERIC, TWIN, Answer, Box, Viewer, scenario, sound_box
 from hostile_origin import Peer, Request, Script, reply
 from origin_scripts import File, fields, noise
@@ -55,9 +56,19 @@ class Content:
             file.cut_at, file.how = self.dice.randrange(self.size), self.dice.choice(("reset", "close"))
         elif dice < 0.20:
             await asyncio.sleep(self.dice.random() / 50)
+        elif dice < 0.22 and request.field(b"Range") and file.etag:
+            return await self._elsewhere(peer, request, file)
         if not self.has_length and request.method == b"GET" and not request.field(b"If-None-Match"):
             return await self._chunked(peer, file)
         return await file(peer, request)
+
+    async def _elsewhere(self, peer: Peer, request: Request, file: File) -> bool:
+        """A part of another place than the one asked for, and it says so."""
+        total = len(file.body)
+        first = self.dice.randrange(max(1, total))
+        last = min(total, first + self.dice.randrange(1, 200_000)) - 1
+        named = fields(content_range=f"bytes {first}-{last}/{total}", etag=file.etag or "")
+        return await reply(file.body[first : last + 1], status=206, fields=(*file.fields, *named))(peer, request)
 
     async def _chunked(self, peer: Peer, file: File) -> bool:
         lines = (*file.fields, *(fields(etag=file.etag) if file.etag else ()))
@@ -83,6 +94,8 @@ def check(content: Content, answer: Answer, is_head: bool) -> str:
     truth = content.truth[answer["X-Version"]]
     assert answer.status in (200, 206), answer
     first, last = 0, len(truth) - 1
+    if answer["Content-Type"].startswith("multipart/byteranges"):
+        return check_parts(truth, answer)
     if answer.status == 206:
         unit, _, rest = answer["Content-Range"].partition(" ")
         span, _, total = rest.partition("/")
@@ -98,6 +111,28 @@ def check(content: Content, answer: Answer, is_head: bool) -> str:
         assert len(body) == last - first + 1, answer
         return "whole" if answer.status == 200 else "part"
     return "broken"
+
+
+def check_parts(truth: bytes, answer: Answer) -> str:
+    """Each part is whole, of its place, and the text around it as it should be; of a cut answer as far as it goes."""
+    boundary = answer["Content-Type"].partition("boundary=")[2]
+    rest, n = answer.body, 0
+    while rest:
+        opening = (b"\r\n--" if n else b"--") + boundary.encode()
+        head, found, body = rest.partition(b"\r\n\r\n")
+        if not found:
+            assert head == opening + b"--\r\n" or not answer.is_whole, answer
+            break
+        assert head.startswith(opening + b"\r\nContent-Range: bytes "), answer
+        span, _, total = head.rpartition(b" ")[2].partition(b"/")
+        first, last = (int(place) for place in span.split(b"-"))
+        assert int(total) == len(truth)
+        piece = body[: last - first + 1]
+        assert piece == truth[first : first + len(piece)], answer
+        assert len(piece) == last - first + 1 or not answer.is_whole
+        rest, n = body[len(piece) :], n + 1
+    assert n >= 2 or not answer.is_whole
+    return "parts" if answer.is_whole else "broken"
 
 
 def wrong(content: Content, answer: Answer, truth: bytes) -> str:
@@ -137,8 +172,12 @@ class Soak:
         if dice.random() < 0.5:
             first = dice.randrange(content.size + 1)
             named["Range"] = "bytes=" + dice.choice(
-                (f"{first}-", f"{first}-{first + dice.randrange(2_000_000)}", f"-{dice.randrange(1, 100_000)}", "0-1")
-            )
+                (f"{first}-", f"{first}-{first + dice.randrange(2_000_000)}", f"-{dice.randrange(1, 100_000)}", "0-1",
+                 f"{first}-{first + 99},0-9,-5", ",".join(f"{i * content.size // 9}-{i * content.size // 9 + 9}"
+                                                          for i in range(8)))
+            )  # fmt: skip
+            if dice.random() < 0.3 and content.tag:
+                named["If-Range"] = content.tag % dice.choice(list(content.truth))
         if dice.random() < 0.1 and content.tag:
             named["If-None-Match"] = content.tag % content.version
         if dice.random() < 0.05:
@@ -148,14 +187,16 @@ class Soak:
         answer = await viewer.head()
         if dice.random() < 0.1:
             await viewer.bytes_of_body(dice.randrange(content.size + 1))
-            self._note(content, answer, is_head)
+            self._note(content, answer, is_head, named.get("If-Range", ""))
             viewer.reset()
             return False
         answer = await viewer.answer()
-        self._note(content, answer, is_head)
+        self._note(content, answer, is_head, named.get("If-Range", ""))
         return answer.is_whole and answer["Connection"] != "close"
 
-    def _note(self, content: Content, answer: Answer, is_head: bool) -> None:
+    def _note(self, content: Content, answer: Answer, is_head: bool, condition: str) -> None:
+        if condition and answer.status == 206:  # he adds it to what he has
+            assert answer["ETag"] == condition, (condition, answer)
         self.seen[check(content, answer, is_head)] += 1
         self.n_bytes += len(answer.received)
 
@@ -171,13 +212,17 @@ class Soak:
             await asyncio.to_thread(self.box.control, "cache purge", **what)
 
 
+CACHES = {"memory": {"memory": "24MiB"}, "disk": {"memory": "24MiB", "disk": {"size": "1GiB"}}}
+
+
+@pytest.mark.parametrize("cache", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
 @functools.partial(scenario, seconds=SECONDS + 30)
-async def test_no_wrong_byte(tmp_path: Path) -> None:
+async def test_no_wrong_byte(tmp_path: Path, cache: str) -> None:
     print(f"\nSOAK_SEED={SEED}")
     dice = random.Random(SEED)
     contents = {f"/{i}.m4s": Content(str(i), dice) for i in range(30)}
     scripts: dict[bytes, Script] = {path.encode(): content for path, content in contents.items()}
-    with sound_box(tmp_path, cache={"memory": "24MiB"}) as box:
+    with sound_box(tmp_path, cache=CACHES[cache]) as box:
         async with box.origin(scripts, scripts):
             soak = Soak(box, contents, dice)
             await asyncio.gather(soak.disturb(), *(soak.watch() for _ in range(VIEWERS)))

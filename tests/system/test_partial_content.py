@@ -142,6 +142,36 @@ async def test_if_range_where_parts_do_not_combine(box: Box, etag: str | None, o
             assert (answer.status, answer.body) == (200, body)
 
 
+@pytest.mark.parametrize("asked", ["-10", f"0-{MIB - 1}"])
+@scenario
+async def test_if_range_of_what_may_not_be_kept(box: Box, asked: str) -> None:
+    """Found by the soak: a range that goes up as it came was answered without a look at the viewer's condition."""
+    file = File(noise(3 * MIB), cache_control="no-store")
+    path = f"/unkept-{len(asked)}"
+    async with box.origin({path.encode(): file}):
+        answer = await get(box, path, {"Range": f"bytes={asked}", "If-Range": '"v0"'})
+        assert (answer.status, answer.body) == (200, file.body)
+        answer = await get(box, path, {"Range": f"bytes={asked}", "If-Range": '"v1"'})
+        assert answer.status == 206
+
+
+@pytest.mark.parametrize("condition", ['W/"v1"', DATE])
+@scenario
+async def test_an_origin_that_does_not_look_at_if_range_is_no_source_of_a_mixture(box: Box, condition: str) -> None:
+    """Found by the soak: the viewer was given the part of other content."""
+    body, path = noise(3 * MIB), f"/careless-{len(condition)}"
+
+    async def careless(peer: Peer, request: Request) -> bool:
+        first, last = bytes_of(request) or (0, 9)
+        script = part(body, first, last or 3 * MIB - 1, etag='W/"v2"', last_modified=LATER, cache_control="max-age=9")
+        return await script(peer, request)
+
+    async with box.origin({path.encode(): careless}):
+        assert (await get(box, path, {"Range": "bytes=20-29"})).body == body[20:30]
+        answer = await get(box, path, {"Range": "bytes=2000000-2000009", "If-Range": condition})
+        assert answer.status == 502
+
+
 @pytest.mark.rfc("9111#4.3.1", "a validation for a range names the range too")
 @scenario
 async def test_a_validation_of_a_part_costs_the_part(box: Box) -> None:
