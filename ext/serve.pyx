@@ -381,6 +381,22 @@ cdef int ask_tunnel(Worker* w, Connection* c, const uint8_t* data, uint32_t n, c
     return ask(w, c, EXCHANGE_TUNNEL, data, n, head, origin, 0, data + head.path, key_length, NULL)
 
 
+cdef bint goes_no_further(const uint8_t* data, const RequestHead* head) noexcept nogil:
+    """Whether Max-Forwards says that we are the last to answer (RFC 9110 section 7.6.2). Of several the first counts; what
+    is no number is ignored."""
+    cdef const Field* field
+    cdef uint32_t i, j
+    for i in range(head.n_fields):
+        field = &head.fields[i]
+        if field.name_length != 12 or not same(data + field.name, b"max-forwards", 12):
+            continue
+        for j in range(field.value_length):
+            if data[field.value + j] != 48:
+                return False
+        return field.value_length > 0
+    return False
+
+
 cdef int answer_health(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head) noexcept nogil:
     """The routers' probe: a stored object of origin 0, so that an answer proves worker, table and store."""
     cdef uint32_t length = <uint32_t>31
@@ -458,6 +474,8 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
             return respond_error(w, c, 413, True)
         if head.method == METHOD_OPTIONS:
             return respond_preflight(w, c, data, head)
+    if head.method == METHOD_OPTIONS and goes_no_further(data, head):
+        return respond_preflight(w, c, data, head) if not has_body else respond_error(w, c, 413, True)
     if w.origin.rule and head.method != METHOD_OPTIONS and (
             w.origin.judges_all or ((head.method == METHOD_GET or head.method == METHOD_HEAD) and not has_body)):
         permitted = ask_whether(w, c, data, n, head, <uint32_t>origin, has_body)

@@ -21,11 +21,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from accelerator.protocols.byte_ranges import ByteRange, written
-from accelerator.protocols.fields import HOP_BY_HOP, Field, Fields, get_all, get_list, without_hop_by_hop
+from accelerator.protocols.fields import (
+    HOP_BY_HOP,
+    Field,
+    Fields,
+    get_all,
+    get_first,
+    get_list,
+    parse_digits,
+    without_hop_by_hop,
+)
 from accelerator.protocols.origin_rules import OriginRules
 
 MEDIA_FORWARDED = frozenset({b"authorization", b"origin"})
 USER_AGENT = b"video-accelerator"
+_HOPS_MAX = 255  # more than any chain has
 
 # Ours to write: the client's conditions are answered from the store (RFC 9111 section 4.3.1), so are its ranges.
 # What a body is; without it nobody could read one.
@@ -177,6 +187,10 @@ def _generic_fields(request_fields: Fields, method: bytes) -> list[Field]:
     ]
     if is_stored and accepts_gzip(request_fields):
         sent.append((b"Accept-Encoding", b"gzip"))
+    if method == b"OPTIONS":  # RFC 9110 section 7.6.2; 0 is answered by the worker, TRACE never passes
+        hops = parse_digits(get_first(request_fields, b"max-forwards") or b"", _HOPS_MAX)
+        if hops:
+            sent.append((b"Max-Forwards", b"%d" % (hops - 1)))
     return sent
 
 

@@ -215,6 +215,22 @@ async def test_a_get_with_a_body(box: Box) -> None:
     assert len(origin.requests) == 2
 
 
+@rfc("9110#7.6.2", "OPTIONS with Max-Forwards: 0 MUST NOT be forwarded, and is answered; more is sent less one")
+@scenario
+async def test_max_forwards(box: Box) -> None:
+    async with box.origin({b"/hops": reply(b"", fields=fields(allow="X"))}) as origin:
+        for value in ("0", "00"):
+            answer = await get(box, "/hops", {"Max-Forwards": value}, host=GENERIC, method="OPTIONS")
+            assert (answer.status, answer["Allow"] != "X") == (204, True)
+        assert origin.requests == []
+        for value, sent in (("1", b"0"), ("10", b"9"), ("x", None), ("-1", None)):
+            answer = await get(box, "/hops", {"Max-Forwards": value}, host=GENERIC, method="OPTIONS")
+            assert (answer.status, answer["Allow"]) == (200, "X")
+            assert origin.requests[-1].field(b"Max-Forwards") == sent
+        await get(box, "/hops", {"Max-Forwards": "0"}, host=GENERIC)
+        assert origin.requests[-1].field(b"Max-Forwards") is None, "means nothing with other methods"
+
+
 @rfc("9110#7.6.1", "what Connection names in a response is neither stored nor forwarded, in any case and any line")
 @pytest.mark.parametrize("host", BOTH)
 @scenario
