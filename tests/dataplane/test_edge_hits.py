@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pytest
 from plane_rig import CREDENTIAL, GENERIC, SECOND_NS, Rig, pattern, wait_until
 
+from ext.plane import FLAG_MAY_BE_STALE
+
 HEALTH = "/.well-known/accelerator/health"
 
 
@@ -89,6 +91,33 @@ def test_a_preflight_is_answered_at_the_edge(rig: Rig) -> None:
     assert viewer.get("*", method="OPTIONS").status == 204
     assert rig.total("preflights") == 2
     assert rig.total("hits") == 2
+
+
+@pytest.mark.parametrize(
+    ("sent", "flags", "is_answered"),
+    [
+        ("max-stale", FLAG_MAY_BE_STALE, True), ("max-stale=60", FLAG_MAY_BE_STALE, True),
+        ("max-stale=1", FLAG_MAY_BE_STALE, False), ("max-stale=", FLAG_MAY_BE_STALE, False),
+        ("max-stale, no-cache", FLAG_MAY_BE_STALE, False), ("max-stale", 0, False), ("x", FLAG_MAY_BE_STALE, False),
+    ],
+)  # fmt: skip
+def test_max_stale_takes_what_may_be_stale(rig: Rig, sent: str, flags: int, is_answered: bool) -> None:
+    rig.store("/generic/s", b"body", origin=GENERIC, fresh_s=-5, flags=flags)
+    viewer = rig.viewer()
+    viewer.ask("/generic/s", f"Cache-Control: {sent}")
+    if not is_answered:
+        exchange = rig.exchange("stale")
+        exchange.error(502)
+    assert viewer.reply().status == (200 if is_answered else 502)
+
+
+def test_options_with_max_forwards_0_is_answered_here(rig: Rig) -> None:
+    viewer = rig.viewer()
+    assert viewer.get("/generic/x", "Max-Forwards: 0", method="OPTIONS").status == 204
+    for value in ("1", "x", ""):
+        viewer.ask("/generic/x", f"Max-Forwards: {value}", method="OPTIONS")
+        rig.exchange("pass").error(502)
+        assert viewer.reply().status == 502
 
 
 def test_a_preflight_for_a_generic_origin_goes_up(rig: Rig) -> None:

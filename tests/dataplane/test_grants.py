@@ -59,6 +59,38 @@ def test_a_yes_is_for_its_unit(rig: Rig, grants: Grants) -> None:
     assert rig.exchange().kind == "authorise"
 
 
+@pytest.mark.parametrize("name", ["..%2fpaid%2fa", ".hidden", "..", "a%20b", "a\\b", "%2e", "..;x"])
+def test_a_yes_for_a_directory_is_for_plain_names_in_it(rig: Rig, grants: Grants, name: str) -> None:
+    put(grants, "/signed/a?token=2", directory=True)
+    viewer = rig.viewer()
+    viewer.ask(f"/signed/{name}?token=2")
+    exchange = rig.exchange()
+    assert exchange.kind == "authorise"
+    # A yes for such a name is for it alone, whatever unit was asked for.
+    rig.store(f"/signed/{name}", b"body", origin=CREDENTIAL)
+    put(grants, f"/signed/{name}?token=2", directory=True)
+    exchange.match()
+    assert viewer.reply().status == 200
+    rig.viewer().ask(f"/signed/{name}x?token=2")
+    assert rig.exchange().kind == "authorise"
+
+
+def test_a_yes_for_a_method_is_none_for_another(rig: Rig, grants: Grants) -> None:
+    rig.store("/signed/a", b"body", origin=CREDENTIAL)
+    now_ns = time.monotonic_ns()
+    for method in (b"PUT", b"POST", b"BREW"):
+        head = method + b" /signed/a?token=1 HTTP/1.1\r\nHost: a\r\n\r\n"
+        grants.put(CREDENTIAL, head, True, True, now_ns, now_ns + 60 * SECOND_NS)
+    viewer = rig.viewer()
+    viewer.ask("/signed/a?token=1")
+    exchange = rig.exchange()
+    assert exchange.kind == "authorise"
+    exchange.error(403)
+    assert viewer.reply().status == 403
+    put(grants, "/signed/a?token=1")
+    assert viewer.get("/signed/a?token=1").status == viewer.get("/signed/a?token=1", method="HEAD").status == 200
+
+
 def test_grants_end(rig: Rig, grants: Grants) -> None:
     rig.store("/signed/a", b"body", origin=CREDENTIAL)
     assert not put(grants, "/signed/a?token=1", seconds=0)
