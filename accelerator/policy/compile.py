@@ -164,7 +164,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Logs:
-    """`viewer` is an index of VIEWERS. `access_retention_s` is the shorter of the policy's two."""
+    """`viewer` is an index of VIEWERS. `access_retention_s` is the shorter of the policy's two. `security_has_viewers`:
+    the security log keeps its lines no longer than the policy lets anything about viewers be kept."""
 
     has_access: bool
     viewer: int
@@ -172,6 +173,7 @@ class Logs:
     access_bytes: int
     security_retention_s: float
     security_bytes: int
+    security_has_viewers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +255,7 @@ def compile_policy(policy: Policy) -> Tables:
             access_bytes=policy.logs.access.max_size,
             security_retention_s=policy.logs.security.retention,
             security_bytes=policy.logs.security.max_size,
+            security_has_viewers=policy.logs.security.retention <= policy.privacy.retention,
         ),
         admin=(policy.admin.address.host, policy.admin.address.port) if policy.admin is not None else None,
         admin_reads_freely=policy.admin is None or policy.admin.token != "always",

@@ -50,6 +50,7 @@ class Rules:
         self._multicast(policy)
         for below, message, is_warning in relay_findings(policy):
             (self._warn if is_warning else self._error)(self._value("relays", *below), message)
+        self._privacy(policy)
         self._locks(policy)
 
     def _names(self, section: str) -> list[str]:
@@ -221,6 +222,13 @@ class Rules:
         for below, message, is_warning in problems_of(origin.credential) if origin.credential is not None else ():
             path = ("origins", name, "credential", *below)
             (self._warn if is_warning else self._error)(self._value(*path), f"{dotted(path)}: {message}")
+
+    def _privacy(self, policy: Policy) -> None:
+        if policy.privacy.viewer != "zone" and policy.logs.security.retention > policy.privacy.retention:
+            self._warn(
+                self._value("privacy", "viewer"),
+                "privacy.viewer: the security log keeps lines longer than privacy.retention, so it names zones only",
+            )
 
     def _locks(self, policy: Policy) -> None:
         for index, lock in enumerate(policy.locked):

@@ -78,6 +78,7 @@ class RequestLog:
         # (generation of the tables, names of its zones), the newest first; replaced whole, as the thread reads it
         self._zones: list[tuple[int, list[bytes]]] = []
         self._is_on = False
+        self._names_viewers = False
         self._ending = threading.Event()
         self._n_unlisted = 0
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
@@ -91,6 +92,7 @@ class RequestLog:
         self._files.retention_s = logs.access_retention_s
         self._files.bytes_max = logs.access_bytes
         self._is_on = logs.has_access
+        self._names_viewers = logs.security_has_viewers
 
     def start(self) -> None:
         self._thread.start()
@@ -145,7 +147,8 @@ class RequestLog:
         ).items():
             what = "two framings of one body (request smuggling?)" if is_framing else REFUSALS.get(status, "refused")
             self._security.refused(
-                "request", f"{status} {what}", viewer=viewer.decode() or None, n=n, zone=zone.decode() or None,
+                "request", f"{status} {what}", n=n, zone=zone.decode() or None,
+                viewer=(viewer.decode() or None) if self._names_viewers else None,
                 listener=listeners[listener].decode() if listener < len(listeners) else None,
             )  # fmt: skip
         n_unlisted = self._dataplane.plane.totals()["refusals_unlisted"]

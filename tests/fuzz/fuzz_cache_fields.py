@@ -14,6 +14,7 @@ from mutation import mutated, run
 from accelerator.errors import OriginError
 from accelerator.protocols.cache_control import request_directives
 from accelerator.protocols.cache_decide import OriginRules, decide, may_answer_waiting, stored_fields
+from accelerator.protocols.cache_tags import TAG_BYTES_MAX, TAGS_MAX, tags_of, without_tags
 from accelerator.protocols.cache_validate import decide_304, matches_304, may_serve_stale
 from accelerator.protocols.fields import Field, has
 from accelerator.protocols.upstream_fields import is_loop, upstream_fields, variant_values
@@ -37,6 +38,8 @@ SEEDS = {
     b"Content-Encoding": [b"gzip", b"identity"],
     b"Connection": [b"close, X-Hop", b"Cache-Control"],
     b"Set-Cookie": [b"a=b"],
+    b"Cache-Tag": [b"a, b c,,", b"x" * 1025, b",".join(b"%d" % n for n in range(257))],
+    b"Surrogate-Key": [b"a b  C", b"\t"],
     b"Access-Control-Allow-Origin": [b"*"],
 }
 REQUEST_SEEDS = {
@@ -89,6 +92,13 @@ def check(source: random.Random) -> None:
         if (error.kind, status) == ("content-range", 206):
             return
         raise
+    try:
+        tags = tags_of(response) or ()
+        assert len(tags) == len(set(tags)) <= TAGS_MAX
+        assert all(0 < len(tag) <= TAG_BYTES_MAX and tag == tag.lower().strip(b" \t") for tag in tags)
+        assert tags_of(without_tags(response)) is None
+    except OriginError:
+        pass
     assert not verdict.store or verdict.shareable
     assert not (has(response, b"set-cookie") and verdict.shareable)
     assert 0 <= verdict.initial_age_s <= 2**31

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from collections.abc import Callable
 
@@ -250,3 +251,52 @@ def test_times_survive_another_boot_and_a_clock_set_back() -> None:
     # A year ahead: what had 100 s left has none.
     assert to_monotonic(head, 5 * second, wall + 365 * 86400 * second)[0] == 0
     assert to_monotonic(a_head(fresh_until_ns=FOREVER_NS), 5, 10)[0] == FOREVER_NS
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("put"), st.integers(0, 30), st.lists(st.integers(0, 6), max_size=4)),
+            st.tuples(st.just("bury"), st.integers(0, 30), st.just([])),
+            st.tuples(st.just("drop"), st.integers(0, 3), st.just([])),
+            st.tuples(st.just("reload"), st.just(0), st.just([])),
+        ),
+        max_size=60,
+    )
+)
+def test_tags_find_what_has_them_and_nothing_else(steps: list[tuple[str, int, list[int]]]) -> None:
+    """Against a plain dictionary, over rewritten heads, purges, lost segments and checkpoints."""
+    index = DiskIndex()
+    known: dict[int, tuple[int, set[int]]] = {}  # key -> (segment, tags)
+    for number, (what, key, tags) in enumerate(steps, 1):
+        if what == "put":
+            segment = number % 4
+            place = Place(segment, 64 * number, 100)
+            # Every other time it is the same object, with another head.
+            generation = key + 1 if number % 2 else 1000 + number
+            index.segments[segment] = 1
+            assert index.put_head(key, 0, generation, number, SLICE, place, 1, 1, tuple(tags), len(tags))
+            known[key] = (segment, set(tags))
+        elif what == "bury":
+            index.bury(GONE, key, bytes(16), number, 1)
+            known.pop(key, None)
+        elif what == "drop":
+            index.drop_segment(key)
+            known = {each: row for each, row in known.items() if row[0] != key}
+        else:
+            data = b"".join(dump_checkpoint(index, 0, 0))
+            index, _, _ = load_checkpoint(memoryview(data + struct.pack("<I", zlib.crc32(data))), crc)
+        for tag in range(7):
+            assert index.tagged(tag) == {each for each, (_, its) in known.items() if tag in its}
+    assert index.tagged(3, 2) == set()
+
+
+def test_a_tag_of_many_objects_costs_no_more_to_add_to() -> None:
+    """All rows of one tag in one chain of an open table would have been quadratic."""
+    index = DiskIndex()
+    began = time.process_time()
+    for key in range(50_000):
+        index.put_head(key, 0, key + 1, key + 1, SLICE, Place(1, 64, 9), 1, 1, (7, 1000 + key), 2)
+    assert time.process_time() - began < 20, "it took minutes"
+    assert len(index.tagged(7)) == 50_000
+    assert index.tagged(1000 + 49_999) == {49_999}

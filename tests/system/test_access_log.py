@@ -57,7 +57,10 @@ def test_lines_of_all_kinds_of_answers(origin: RecordingOrigin, tmp_path: Path) 
 
 @pytest.mark.parametrize("viewer", ["hash", "truncate"])
 def test_viewers_are_never_whole(origin: RecordingOrigin, tmp_path: Path, viewer: str) -> None:
-    with RunningBox(tmp_path, policy_with(origin, viewer=viewer)) as box:
+    policy = policy_with(origin, viewer=viewer)
+    if viewer == "hash":
+        policy["logs"]["security"] = {"retention": "30d"}
+    with RunningBox(tmp_path, policy) as box:
         for last in (6, 6, 7):
             box.get("/good/a", source=f"127.88.7.{last}")
         box.ask(b"BAD\r\n\r\n", source="127.88.7.6")
@@ -65,7 +68,9 @@ def test_viewers_are_never_whole(origin: RecordingOrigin, tmp_path: Path, viewer
         found = [each["viewer"] for each in access_lines(box.state)]
         wait_for(lambda: "request" in (box.state / "logs" / "security.log").read_text())
         refused = [json.loads(line) for line in (box.state / "logs" / "security.log").read_text().splitlines()]
-        assert [each["viewer"] for each in refused if each["kind"] == "request"] == [found[3]]
+        # Where that log keeps its lines for longer than anything about viewers may be kept, it tells of none.
+        expected = found[3] if viewer == "hash" else None
+        assert [each.get("viewer") for each in refused if each["kind"] == "request"] == [expected]
         text = b"".join(path.read_bytes() for path in (box.state / "logs").iterdir())
         assert b"127.88.7.6" not in text
     if viewer == "hash":
