@@ -206,6 +206,10 @@ class Box(Protocol):
         """{"relays": [summary of each]}: `state` idle, waiting, live or silent, rates of the last second, counters."""
         ...
 
+    def relay_playlist(self) -> Mapping[str, object]:
+        """{"m3u": the output groups as a playlist}."""
+        ...
+
     def relay_show(self, *, name: str) -> Mapping[str, object]:
         """The summary, with `legs`, `to`, all `counters`."""
         ...

@@ -83,6 +83,8 @@ def show(command: str, result: Mapping[str, Any], arguments: Mapping[str, Any]) 
         page = routes_page(result)
     elif command == "relay ls":
         page = relay_list_page(result)
+    elif command == "relay m3u":
+        page = Text(result["m3u"].rstrip("\n"))
     elif command == "relay show":
         page = relay_page(result)
     elif command in ("relay add-receiver", "relay remove-receiver"):

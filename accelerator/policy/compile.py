@@ -128,6 +128,7 @@ class RelayRow:
     receivers_max: int
     bitrate_bps: int
     outputs: tuple[RelayOutputRow, ...]
+    announce: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +290,7 @@ def _relay_row(name: str, relay: Relay) -> RelayRow:
         receivers_max=relay.receivers,
         bitrate_bps=relay.bitrate or 0,
         outputs=tuple(map(_relay_output_row, relay.to)),
+        announce=relay.announce or "",
     )
 
 

@@ -13,6 +13,7 @@ from accelerator.policy.values import (
     Name,
     Network,
     Section,
+    ShortText,
     empty_means,
     rate_between,
     text_of,
@@ -112,6 +113,9 @@ class Relay(Section):
     fec: Literal["none", "columns", "both"] = Field(
         default="none",
         description="Repair packets (SMPTE 2022-1) of the first input: columns on its port + 2, rows on its port + 4.",
+    )
+    announce: ShortText | None = Field(
+        default=None, description="The name by which its groups are announced (SAP); left out: they are not."
     )
     receivers: Annotated[int, *whole_between(1, RECEIVERS_MAX)] = Field(
         default=RECEIVERS_MAX, description="Receivers at once, of all outputs."

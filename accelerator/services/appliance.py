@@ -192,7 +192,7 @@ class Appliance:
         idle connections may be used once more within this time."""
         self._is_draining = True
         if idle_s:
-            self.relays.stop()
+            self.relays.stop(is_heir_there=True)
         self.events.note("drain", "draining: no new connections, running answers are finished", why=why)
         self._plane.drain(int(idle_s * 1000), int(self.tables.limits.drain_s * 1000))
         if self.disk is not None and idle_s:
@@ -433,6 +433,9 @@ class Appliance:
 
     def relay_list(self) -> dict[str, Any]:
         return self.relays.listing()
+
+    def relay_playlist(self) -> dict[str, str]:
+        return self.relays.playlist()
 
     def relay_show(self, *, name: str) -> dict[str, Any]:
         return self.relays.show(name)

@@ -230,6 +230,10 @@ class Flow:
             self._discard(self, outlet.index, outlet.socket)
         outlet.index = outlet.socket = None
 
+    def sends_rtp(self, outlet: Outlet) -> bool:
+        is_rtp = self.row.inputs[0].is_rtp or RELAY_FORMATS[self.gauges()["format"]] == "rtp"
+        return is_rtp if outlet.row.rtp == "keep" else outlet.row.rtp == "restamp"
+
     def freed(self, index: int) -> None:
         self._free.add(index)
 

@@ -26,6 +26,7 @@ from accelerator.policy.compile import RelayRow, Tables
 from accelerator.policy.relay_addresses import parse_receiver
 from accelerator.policy.relay_rules import Input, zone_of
 from accelerator.protocols.relay_signal import State
+from accelerator.services.announce import Announcer, Session
 from accelerator.services.events import Events
 from accelerator.services.relay_flow import Flow, Leg, Receiver, input_key, settings_of, url_of
 
@@ -71,6 +72,7 @@ class Relays:
         self._n_ticks = 0
         self._passes: list[tuple[int, int]] = []
         self._stalled: set[int] = set()
+        self._announcer = Announcer()
         self._waiting_told: dict[str, str] = {}
         self.has_priority = False
 
@@ -80,11 +82,13 @@ class Relays:
         """Looks at interfaces and signals from now on."""
         self._tick()
 
-    def stop(self) -> None:
+    def stop(self, *, is_heir_there: bool = False) -> None:
         """Ends every relay at once: groups are left, receivers get nothing more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if not is_heir_there:  # whoever takes over announces the same
+            self._announcer.close()
         for flow in self._flows.values():
             for leg in flow.legs:
                 leg.socket.close()
@@ -99,7 +103,8 @@ class Relays:
         self._limbo = []
 
     def close(self) -> None:
-        self.stop()
+        if self._timer is not None:
+            self.stop()
         self._links.close()
 
     # -- taking a policy over ------------------------------------------------------------------------------------------
@@ -228,6 +233,7 @@ class Relays:
         self._look()
         if self._n_ticks % SAMPLES_EACH == 0:
             now_ns = clock.monotonic_ns()
+            self._announcer.follow(self.sessions(), now_ns / 1e9, clock.wall_s())
             for flow in self._flows.values():
                 flow.sample(now_ns)
             self._watch_workers(now_ns)
@@ -390,6 +396,39 @@ class Relays:
     def show(self, name: str) -> dict[str, Any]:
         return self._flow(name).details(clock.monotonic_ns())
 
+    def sessions(self) -> list[Session]:
+        """What is announced: open output groups, each on its link."""
+        found = []
+        for flow in self._flows.values():
+            for outlet in flow.outlets if flow.row.announce else ():
+                link = self._seen.get(outlet.row.interface or "")
+                source = (
+                    next((each for each in link.addresses if each.version == (6 if outlet.is_v6 else 4)), None)
+                    if (link is not None)
+                    else None
+                )
+                if outlet.row.kind == "group" and outlet.index is not None and source is not None:
+                    host, port = outlet.row.targets[0]
+                    is_rtp = flow.sends_rtp(outlet)
+                    found.append(
+                        Session(flow.row.announce, host, port, is_rtp, flow.row.payload_type, outlet.row.ttl,
+                                outlet.row.interface or "", str(source))
+                    )  # fmt: skip
+        return found
+
+    def playlist(self) -> dict[str, str]:
+        """Every output group, as an M3U that players open."""
+        lines = ["#EXTM3U"]
+        for flow in self._flows.values():
+            for outlet in flow.outlets:
+                if outlet.row.kind == "group":
+                    host, port = outlet.row.targets[0]
+                    is_rtp = flow.sends_rtp(outlet)
+                    title = (flow.row.announce or flow.row.name).replace(",", " ")
+                    address = f"[{host}]" if ":" in host else host
+                    lines += [f"#EXTINF:-1,{title}", f"{'rtp' if is_rtp else 'udp'}://@{address}:{port}"]
+        return {"m3u": "\n".join(lines) + "\n"}
+
     def state(self) -> dict[str, Any]:
         """For `status`."""
         states = [flow.signal.state.value for flow in self._flows.values()]
@@ -402,6 +441,7 @@ class Relays:
                 {"index": i, "alive": alive and i not in self._stalled} for i, (_, alive) in enumerate(workers)
             ],
             "has_priority": self.has_priority,
+            "announcements_failed": self._announcer.n_failed,
             "silent_names": [name for name, flow in self._flows.items() if flow.signal.state is State.SILENT],
         }
 

@@ -104,7 +104,7 @@ def test_the_default_policy_has_every_key() -> None:
     tree["origins"]["media"]["max_offline"] = tree["classes"]["webcast"]["max_offline"] = "commented out: no limit"
     tree["origins"]["media"]["timeouts"]["head"] = "commented out, as the profile decides"
     tree["cache"]["disk"] = {"path": "", "size": "", "encrypt": ""}  # commented out too: without it there is no disk
-    for name in ("reorder", "payload_type", "bitrate"):
+    for name in ("reorder", "payload_type", "bitrate", "announce"):
         tree["relays"]["hall"][name] = "commented out: no value stands for their lack"
     tree["relays"]["hall"]["to"][1] |= {"http": "", "rate": ""}
     for path in KEYS:

@@ -18,6 +18,7 @@ import pytest
 from running_box import RunningBox, merge, wait_for
 from test_upgrade import UpgradedBox
 
+from accelerator.protocols import sap, sdp
 from ext.relay_wire import TsMeter
 
 REASON = netns.why_not()
@@ -566,3 +567,28 @@ def test_an_upgrade_hands_relays_over(tmp_path: Path) -> None:
     assert len(numbers) - len(set(numbers)) == 0, "nothing twice"
     missing = [each for each in gaps(numbers) if each != 1]
     assert sum(missing) - len(missing) <= 100, missing  # 200 ms of this stream
+
+
+@pytest.mark.rfc(
+    "RFC 2974 3", "announced where the stream goes, to the highest address of its scope, and deleted when it ends"
+)
+def test_what_is_sent_is_announced_and_taken_back(places: Places, tmp_path: Path) -> None:
+    source, namespace, (screens, _) = places
+    hall = {**HALL, "announce": "Hall", "to": [{"group": "239.255.1.1:5004", "interface": "lan0", "ttl": 2}]}
+    with Receiver(netns.join(screens, "eth0", "239.255.255.255", sap.PORT)) as list_of:
+        with RelayBox(namespace, tmp_path, hall=hall) as box, Sender(source, [("239.1.1.1", 5004)], 200):
+            announced = sap.read(wait_for(lambda: list_of.datagrams)[0])
+            description = sdp.read(announced.payload)
+            assert (str(announced.source), description.name) == ("10.1.0.1", "Hall")
+            (media,) = description.media
+            assert (media.port, media.protocol, media.formats) == (5004, "RTP/AVP", ("33",))
+            assert str(description.connection.address if description.connection else "") == "239.255.1.1"
+            assert sdp.source_filters(description.attributes)[0].sources == (announced.source,)
+            assert box.accelctl("relay", "m3u").stdout == "#EXTM3U\n#EXTINF:-1,Hall\nrtp://@239.255.1.1:5004\n"
+            assert "taken over" in box.reload({"relays": {"hall": {"announce": "Great Hall"}}})
+            wait_for(lambda: len(list_of.datagrams) == 3)
+            found = [sap.read(each) for each in list_of.datagrams]
+            assert [each.is_deletion for each in found] == [False, True, False]
+            assert found[1].hash_ == found[0].hash_
+            assert sdp.read(found[2].payload).name == "Great Hall"
+        wait_for(lambda: sap.read(list_of.datagrams[-1]).is_deletion)

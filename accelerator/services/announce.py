@@ -1,0 +1,119 @@
+"""Announces what relays send to groups (SAP, RFC 2974, with SDP, RFC 8866): to whom the stream itself goes, and no
+further. What is announced is relays.py's choice, how it is written protocols.sap's and protocols.sdp's.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final
+
+from accelerator.errors import AcceleratorError
+from accelerator.io.datagram import open_output
+from accelerator.protocols import sap
+from accelerator.protocols.sdp import Connection, Description, Media, Origin, write
+
+# RFC 2974 section 3: the highest address of the scope that the group is in.
+_SCOPES: Final = tuple((ip_network(net), str(ip_network(net)[-1])) for net in ("239.255.0.0/16", "239.192.0.0/14"))
+_TYPE_TS = 33
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One stream on one link. `source`: the address that it comes from."""
+
+    name: str
+    group: str
+    port: int
+    is_rtp: bool
+    payload_type: int
+    ttl: int
+    interface: str
+    source: str
+
+
+@dataclass(slots=True)
+class _Running:
+    socket: socket.socket
+    to: tuple[str, int]
+    payload: bytes
+    due_s: float
+
+
+def group_for(group: str) -> str:
+    """Where a stream to `group` is announced."""
+    address = ip_address(group)
+    if isinstance(address, IPv6Address):
+        return f"ff0{address.packed[1] & 15:x}::2:7ffe"
+    return next((highest for net, highest in _SCOPES if address in net), sap.GLOBAL_GROUP)
+
+
+def describe(session: Session, version: int) -> bytes:
+    """`version` rises with each change of the session."""
+    group = ip_address(session.group)
+    key = f"{session.name}|{session.group}|{session.port}|{session.interface}".encode()
+    number = int.from_bytes(sha256(key).digest()[:4], "big")
+    family = f"IP{group.version}"
+    kind = _TYPE_TS if session.payload_type < 0 else session.payload_type
+    return write(
+        Description(
+            Origin("-", number, version, session.source),
+            session.name,
+            Connection(group, session.ttl if isinstance(group, IPv4Address) else None),
+            (("type", "broadcast"), ("source-filter", f" incl IN {family} {session.group} {session.source}")),
+            (Media("video", session.port, "RTP/AVP" if session.is_rtp else "udp", (str(kind),)),),
+        )
+    )
+
+
+class Announcer:
+    """`follow` each second with what is to be announced now; sessions that are gone are deleted by a last word."""
+
+    def __init__(self) -> None:
+        self._running: dict[Session, _Running] = {}
+        self.n_failed = 0
+
+    def follow(self, sessions: Iterable[Session], now_s: float, wall_s: float) -> None:
+        wanted = dict.fromkeys(sessions)
+        for session in [each for each in self._running if each not in wanted]:
+            self._end(session)
+        for session in wanted:
+            running = self._running.get(session) or self._begin(session, now_s, wall_s)
+            if running is not None and now_s >= running.due_s:
+                self._send(session, running, is_deletion=False)
+                size = len(running.payload) + 32
+                # Others' announcements are not heard: the share is of ours alone.
+                running.due_s = now_s + sap.interval_s(len(wanted), size, random.random())
+
+    def close(self) -> None:
+        for session in list(self._running):
+            self._end(session)
+
+    def _begin(self, session: Session, now_s: float, wall_s: float) -> _Running | None:
+        try:
+            made = open_output(is_v6=":" in session.group, interface=session.interface, ttl=session.ttl)
+        except AcceleratorError:
+            self.n_failed += 1
+            return None
+        running = _Running(made, (group_for(session.group), sap.PORT), describe(session, int(wall_s)), now_s)
+        self._running[session] = running
+        return running
+
+    def _end(self, session: Session) -> None:
+        running = self._running.pop(session)
+        self._send(session, running, is_deletion=True)
+        running.socket.close()
+
+    def _send(self, session: Session, running: _Running, *, is_deletion: bool) -> None:
+        payload = running.payload
+        if is_deletion:  # section 5: the o= line is enough to say which
+            payload = b"\r\n".join(payload.split(b"\r\n")[:2]) + b"\r\n"
+        announced = sap.Announcement(ip_address(session.source), sap.hash_of(running.payload), payload, is_deletion)
+        try:
+            running.socket.sendto(sap.write(announced), running.to)
+        except OSError:
+            self.n_failed += 1
