@@ -139,7 +139,7 @@ COMMANDS: tuple[Command, ...] = (
         ),
         box_method="relay_list",
     ),
-    Command("relay m3u", "the groups that relays send to, as a playlist for players", box_method="relay_playlist"),
+    Command("relay playlist", "the groups that relays send to, as a playlist for players", box_method="relay_playlist"),
     Command(
         "relay add-receiver",
         "send a relay's stream to more receivers, until they are removed or acceleratord ends",

@@ -83,7 +83,7 @@ def show(command: str, result: Mapping[str, Any], arguments: Mapping[str, Any]) 
         page = routes_page(result)
     elif command == "relay ls":
         page = relay_list_page(result)
-    elif command == "relay m3u":
+    elif command == "relay playlist":
         page = Text(result["m3u"].rstrip("\n"))
     elif command == "relay show":
         page = relay_page(result)

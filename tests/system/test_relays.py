@@ -584,7 +584,7 @@ def test_what_is_sent_is_announced_and_taken_back(places: Places, tmp_path: Path
             assert (media.port, media.protocol, media.formats) == (5004, "RTP/AVP", ("33",))
             assert str(description.connection.address if description.connection else "") == "239.255.1.1"
             assert sdp.source_filters(description.attributes)[0].sources == (announced.source,)
-            assert box.accelctl("relay", "m3u").stdout == "#EXTM3U\n#EXTINF:-1,Hall\nrtp://@239.255.1.1:5004\n"
+            assert box.accelctl("relay", "playlist").stdout == "#EXTM3U\n#EXTINF:-1,Hall\nrtp://@239.255.1.1:5004\n"
             assert "taken over" in box.reload({"relays": {"hall": {"announce": "Great Hall"}}})
             wait_for(lambda: len(list_of.datagrams) == 3)
             found = [sap.read(each) for each in list_of.datagrams]
