@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from accelerator.protocols.fields import parse_digits
+
 # First and last byte, inclusive; last None: open; first negative: the last bytes.
 ByteRange = tuple[int, int | None]
 
 # As ext/request.pxd has it: more are not worth their parts (RFC 9110 section 17.15).
 PARTS_MAX = 8
+_LARGEST = (1 << 63) - 1
 _ENDLESS = 1 << 63
 
 
@@ -22,10 +25,12 @@ def ranges_of(value: bytes) -> list[ByteRange]:
         first, dash, last = member.strip(b" \t").partition(b"-")
         if not dash:
             continue  # an empty member of the list
-        if first:
-            found.append((int(first), int(last) if last else None))
-        elif int(last):
-            found.append((-int(last), None))
+        # A place behind any body is one as the data plane reads it, however many digits it has: int() raises at 4,300.
+        start, end = (parse_digits(each, _LARGEST) for each in (first, last))
+        if start is not None:
+            found.append((start, end))
+        elif end:
+            found.append((-end, None))
     return found
 
 

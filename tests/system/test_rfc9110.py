@@ -13,7 +13,7 @@ import pytest
 from box import GENERIC, MEDIA, REFUSING, Box, Viewer, get, scenario, sound_box, until
 from clauses import BOTH, ETAG, lines, rfc, twice
 from hostile_origin import pieces, reply
-from origin_scripts import by_request, fields
+from origin_scripts import File, by_request, fields
 
 from accelerator.protocols.structured_fields import parse_dictionary
 
@@ -193,6 +193,18 @@ async def test_head_from_the_store(box: Box, host: str) -> None:
     assert (head.status, head.body, head["Content-Length"], head["ETag"]) == (200, b"", "4", whole["ETag"])
     assert "hit" in head.cache
     assert len(origin.requests) == 1
+
+
+@rfc("9110#14.1.1", "positions have no largest value: a number of any length is one")
+@pytest.mark.parametrize("value", ["0-1, 5-{}", "0-1, {}-", "0-1, 4-5, -{}", "5-{}", "-{}"])
+@scenario
+async def test_bug_a_range_of_5000_digits_was_a_fault_of_ours(box: Box, value: str) -> None:
+    async with box.origin({b"/digits": File(b"0123456789", cache_control="max-age=60")}):
+        for host in BOTH:
+            for number, digits in enumerate((18, 19, 20, 4301, 6000)):
+                for target in (f"/digits?{len(value)}-{number}", "/digits"):
+                    answer = await get(box, target, {"Range": f"bytes={value.format('9' * digits)}"}, host=host)
+                    assert answer.status == 206, (digits, answer)
 
 
 @rfc("9110#9.3.1", "a GET with a body is neither answered from the store nor stored (its body may mean anything)")

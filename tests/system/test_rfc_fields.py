@@ -10,7 +10,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from box import GENERIC, Box, get, scenario, sound_box
+from box import GENERIC, MEDIA, Box, get, scenario, sound_box
 from clauses import BOTH, rfc, twice
 from hostile_origin import reply
 from origin_scripts import fields
@@ -111,6 +111,19 @@ REUSE: list[tuple[str, str, tuple[str, ...], str, bool]] = [
      "Cache-Control: max-age=60 | Example-CDN-Cache-Control: no-store", True),
     ("9213#2.2", "Surrogate-Control is not a targeted field", BOTH,
      "Cache-Control: max-age=60 | Surrogate-Control: no-store", True),
+    # Where there is a lifetime for what says nothing (a segment's), invalid must not count as nothing.
+    ("9111#4.2.1", "silence about a segment is its kind's lifetime", (MEDIA,), "Content-Type: video/mp2t", True),
+    ("9111#5.3", "invalid Expires is the past, not silence", (MEDIA,), "Content-Type: video/mp2t | Expires: 0", False),
+    ("9111#5.3", "malformed Expires is the past, not silence", (MEDIA,),
+     "Content-Type: video/mp2t | Expires: Wed, 18 May 2033 03:33:20 UTC", False),
+    ("9111#4.2.1", "invalid max-age is stale, not silence", (MEDIA,),
+     "Content-Type: video/mp2t | Cache-Control: max-age=abc", False),
+    ("9111#4.2.1", "max-age without argument is stale, not silence", (MEDIA,),
+     "Content-Type: video/mp2t | Cache-Control: max-age", False),
+    ("9111#5.2", "a space before = is stale, not silence", (MEDIA,),
+     "Content-Type: video/mp2t | Cache-Control: max-age =60", False),
+    ("9213#2.1", "what is not consumed is silence", (MEDIA,),
+     "Content-Type: video/mp2t | Cache-Control: max-age=0 | CDN-Cache-Control: max-age=1.5", True),
     ("5861#3", "beyond stale-while-revalidate it is validated first", BOTH,
      'Cache-Control: max-age=1, stale-while-revalidate=5 | Age: 10 | ETag: "v"', False),
     ("5861#4", "stale-if-error is no permission where nothing failed", BOTH,
