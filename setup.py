@@ -29,6 +29,7 @@ LIBRARIES = {
     "h2": ["nghttp2"],
     "h2_answers": ["nghttp2"],
     "h2_requests": ["nghttp2"],
+    "h2_tunnel": ["nghttp2"],
 }
 
 EXTENSIONS = [

@@ -127,12 +127,15 @@ def bare_loop(body_bytes: int) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def nginx(name: str, location: str, http: str = "", connections: int = 20000) -> Iterator[Server]:
+def nginx(
+    name: str, location: str, http: str = "", connections: int = 20000, *, is_http2: bool = False
+) -> Iterator[Server]:
     """One worker of Debian's nginx. `location`: what stands in `location /`; FOLDER in both texts is its own folder.
 
     Logs off, keep-alive without end (the default closes after 1,000 requests), limits of descriptors out of the way.
     Everything else is Debian's default or nginx's own advice for static files."""
     port = measure.free_port()
+    other = measure.free_port() if is_http2 else port  # a listener speaks either HTTP/1.1 or, without TLS, HTTP/2
     with tempfile.TemporaryDirectory(prefix="bench-nginx-") as folder:
         user = "user root;" if os.geteuid() == 0 else ""
         config = Path(folder, "nginx.conf")
@@ -161,6 +164,7 @@ http {{
     {http.replace("FOLDER", folder)}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
+        {f"listen 127.0.0.1:{other} http2 backlog=4096;" if is_http2 else ""}
         location = /probe {{ return 200 "ok"; }}
         location / {{ {location.replace("FOLDER", folder)} }}
     }}
@@ -169,11 +173,11 @@ http {{
         )
         command = [NGINX, "-p", folder, "-c", str(config), "-e", "stderr"]
         with running(command, port, "/probe", measure.SERVER_CPU) as process:
-            yield Server(name, port, process.pid)
+            yield Server(name, other, process.pid)
 
 
 @contextlib.contextmanager
-def nginx_files(files: dict[str, bytes], is_sendfile: bool) -> Iterator[Server]:
+def nginx_files(files: dict[str, bytes], is_sendfile: bool, *, is_http2: bool = False) -> Iterator[Server]:
     """Files from the page cache, descriptors cached: by sendfile, or read and written, which costs less where they are
     small."""
     with tempfile.TemporaryDirectory(prefix="bench-files-") as folder:
@@ -185,7 +189,8 @@ def nginx_files(files: dict[str, bytes], is_sendfile: bool) -> Iterator[Server]:
         http = "open_file_cache max=1000 inactive=600s; open_file_cache_valid 600s;"
         how = "sendfile on;" if is_sendfile else "sendfile off; output_buffers 2 128k;"
         name = "nginx, sendfile" if is_sendfile else "nginx, read"
-        with nginx(name, f"root {folder}; {how} add_header Cache-Control max-age=86400;", http) as server:
+        location = f"root {folder}; {how} add_header Cache-Control max-age=86400;"
+        with nginx(name, location, http, is_http2=is_http2) as server:
             yield server
 
 

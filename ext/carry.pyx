@@ -9,6 +9,7 @@ from ext.access cimport access_is_on, access_write
 from ext.atomics cimport *
 from ext.connection cimport *
 from ext.frames cimport follow_frame, is_at_boundary
+from ext.h2_tunnel cimport stream_give, stream_shut, stream_take, stream_tunnel_begin
 from ext.layout cimport *
 from ext.respond cimport AS_PASSED
 from ext.siphash cimport hash_bytes
@@ -212,12 +213,14 @@ cdef void hurry(Worker* w, Connection* c) noexcept nogil:
 cdef inline ssize_t take(Worker* w, Connection* c, Way* way) noexcept nogil:
     if way == &c.tunnel.to_viewer:
         return recv(c.tunnel.fd, w.input, CARRY_BYTES, MSG_DONTWAIT)
+    if c.carrier != NULL:
+        return stream_take(w, c, w.input, CARRY_BYTES)
     return transport_read(w, c, w.input, CARRY_BYTES)
 
 
 cdef inline ssize_t give(Worker* w, Connection* c, Way* way, const uint8_t* data, uint32_t n) noexcept nogil:
     if way == &c.tunnel.to_viewer:
-        return transport_write(w, c, data, n)
+        return transport_write(w, c, data, n) if c.carrier == NULL else stream_give(w, c, data, n)
     return send(c.tunnel.fd, data, n, MSG_NOSIGNAL | MSG_DONTWAIT)
 
 
@@ -248,7 +251,9 @@ cdef int move(Worker* w, Connection* c, Way* way) noexcept nogil:
             continue
         if way.has_ended:
             if not way.is_shut:
-                if not way.is_dead and way == &t.to_viewer:
+                if not way.is_dead and way == &t.to_viewer and c.carrier != NULL:
+                    stream_shut(w, c)
+                elif not way.is_dead and way == &t.to_viewer:
                     transport_shut(w, c)
                 elif not way.is_dead:
                     shutdown(t.fd, SHUT_WR)
@@ -299,6 +304,14 @@ cdef int move(Worker* w, Connection* c, Way* way) noexcept nogil:
             return OPEN         # an edge comes when there is room
 
 
+cdef void finish(Worker* w, Connection* c) noexcept nogil:
+    """A stream has what waits for it to send yet, and closes when its END_STREAM is out."""
+    if c.carrier != NULL:
+        stream_shut(w, c)
+    else:
+        connection_close(w, c, False)
+
+
 cdef void carry(Worker* w, Connection* c) noexcept nogil:
     """A tunnel's turn."""
     cdef Tunnel* t = c.tunnel
@@ -310,9 +323,9 @@ cdef void carry(Worker* w, Connection* c) noexcept nogil:
     if up == GONE:
         return
     if t.to_viewer.is_shut and t.to_origin.is_shut:
-        connection_close(w, c, False)
+        finish(w, c)
     elif t.is_closing and t.to_viewer.closing == CLOSE_SENT and t.to_viewer.pending == NULL and t.to_origin.frames.has_closed:
-        connection_close(w, c, False)       # the server closes first (RFC 6455 section 7.1.1)
+        finish(w, c)            # the server closes first (RFC 6455 section 7.1.1)
     elif (down == MORE or up == MORE) and c.list == NULL:
         list_append(&w.ready, c)
 
@@ -365,7 +378,10 @@ cdef void tunnel_begin(Worker* w, Connection* c) noexcept nogil:
     t.connection = c
     t.to_origin.is_readable = c.is_readable
     t.to_origin.may_end = c.has_ended
-    watch_peer(c.fd)
+    if c.carrier != NULL and stream_tunnel_begin(w, c, first) == CLOSED:
+        return
+    if c.carrier == NULL:
+        watch_peer(c.fd)
     watch_peer(t.fd)
     event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
     event.data.ptr = t

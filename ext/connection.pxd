@@ -129,6 +129,8 @@ cdef struct Connection:
     int32_t stream_id
     uint8_t has_whole_request   # of a stream: its END_STREAM came
     uint8_t is_answered         # of a stream: our END_STREAM is out
+    uint8_t is_extended         # of a stream: a CONNECT with :protocol, which only a tunnel answers by 2xx (RFC 8441)
+    uint8_t is_shut             # of a stream's tunnel: nothing more comes for the viewer
     uint32_t window_capacity    # of a carrier: bytes that one write gathers
     int64_t window_ns           # of a carrier: when the window began in which it is judged
     int64_t credited            # body bytes that the viewer's window was opened again for

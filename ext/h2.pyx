@@ -404,7 +404,7 @@ cdef void h2_engine_free(Worker* w) noexcept nogil:
 cdef void h2_begin(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
     """From here on the connection speaks HTTP/2; `data`, from the preface on, has come already."""
     cdef Session* s = NULL
-    cdef nghttp2_settings_entry settings[4]
+    cdef nghttp2_settings_entry settings[5]
     if not engine_open(w) or not charge(w, sizeof(Session) + SESSION_BYTES):
         count(&w.counters[C_CLOSED_MEMORY], 1)
         connection_close(w, c, True)
@@ -435,7 +435,9 @@ cdef void h2_begin(Worker* w, Connection* c, const uint8_t* data, uint32_t n) no
     settings[2].value = 32768   # http_head.MAX_HEAD_BYTES
     settings[3].settings_id = NGHTTP2_SETTINGS_NO_RFC7540_PRIORITIES
     settings[3].value = 1
-    nghttp2_submit_settings(s.engine, NGHTTP2_FLAG_NONE, settings, 4)
+    settings[4].settings_id = NGHTTP2_SETTINGS_ENABLE_CONNECT_PROTOCOL     # RFC 8441
+    settings[4].value = 1
+    nghttp2_submit_settings(s.engine, NGHTTP2_FLAG_NONE, settings, 5)
     nghttp2_session_set_local_window_size(s.engine, NGHTTP2_FLAG_NONE, 0, CONNECTION_WINDOW)
     c.is_readable = 1           # more may be there, and no other edge comes for it
     if n:

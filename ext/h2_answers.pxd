@@ -2,7 +2,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from ext.connection cimport Connection, Worker
-from ext.nghttp2 cimport nghttp2_data_source, nghttp2_frame, nghttp2_session
+from ext.nghttp2 cimport nghttp2_data_source, nghttp2_frame, nghttp2_nv, nghttp2_session
 from ext.store cimport Object
 from ext.transport cimport iovec
 
@@ -10,6 +10,7 @@ cdef int stream_answer(Worker* w, Connection* c, const uint8_t* data, uint32_t n
                        const iovec* parts, int n_parts, int64_t first, int64_t end) noexcept nogil
 cdef int stream_short(Worker* w, Connection* c, const uint8_t* text, uint32_t n) noexcept nogil
 cdef void stream_interim(Worker* w, Connection* c, const uint8_t* text, uint32_t n) noexcept nogil
+cdef int submit(Worker* w, Connection* c, const nghttp2_nv* fields, uint32_t n_fields, bint has_body) noexcept nogil
 cdef int stream_pump(Worker* w, Connection* c) noexcept nogil
 cdef bint stream_is_stalled(Connection* c) noexcept nogil
 cdef void stream_left(Worker* w, Connection* c, bint abruptly) noexcept nogil

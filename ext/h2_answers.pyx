@@ -46,9 +46,16 @@ cdef ssize_t read_body(nghttp2_session* engine, int32_t stream_id, uint8_t* out,
             if c.out_offset == c.out_length:
                 c.out_offset = 0
                 c.out_length = 0
-                if c.object == NULL:
+                if c.state == STATE_TUNNEL:
+                    if c.is_shut:
+                        flags[0] |= NGHTTP2_DATA_FLAG_EOF
+                    elif c.list == NULL:
+                        list_append(&w.ready, c)        # there is room for more
+                elif c.object == NULL:
                     flags[0] |= NGHTTP2_DATA_FLAG_EOF
             return <ssize_t>n
+        if c.state == STATE_TUNNEL and not c.is_shut:
+            return NGHTTP2_ERR_DEFERRED
         if c.object == NULL:
             flags[0] |= NGHTTP2_DATA_FLAG_EOF
             return 0
@@ -181,7 +188,7 @@ cdef int on_stream_close(nghttp2_session* engine, int32_t stream_id, uint32_t er
     if not c.is_answered and (c.state == STATE_WAIT or c.state == STATE_ANSWERED or c.state == STATE_SEND):
         count(&s.worker.counters[C_CLOSED_BY_VIEWER], 1)
     c.stream_id = 0             # nghttp2 has let go of it
-    connection_close(s.worker, c, True)
+    connection_close(s.worker, c, error != NGHTTP2_NO_ERROR or not c.is_answered)
     return 0
 
 

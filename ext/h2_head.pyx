@@ -187,7 +187,7 @@ cdef int block_end(Block* b, bint has_body, const char* key) noexcept nogil:
     if b.status:
         return -<int>b.status
     if b.is_websocket:
-        put(b, b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: ", 61)
+        put(b, b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: ", 60)
         put(b, key, 24)
         put(b, b"\r\n", 2)
     elif has_body and not b.has_length:

@@ -1,8 +1,6 @@
 # Frames that viewers send, behind h2_requests.pxd: what floods cost, and field blocks and bodies on their way to being a
 # request. Answers nothing itself; nghttp2 has checked each frame.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 
 from ext.access cimport access_serving
 from ext.access_ring cimport NO_ORIGIN
@@ -10,6 +8,7 @@ from ext.atomics cimport *
 from ext.connection cimport *
 from ext.h2 cimport EARLY_PRIORITIES, MAX_STREAMS, engine_of, schedule, session_of
 from ext.h2_head cimport Block, block_add, block_begin, block_end
+from ext.h2_tunnel cimport stream_keep, stream_tunnel_data
 from ext.http_head cimport parse_request
 from ext.layout cimport *
 from ext.nghttp2 cimport *
@@ -17,6 +16,7 @@ from ext.receive cimport end_body, take_data
 from ext.respond cimport respond_error
 from ext.serve cimport handle
 from ext.session cimport give_up_waiting, settle
+from ext.siphash cimport hash_bytes
 from ext.upload cimport Upload, upload_waits
 
 cdef enum:
@@ -28,7 +28,7 @@ cdef enum:
     RESETS_BURST = 200          # two full sets of streams, as a player that seeks twice takes back
     RESETS_A_SECOND = 20        # nghttp2's own limit, and that of others, is 33
 
-cdef const char* WEBSOCKET_KEY = b"AAAAAAAAAAAAAAAAAAAAAA=="
+cdef const char* BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
 # --- floods -----------------------------------------------------------------------------------------------------------
@@ -180,6 +180,23 @@ cdef void rank(Session* s, int32_t stream_id, bint has_priority) noexcept nogil:
     nghttp2_session_change_extpri_stream_priority(s.engine, stream_id, &priority, 0)
 
 
+cdef void draw_key(Worker* w, Connection* c, char* key) noexcept nogil:
+    """A handshake's key towards the origin (RFC 6455 section 4.1: 16 bytes, drawn for each) as 24 characters."""
+    cdef uint64_t salt[4]
+    cdef uint64_t drawn
+    cdef uint32_t i
+    salt[0] = <uint64_t>w.now_ns
+    salt[1] = <uint64_t><uintptr_t>c
+    salt[2] = <uint64_t>c.stream_id
+    for i in range(22):
+        if i % 10 == 0:
+            salt[3] = i
+            drawn = hash_bytes(w.shared.addresses.secret, <const uint8_t*>salt, sizeof(salt))
+        key[i] = BASE64[drawn & (63 if i < 21 else 48)]     # the last one has two bits of the 128 only
+        drawn >>= 6
+    key[22] = key[23] = c"="
+
+
 cdef void begin_request(Session* s, Connection* c, bint is_whole) noexcept nogil:
     """Its fields are complete: from here on it is a request like any other."""
     cdef Worker* w = s.worker
@@ -187,7 +204,11 @@ cdef void begin_request(Session* s, Connection* c, bint is_whole) noexcept nogil
     cdef int length, result
     cdef uint8_t* data
     cdef bint has_priority = b.has_priority
-    length = block_end(b, not is_whole, WEBSOCKET_KEY)
+    cdef char key[24]
+    if b.is_websocket or not b.has_line:
+        draw_key(w, c, key)
+    length = block_end(b, not is_whole, key)
+    c.is_extended = b.is_websocket
     data = b.text + b.start
     b.stream_id = 0
     c.has_whole_request = is_whole
@@ -216,6 +237,8 @@ cdef void body_ended(Worker* w, Connection* c) noexcept nogil:
     c.has_whole_request = 1
     if c.upload != NULL:
         end_body(w, c)
+    elif c.state == STATE_TUNNEL:
+        stream_tunnel_data(w, c, True)
 
 
 cdef int on_frame_recv(nghttp2_session* engine, const nghttp2_frame* frame, void* user) noexcept nogil:
@@ -240,29 +263,6 @@ cdef int on_frame_recv(nghttp2_session* engine, const nghttp2_frame* frame, void
     return 0
 
 
-cdef bint keep_early(Worker* w, Connection* c, const uint8_t* data, size_t n) noexcept nogil:
-    """Body bytes that come while it isn't known yet whether the viewer may send them: behind the head, as HTTP/1.1 has
-    them. The stream's window bounds them."""
-    cdef uint32_t capacity
-    cdef uint8_t* buffer
-    if n > c.buffer_capacity - c.buffer_length:
-        capacity = 2 * (c.buffer_length + <uint32_t>n)
-        if not charge(w, capacity):
-            return False
-        buffer = <uint8_t*>malloc(capacity)
-        if buffer == NULL:
-            discharge(w, capacity)
-            return False
-        memcpy(buffer, c.buffer, c.buffer_length)
-        discharge(w, c.buffer_capacity)
-        free(c.buffer)
-        c.buffer = buffer
-        c.buffer_capacity = capacity
-    memcpy(c.buffer + c.buffer_length, data, n)
-    c.buffer_length += <uint32_t>n
-    return True
-
-
 cdef int on_data_chunk(nghttp2_session* engine, uint8_t flags, int32_t stream_id, const uint8_t* data, size_t n, void* user) noexcept nogil:
     cdef Session* s = <Session*>user
     cdef Worker* w = s.worker
@@ -279,9 +279,13 @@ cdef int on_data_chunk(nghttp2_session* engine, uint8_t flags, int32_t stream_id
                 connection_close(w, c, True)
             return 0
         stream_credit(w, c)
-    elif (c.state == STATE_WAIT or c.state == STATE_ANSWERED) and c.buffer != NULL and not keep_early(w, c, data, n):
-        count(&w.counters[C_CLOSED_MEMORY], 1)
-        connection_close(w, c, True)
+    elif c.state == STATE_WAIT or c.state == STATE_ANSWERED or c.state == STATE_TUNNEL:
+        # A tunnel's; or it isn't known yet whether the viewer may send it, and it waits behind the head as in HTTP/1.1.
+        if not stream_keep(w, c, data, n):
+            count(&w.counters[C_CLOSED_MEMORY], 1)
+            connection_close(w, c, True)
+        elif c.state == STATE_TUNNEL:
+            stream_tunnel_data(w, c, False)
     return 0
 
 

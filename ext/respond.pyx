@@ -387,6 +387,8 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
     cdef uint32_t n_ranges = 0, type_start, type_value, type_end
     cdef bint is_crowd = w.ready.n >= CROWD and flags & OBJECT_FILLING
     cdef uint64_t share = FIRST_SHARE_BYTES if is_crowd else share_of_pass(w)
+    if c.is_extended and head.status < 300:
+        return respond_error(w, c, 502, False)  # the origin didn't change the protocol, and a 2xx here would say that it did
     if head.status == 200 and not flags & OBJECT_PRIVATE:
         if is_not_modified(data, request, head):
             outcome = -1

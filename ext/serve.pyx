@@ -447,7 +447,7 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
     if path_length == 0 or path[0] != 47:
         path = <const uint8_t*>ROOT_PATH
         path_length = 1
-    if (path_length == 31 and memcmp(path, HEALTH_PATH, 31) == 0 and not has_body
+    if (not c.is_extended and path_length == 31 and memcmp(path, HEALTH_PATH, 31) == 0 and not has_body
             and (head.method == METHOD_GET or head.method == METHOD_HEAD)):
         return answer_health(w, c, data, n, head)
     if head.form == FORM_ASTERISK and not has_body:
@@ -467,6 +467,8 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
             if permitted != GRANTED:
                 return permitted
         return ask_tunnel(w, c, data, n, head, <uint32_t>origin)
+    if c.is_extended:           # anything else that is answered by 2xx would be taken for the tunnel (RFC 8441 section 5)
+        return respond_error(w, c, 501, has_body)
     if not is_allowed_method(w, data, head, w.origin):
         return respond_error(w, c, 501 if head.method == METHOD_OTHER else 405, has_body)
     if w.origin.profile == 0 and head.method <= METHOD_OPTIONS and head.method != METHOD_OTHER:

@@ -36,6 +36,7 @@ def seeds() -> list[bytes]:
     get, post = head("/x", ("cookie", "a=1"), ("cookie", "b")), head("/generic/x", method="POST")
     settings = raw_frame(4, b"\0\4\0\0\0\7") + raw_frame(4, flags=1)
     trailer = hpack.Encoder().encode([("t", "1")])
+    chat = head("/generic/chat", (":protocol", "websocket"), method="CONNECT")
     padded = b"\x02" + post + b"\0\0"
     conversations = [
         [raw_frame(1, get, flags=5, stream=2 * i + 1) for i in range(5)],
@@ -47,6 +48,7 @@ def seeds() -> list[bytes]:
         [raw_frame(16, b"\0\0\0\3u=1,i"), raw_frame(1, get, flags=5, stream=3), raw_frame(7, bytes(8))],
         [raw_frame(1, head("/x", method="CONNECT"), flags=4, stream=1), raw_frame(2, b"\0\0\0\1\x10", stream=1)],
         [raw_frame(1, post, flags=4, stream=1), raw_frame(1, trailer, flags=5, stream=1)],
+        [raw_frame(1, chat, flags=4, stream=1), raw_frame(0, b"\x81\x80abcd", stream=1)],
     ]
     return [settings + b"".join(frames) for frames in conversations]
 
