@@ -339,7 +339,8 @@ cdef void run_writer(Disk* disk) noexcept nogil:
         elif job.kind == JOB_WIPE:
             job.error = do_wipe(disk, job)
         elif job.kind == JOB_UNLINK:
-            if unlinkat(disk.directory, job.name, 0) != 0 and errno != ENOENT:
+            # Durable at once: what was purged after its segment was evicted must not be back after a power cut.
+            if (unlinkat(disk.directory, job.name, 0) != 0 and errno != ENOENT) or fsync(disk.directory) != 0:
                 job.error = errno
         job.took_ns = now_ns() - began
         finish(disk, job)
@@ -400,8 +401,18 @@ cdef int do_read(Disk* disk, Job* job) noexcept nogil:
     return error
 
 
+cdef bint is_blank(const Record* record) noexcept nogil:
+    """All zeros: a page that was never written, as a power cut leaves it."""
+    cdef const uint64_t* words = <const uint64_t*>record
+    cdef uint64_t seen = 0
+    for at in range(RECORD_HEADER // 8):
+        seen |= words[at]
+    return seen == 0
+
+
 cdef int do_scan(Disk* disk, Job* job) noexcept nogil:
-    """The headers of a segment from job.offset on, up to the first that is torn, foreign or out of order."""
+    """The headers of a segment from job.offset on, up to the first that is torn, foreign or out of order. RECORD_BAD where
+    that is not what a kill or a power cut leaves (a record cut short, zeros): what lies behind it was synced perhaps."""
     cdef char name[NAME_BYTES]
     cdef uint8_t buffer[SCAN_BYTES]
     cdef SegmentHead* start = <SegmentHead*>buffer
@@ -436,8 +447,11 @@ cdef int do_scan(Disk* disk, Job* job) noexcept nogil:
         within = 0
         while within + RECORD_HEADER <= <uint64_t>n:
             record = <Record*>(buffer + within)
-            if (record_check(record, job.segment) != RECORD_GOOD or (sequence and record.sequence <= sequence)
-                    or offset + within + record_bytes(record.length) > <uint64_t>status.st_size):
+            if record_check(record, job.segment) != RECORD_GOOD or (sequence and record.sequence <= sequence):
+                n = 0
+                error = RECORD_GOOD if is_blank(record) else RECORD_BAD
+                break
+            if offset + within + record_bytes(record.length) > <uint64_t>status.st_size:
                 n = 0
                 break
             if job.n == room:

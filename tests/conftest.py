@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rfc_table import (  # noqa: F401 - hooks, found by their names
+from claim_tables import (  # noqa: F401 - hooks, found by their names
     pytest_collection_modifyitems,
     pytest_runtest_logreport,
     pytest_terminal_summary,

@@ -403,7 +403,7 @@ class DiskTier:
                     elif not self.log.is_usable:
                         raise ControlError("disk", "purged from memory; the disk can't tell tags now: try again")
                     elif self._is_there(head):
-                        self.log.index.remove(head.row)
+                        self.log.graves.drop(head)
 
     async def settled_before(self) -> None:
         """Returns when all that was queued before can be found. Raises ControlError."""
@@ -446,15 +446,18 @@ class DiskTier:
     async def names(self) -> tuple[set[tuple[int, bytes, bytes]], int]:
         """(origin row, key as it is written, its digest) of all on the disk, however much, and how many records could
         not be read. What must not be missed (a purge by prefix) asks this: a head that moves meanwhile is met again, as
-        its generation stays."""
+        its generation stays. A record that is not what was written has no name any more, and is dropped."""
         by_name = {origin.name: origin.id for origin in self._origins.by_id.values()}
         found: set[tuple[int, bytes, bytes]] = set()
         seen: set[int] = set()
         n_unread = 0
-        while self.log.is_usable:
+        while True:
             heads = [self.log.index.head(row) for row in self.log.index.heads.live().tolist()]
             heads = [head for head in heads if head.generation and head.generation not in seen]
             if not heads:
+                break
+            if not self.log.is_usable:
+                n_unread += len(heads)  # put aside: they are there again when it is back
                 break
             for at in range(0, len(heads), READ_AT_ONCE):
                 chunk = heads[at : at + READ_AT_ONCE]
@@ -477,6 +480,8 @@ class DiskTier:
 
         def done(error: int, value: Any) -> None:
             found = None if error else unpacked(value[1])
+            if found is None and error <= 0 and self._is_there(head):
+                self.log.graves.drop(head)
             if not result.done():
                 result.set_result(None if found is None else (value[0], found))
 

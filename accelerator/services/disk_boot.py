@@ -30,6 +30,7 @@ _ADVICE = {
     "pins-full": "give the class a larger quota, or purge what is not needed any more",
     "pins-nearly-full": "give the class a larger quota, or purge what is not needed any more",
     "disk-full": "give cache.disk a file system of its own, or a smaller size",
+    "disk-slow": "look at the disk: an index of a million objects loads in about a second",
     "disk-rebuilt": "nothing to do: what is found is validated before it is used",
 }
 _HELP = {

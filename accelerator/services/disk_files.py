@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import fcntl
 import os
 import re
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerator.dataplane import disk_checksum
 from accelerator.services.disk_keys import FILE_NAME, DiskKeys
+from accelerator.services.folders import make_folder
 from accelerator.store.checkpoint import CRC_BYTES, load_checkpoint
 from accelerator.store.index import DiskIndex
 
@@ -47,7 +53,7 @@ def segment_file(segment: int) -> str:
 
 def prepare(folder: Path, site_key: bytes | None) -> Found:
     """Makes the folder where there is none, takes its lock, reads what is there. Raises OSError, DiskBusy."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder, 0o700)
     lock_fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -94,3 +100,28 @@ def _read(folder: Path, site_key: bytes | None, lock_fd: int) -> Found:
     except ValueError as problem:
         found.note = f"the checkpoint can't be used: {problem}"
     return found
+
+
+async def in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], Any]) -> Any:
+    """What `work` gives. Its thread holds nobody up at the end: opening a file on a disk that hangs takes for ever."""
+    result: asyncio.Future[Any] = loop.create_future()
+
+    def told(value: Any, fault: BaseException | None) -> None:
+        if result.done():
+            return
+        if fault is not None:
+            result.set_exception(fault)
+        else:
+            result.set_result(value)
+
+    def run() -> None:
+        value, fault = None, None
+        try:
+            value = work()
+        except BaseException as raised:
+            fault = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(told, value, fault)
+
+    threading.Thread(target=run, name="disk-open", daemon=True).start()
+    return await result

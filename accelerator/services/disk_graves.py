@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerator.errors import AcceleratorError
 from accelerator.services.disk_keys import Naming
-from accelerator.store.index import CLASS_GONE, GONE, ORIGIN_GONE, Place, Tombstone
+from accelerator.store.index import CLASS_GONE, GONE, ORIGIN_GONE, Head, Place, Tombstone
 
 if TYPE_CHECKING:
     from accelerator.dataplane import DiskIo
@@ -27,6 +27,13 @@ class Graves:
         self._log = log
         # (kind, number) -> what it names, and the sequence below which it holds (0: all before it is written)
         self.owed: dict[tuple[int, int], tuple[Naming, int]] = {}
+        # The index has let go of what is still in the log, without a mark there: a purge would not meet it.
+        self.has_unmarked = False
+
+    def drop(self, head: Head) -> None:
+        """A head that can't be read. Its record may be found again: see `settle`."""
+        self._log.index.remove(head.row)
+        self.has_unmarked = True
 
     def bury(self, kind: int, naming: Naming) -> int:
         """Takes a key (GONE), or all of an origin or a class, out at once; how many objects there were. `settle` says
@@ -41,13 +48,25 @@ class Graves:
 
     async def settle(self) -> None:
         """Returns when all that was buried is on the disk. Raises AcceleratorError where the disk doesn't take it: what
-        was purged might be back after a restart."""
+        was purged might be back after a restart.
+
+        So might be what the index has let go of and a purge did not meet: then a checkpoint is written, so that no
+        replay finds it again."""
         for _ in range(3):  # a write that fails ends its segment, and what was in it is owed once more
             self.pay()
-            if not self._log.is_usable or await self._sync() or self.owed:
+            if not self._log.is_usable or await self._sync() or self.owed or await self._forget_unmarked():
                 continue
             return
         raise AcceleratorError("disk", "purged, but the disk does not take it down yet: it will be written later")
+
+    async def _forget_unmarked(self) -> int:
+        """An errno; 0: what the index doesn't have, no start finds."""
+        if not self.has_unmarked:
+            return 0
+        self.has_unmarked = False
+        error = await self._log.write_checkpoint()
+        self.has_unmarked |= error != 0
+        return error
 
     async def quiesce(self) -> None:
         """Returns when all that was queued before is in the index. Raises AcceleratorError."""

@@ -17,7 +17,7 @@ import numpy as np
 from accelerator import clock
 from accelerator.dataplane import RECORD_DTYPE, SLICE_BYTES, START_BYTES, DiskIo, DiskKind, space_of
 from accelerator.services.disk_erase import Eraser
-from accelerator.services.disk_files import CHECKPOINT, CLOCK, DiskBusy, Found, prepare, segment_file
+from accelerator.services.disk_files import CHECKPOINT, CLOCK, DiskBusy, Found, in_thread, prepare, segment_file
 from accelerator.services.disk_graves import Graves
 from accelerator.services.disk_health import DiskHealth
 from accelerator.services.disk_keys import FILE_NAME, DiskKeys, Naming
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Written through: what is older than this is on the platter (DESIGN.md section 5 allows 5 s).
 SYNC_S = 2.0
 CHECKPOINT_S = 60.0
+CHECKPOINT_POLL_S = 0.005
 SEGMENT_BYTES = 256 << 20
 SEGMENT_BYTES_MIN = 4 << 20
 # A disk of fewer segments could only be evicted in large pieces.
@@ -40,6 +41,8 @@ SEGMENTS_MIN = 8
 QUEUE_BYTES = 16 << 20
 QUEUE_BYTES_MIN = 2 * (SLICE_BYTES + 65536)
 READS_MOST = 256
+# A disk that needs longer to load its index is loaded behind the service, which says that it is well meanwhile.
+LOAD_S = 5.0
 # Records behind a torn one may have had higher numbers than any that is found.
 SEQUENCE_GAP = 1 << 20
 APPLIED_AT_ONCE = 1000
@@ -97,8 +100,10 @@ class DiskLog:
         self.keeps_time = False  # whether the age of what is here must be known after any start
         self._marked_ns = 0
         self._is_checkpointing = False
+        self._checkpoint_error = 0
         self._timer: asyncio.TimerHandle | None = None
         self._opening: asyncio.Task[None] | None = None
+        self._overdue: asyncio.TimerHandle | None = None
         self._evicting: asyncio.Task[None] | None = None
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -106,6 +111,12 @@ class DiskLog:
     def start(self) -> None:
         """Loads behind the service; until `is_loaded`, nothing is found and nothing is written."""
         self._opening = self._loop.create_task(self._open())
+        self._overdue = self._loop.call_later(LOAD_S, self._load_late)
+
+    def _load_late(self) -> None:
+        if not self.is_settled:
+            self.is_settled = True
+            self._note("disk-slow", "the disk's index is not loaded yet: memory and origins serve on", "it goes on")
 
     @property
     def is_usable(self) -> bool:
@@ -114,7 +125,7 @@ class DiskLog:
     async def _open(self) -> None:
         while True:
             try:
-                found = await asyncio.to_thread(prepare, self.folder, self._site_key)
+                found = await in_thread(self._loop, lambda: prepare(self.folder, self._site_key))
                 break
             except DiskBusy:
                 self.is_settled = True  # the predecessor has it until it has drained
@@ -132,13 +143,14 @@ class DiskLog:
         self.keys = found.keys
         if found.note:
             self._note("disk-rebuilt", "the disk index is made anew", found.note)
-        self._io = DiskIo(str(self.folder), self._plane, 2, self.segment_bytes, self._queue_bytes)
+        make = lambda: DiskIo(str(self.folder), self._plane, 2, self.segment_bytes, self._queue_bytes)  # noqa: E731
+        self._io = await in_thread(self._loop, make)
         self._loop.add_reader(self._io.bell_fd, self._on_bell)
         for name in found.unwanted:
             self._io.unlink(name.encode())
         for name in found.secret:
             self._io.shred(name.encode())
-        self.is_settled = found.index is None
+        self.is_settled |= found.index is None
         await self._replay(found)
         self.segment = max([0, found.covered[0], *found.segments, *self.index.segments])
         self._offset = self.segment_bytes + 1  # the next record begins a segment: an old one is never written to again
@@ -159,12 +171,14 @@ class DiskLog:
             self.index = found.index
             self.index.keep_segments(set(found.segments))
         first, offset = found.covered
+        is_damaged = False
         for segment in sorted(found.segments):
             if found.index is not None and segment < first:
                 continue
             start = offset if found.index is not None and segment == first else 0
             error, value = await self.ask(lambda io, s=segment, o=start: io.scan(s, o))  # type: ignore[misc]
             rows, offsets, end = value
+            is_damaged |= error != 0
             if error > 0:
                 self._failed(error, "scan")
             records = np.frombuffer(rows, RECORD_DTYPE)
@@ -173,8 +187,11 @@ class DiskLog:
             for at in range(0, len(records), APPLIED_AT_ONCE):
                 self.index.apply(records[at : at + APPLIED_AT_ONCE], places[at : at + APPLIED_AT_ONCE])
                 await asyncio.sleep(0)
-        if found.index is None and found.segments:
+        if (found.index is None and found.segments) or is_damaged:
+            # A purge may be told of in what can't be read.
             self.index.suspect_below = self.index.sequence + 1
+        if is_damaged:
+            self._note("disk-corrupt", "records on the disk are not what was written", "all is validated before use")
 
     def _look_at_clock(self, latest_wall_ns: int) -> None:
         """A clock that was set back says of nothing how old it is."""
@@ -197,8 +214,9 @@ class DiskLog:
         """What waits is written, the checkpoint too, as far as the disk answers in time."""
         if self._opening is not None and not self._opening.done():
             self._opening.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._overdue):
+            if timer is not None:
+                timer.cancel()
         self.health.stop()
         was_loaded, self.is_loaded = self.is_loaded, False
         if self._io is not None:
@@ -515,8 +533,19 @@ class DiskLog:
 
     def _checkpoint_saved(self, error: int, _: Any) -> None:
         self._is_checkpointing = False
+        self._checkpoint_error = error
         if error:
             self._failed(error, "checkpoint")
+
+    async def write_checkpoint(self) -> int:
+        """One of all that is known now; 0 when it is on the disk."""
+        while self._is_checkpointing:
+            await asyncio.sleep(CHECKPOINT_POLL_S)
+        self._checkpoint_error = errno.EIO
+        self.save_checkpoint()
+        while self._is_checkpointing:
+            await asyncio.sleep(CHECKPOINT_POLL_S)
+        return self._checkpoint_error
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(SYNC_S, self._tick)
@@ -539,6 +568,7 @@ class DiskLog:
             self._failed(error, "sync")
             self.graves.segment_lost(segment)
             self.index.drop_segment(segment)
+            self.graves.has_unmarked = True
             if segment == self.segment:
                 self._offset = self.segment_bytes + 1
 

@@ -46,7 +46,7 @@ class LookUp:
         written = self._tier.log.keys.written(self._key[1])
         is_it = found is not None and value[0] == self._naming.digest and found.key == written
         if error and index.is_current(self._naming.key, head.generation):
-            index.remove(head.row)
+            self._tier.log.graves.drop(head)
         if found is None or not is_it or self._is_over or not self._is_wanted(head, found):
             self._one_less()
             return

@@ -91,6 +91,7 @@ class Quotas:
                     self._told.pop(class_id, None)
             elif n_bytes > kept.quota_bytes:
                 index.shrink_class(class_id, n_bytes - int(kept.quota_bytes * CUT_TO))
+                self._log.graves.has_unmarked = True
 
     def figures(self) -> dict[str, int]:
         pinned = self._log.pinned

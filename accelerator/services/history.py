@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerator.errors import AcceleratorError
+from accelerator.services.folders import make_folder
 
 ENTRIES_MAX = 50
 # 1 MiB of policy, each byte escaped by JSON, and the rest of the entry.
@@ -92,7 +93,7 @@ class History:
         """Reads what is there. Raises nothing: without a directory there is no history, and that is told."""
         entries = []
         try:
-            self._directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            make_folder(self._directory, 0o750)
             names = sorted(os.listdir(self._directory))
         except OSError as fault:
             self._note_fault(f"{self._directory}: {fault.strerror}")

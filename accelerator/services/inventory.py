@@ -165,10 +165,9 @@ class Inventory:
         # What was read back from there meanwhile.
         await self._purge_memory(set(self._origins.by_id), beginnings, host, matches)
         if n_unread:
-            await disk.settle()
             raise ControlError(
-                "disk", f"{purged} purged; {n_unread} records on the disk can't be read: purge by origin, which"
-                " needs no reading",
+                "disk", f"{purged} purged; {n_unread} objects on the disk can't be looked at: try again, or purge by"
+                " origin, which needs no reading",
             )  # fmt: skip
         return purged
 

@@ -152,6 +152,7 @@ def test_purge_outlives_a_kill(tmp_path: Path, origin: VideoOrigin) -> None:
             again.__exit__(None, None, None)
 
 
+@pytest.mark.fault(16)
 def test_lost_checkpoint_is_rebuilt_and_what_is_found_is_validated(tmp_path: Path, origin: VideoOrigin) -> None:
     with disk_box(tmp_path, origin) as box:
         fill(box, PATHS)
@@ -167,6 +168,7 @@ def test_lost_checkpoint_is_rebuilt_and_what_is_found_is_validated(tmp_path: Pat
             assert again.stats()["validated"] == len(PATHS)
 
 
+@pytest.mark.fault(15, 16)
 @pytest.mark.parametrize("damage", ["checkpoint", "segment", "keys", "all"])
 def test_damage_is_a_miss_and_never_a_wrong_byte(tmp_path: Path, origin: VideoOrigin, damage: str) -> None:
     with disk_box(tmp_path, origin) as box:

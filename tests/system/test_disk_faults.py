@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos_fs import ChaosFs
 from disk_box import MIB, VideoOrigin, body_of, disk_box, fill
-from running_box import RunningBox, wait_for
+from running_box import HOST, RunningBox, wait_for
 
 PATHS = [f"/v/{MIB + 7}/{name}" for name in range(12)]
 
@@ -80,6 +81,7 @@ def only_on_disk(box: RunningBox, paths: list[str]) -> RunningBox:
     return RunningBox(box.work, box.policy)
 
 
+@pytest.mark.fault(12, 14)
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("rule", ["preadv:error=EIO", "preadv:retval=0", "preadv:delay_enter=5000000"])
 def test_reads_that_fail_or_hang_cost_a_fetch_and_put_the_disk_aside(
@@ -100,6 +102,7 @@ def test_reads_that_fail_or_hang_cost_a_fetch_and_put_the_disk_aside(
         assert stats["broken_transfers"] == stats["refused"] == 0
 
 
+@pytest.mark.fault(9, 11, 13)
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "rule", ["pwrite64:error=EIO", "pwrite64:error=EROFS", "fdatasync:error=EIO", "fallocate:error=ENOSPC"]
@@ -122,6 +125,7 @@ def test_writes_that_fail_are_nobodys_business_but_the_operators(
         assert box.stats()["refused"] == 0
 
 
+@pytest.mark.fault(9, 10)
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("options", ["size=20m", "size=200m,nr_inodes=4"])
 def test_full_file_system_is_no_fault_of_viewers(tmp_path: Path, origin: VideoOrigin, options: str) -> None:
@@ -135,6 +139,7 @@ def test_full_file_system_is_no_fault_of_viewers(tmp_path: Path, origin: VideoOr
         assert kinds(box) & {"disk-full", "disk-aside"}
 
 
+@pytest.mark.fault(11)
 @pytest.mark.timeout(120)
 def test_disk_that_is_read_only_at_the_start_is_used_when_it_can_be_written(
     tmp_path: Path, origin: VideoOrigin
@@ -148,3 +153,171 @@ def test_disk_that_is_read_only_at_the_start_is_used_when_it_can_be_written(
         path = f"/v/{MIB}/after"
         assert box.get(path).body == body_of(path)
         wait_for(lambda: box.stats()["disk_objects"] >= 1)
+
+
+# -- a file system of our own ------------------------------------------------------------------------------------------
+
+needs_fuse = pytest.mark.skipif(ChaosFs.why_not() is not None, reason=str(ChaosFs.why_not()))
+
+
+def heads_and_marks(box: RunningBox) -> list[tuple[Path, int]]:
+    """(segment's file, offset) of each record, as the log has them: at multiples of 64, each with its length."""
+    found = []
+    for path in sorted((box.state / "cache").glob("seg-*.log")):
+        data, at = path.read_bytes(), 64
+        while data[at : at + 4] == b"ACR1":
+            found.append((path, at))
+            at += -(-(128 + int.from_bytes(data[at + 68 : at + 72], "little")) // 64) * 64
+    return found
+
+
+def flip(path: Path, at: int, bit: int = 0) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        value = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([value ^ 1 << bit]))
+
+
+@pytest.mark.fault(15)
+def test_a_purge_outlives_a_kill_and_a_flipped_bit_before_its_mark(tmp_path: Path, origin: VideoOrigin) -> None:
+    """The replay ended at the damaged record: the mark behind it was not seen, and what was purged was back."""
+    with disk_box(tmp_path, origin) as box:
+        fill(box, PATHS[:4])
+        assert box.control("cache purge", url=f"http://{HOST}{PATHS[0]}")["purged"] == 1
+        box.kill()
+        path, at = heads_and_marks(box)[-2]
+        flip(path, at + 20)
+        origin.server.edition = 2
+        asked = origin.n_asked
+        with RunningBox(box.work, box.policy) as again:
+            wait_for(lambda: "disk-corrupt" in kinds(again))
+            ask_all(again, PATHS[:4])
+            assert origin.n_asked - asked == 4  # each was asked for again, or validated
+
+
+@needs_fuse
+@pytest.mark.fault(12)
+def test_a_purge_by_prefix_is_not_said_to_be_done_while_the_disk_is_aside(tmp_path: Path, origin: VideoOrigin) -> None:
+    """It found nothing to purge there, and said that it would be written later."""
+    with (
+        ChaosFs(tmp_path / "state" / "cache") as disk,
+        disk_box(tmp_path, origin) as first,
+        only_on_disk(first, PATHS[:3]) as box,
+    ):
+        disk.fail(all={"error": "EIO"})
+        for n in range(5):
+            box.get(f"/v/9/{n}")
+        wait_for(lambda: "disk-aside" in kinds(box))
+        with pytest.raises(RuntimeError, match="3 objects on the disk can't be looked at"):
+            box.control("cache purge", prefix=f"http://{HOST}/v/")
+
+
+@needs_fuse
+@pytest.mark.fault(12)
+def test_what_could_not_be_read_and_was_purged_then_is_not_back_after_a_kill(
+    tmp_path: Path, origin: VideoOrigin
+) -> None:
+    """The index had let go of it, so the purge met nothing and left no mark; the log still had it."""
+    with (
+        ChaosFs(tmp_path / "state" / "cache") as disk,
+        disk_box(tmp_path, origin) as first,
+        only_on_disk(first, PATHS[:2]) as box,
+    ):
+        disk.fail(read={"error": "EIO"})
+        assert box.get(PATHS[0]).body == body_of(PATHS[0])
+        disk.fail()
+        box.control("cache purge", url=f"http://{HOST}{PATHS[0]}")
+        box.control("cache purge", prefix=f"http://{HOST}/v/")
+        origin.server.edition = 2
+        box.kill()
+        asked = origin.n_asked
+        with RunningBox(box.work, box.policy) as again:
+            ask_all(again, PATHS[:2])
+            assert origin.n_asked == asked + 2
+
+
+@needs_fuse
+@pytest.mark.fault(14)
+@pytest.mark.timeout(120)
+def test_a_disk_that_hangs_at_the_start_holds_nobody_up(tmp_path: Path, origin: VideoOrigin) -> None:
+    """The box was unhealthy for as long as its index loaded, its control loop stood still while the folder was opened,
+    and its end waited for the disk."""
+    with ChaosFs(tmp_path / "state" / "cache") as disk, disk_box(tmp_path, origin) as box:
+        fill(box, PATHS[:3])
+        box.kill()
+        disk.fail(all={"delay_s": 5.0})
+        began = time.monotonic()
+        with RunningBox(box.work, box.policy) as again:  # until it says that it is well
+            assert time.monotonic() - began < 10
+            assert again.status()["disk"]["state"] == "loading"
+            assert ask_all(again, PATHS[:3]) < 2.0
+            wait_for(lambda: "disk-slow" in kinds(again))
+            again.signal(signal.SIGTERM)
+            assert again.exit_code(seconds=15) == 0
+        disk.fail()
+
+
+@needs_fuse
+@pytest.mark.fault(14)
+@pytest.mark.timeout(120)
+def test_hits_from_memory_do_not_wait_for_a_disk_of_5_s(tmp_path: Path, origin: VideoOrigin) -> None:
+    with ChaosFs(tmp_path / "state" / "cache") as disk, disk_box(tmp_path, origin, memory="128MiB") as box:
+        fill(box, PATHS[:3])
+        disk.fail(all={"delay_s": 5.0})
+        for n in range(20):
+            assert box.get(f"/v/{MIB}/new-{n}").body == body_of(f"/v/{MIB}/new-{n}")
+        took = []
+        with box.connect() as connected:
+            for n in range(300):
+                began = time.monotonic()
+                assert box.get_on(connected, PATHS[n % 3]).body == body_of(PATHS[n % 3])
+                took.append(time.monotonic() - began)
+        assert sorted(took)[-4] < 0.05, sorted(took)[-4:]  # the 99th percentile
+        disk.fail()
+
+
+@needs_fuse
+@pytest.mark.fault(7)
+@pytest.mark.parametrize("lies", [True, False])
+def test_torn_writes_are_misses(tmp_path: Path, origin: VideoOrigin, lies: bool) -> None:
+    with ChaosFs(tmp_path / "state" / "cache") as disk, disk_box(tmp_path, origin) as first:
+        disk.fail(write={"torn": 3000, "lies": lies, "rate": 0.5})
+        ask_all(first, PATHS)
+        wait_for(lambda: first.stats()["disk_queued_bytes"] == 0)
+        first.kill()
+        disk.fail()
+        with RunningBox(first.work, first.policy) as box:
+            ask_all(box, PATHS)
+            assert box.stats()["refused"] == 0
+
+
+@needs_fuse
+@pytest.mark.fault(11)
+@pytest.mark.timeout(120)
+def test_a_disk_that_becomes_read_only_and_writable_again(tmp_path: Path, origin: VideoOrigin) -> None:
+    with ChaosFs(tmp_path / "state" / "cache") as disk, disk_box(tmp_path, origin) as box:
+        fill(box, PATHS[:3])
+        refused = {"error": "EROFS"}
+        disk.fail(write=refused, create=refused, rename=refused, rename2=refused, unlink=refused, fallocate=refused)
+        ask_all(box, PATHS)
+        wait_for(lambda: "disk-aside" in kinds(box), seconds=30)
+        ask_all(box, [f"/v/1000/ro-{n}" for n in range(10)])
+        disk.fail()
+        began = time.monotonic()
+        wait_for(lambda: box.status()["disk"]["state"] == "ready", seconds=30)
+        assert time.monotonic() - began < 20
+
+
+@needs_fuse
+@pytest.mark.fault(9)
+@pytest.mark.timeout(120)
+def test_a_file_system_that_others_fill_makes_the_tier_smaller(tmp_path: Path, origin: VideoOrigin) -> None:
+    with ChaosFs(tmp_path / "state" / "cache") as disk, disk_box(tmp_path, origin, memory="32MiB") as box:
+        disk.hold(24 * MIB)
+        ask_all(box, [f"/v/{MIB}/{n}" for n in range(40)])
+        wait_for(lambda: kinds(box) & {"disk-full", "disk-aside"})
+        ask_all(box, [f"/v/{MIB}/{n}" for n in range(40)])
+        stats = box.stats()
+        assert stats["refused"] == stats["broken_transfers"] == 0
+        assert box.status()["health"]["ok"]

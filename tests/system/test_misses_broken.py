@@ -39,6 +39,7 @@ def cut(n: int = 1, *, etag: str | None = '"v1"', how: str = "reset", size: int 
     return file
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("how", ["reset", "close"])
 @scenario
 async def test_a_broken_fill_goes_on_by_range_and_if_range(box: Box, how: str) -> None:
@@ -68,6 +69,7 @@ async def test_a_broken_fill_goes_on_at_the_other_upstream_first(box: Box) -> No
     assert (second.asked[0].field(b"Range") or b"").endswith(b"-899999")
 
 
+@pytest.mark.fault(20)
 @pytest.mark.rfc("9111#3.3", "nothing incomplete is stored as complete")
 @scenario
 async def test_a_fill_is_resumed_once_and_then_broken_and_nothing_stays(box: Box) -> None:
@@ -83,6 +85,7 @@ async def test_a_fill_is_resumed_once_and_then_broken_and_nothing_stays(box: Box
     assert "hit" not in again.cache
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("etag", [None, 'W/"v1"', "not-an-etag"], ids=["none", "weak", "malformed"])
 @scenario
 async def test_without_a_strong_validator_a_broken_transfer_is_a_broken_transfer(box: Box, etag: str | None) -> None:
@@ -133,6 +136,7 @@ async def test_an_origin_without_ranges_sends_the_same_representation_once_more(
     assert "hit" in again.cache
 
 
+@pytest.mark.fault(20, 21)
 @pytest.mark.rfc("9111#3.3", "MUST NOT pass an incomplete response off as complete")
 @pytest.mark.parametrize(
     "answer",
@@ -192,6 +196,7 @@ async def test_a_reused_connection_that_died_is_tried_again_once_and_never_twice
         assert len(origin.requests) == 3
 
 
+@pytest.mark.fault(19)
 @scenario
 async def test_a_silent_origin_is_504(box: Box) -> None:
     async with box.origin({b"/silence": raw(b"", "hang"), b"/half-head": raw(b"HTTP/1.1 200 OK\r\nX: ", "hang")}):
@@ -200,6 +205,7 @@ async def test_a_silent_origin_is_504(box: Box) -> None:
     assert all(answer["Cache-Control"] == "no-store" and "test" in answer["Cache-Status"] for answer in answers)
 
 
+@pytest.mark.fault(23)
 @scenario
 async def test_a_body_that_stalls_or_drips_releases_its_waiters(box: Box) -> None:
     """One byte each 50 ms is always a byte within the time-out: it held its readers, and its key, for ever."""
@@ -219,6 +225,7 @@ async def test_a_body_that_stalls_or_drips_releases_its_waiters(box: Box) -> Non
     assert not any(answer.is_whole for answer in answers)
 
 
+@pytest.mark.fault(18)
 @scenario
 async def test_a_refused_connection_is_502(box: Box) -> None:
     answer = await get(box, "/", host=REFUSING)
@@ -226,6 +233,7 @@ async def test_a_refused_connection_is_502(box: Box) -> None:
     assert answer["Cache-Control"] == "no-store"
 
 
+@pytest.mark.fault(18)
 @pytest.mark.rfc("9111#4.2.4", "stale where allowed when disconnected")
 @pytest.mark.parametrize(
     ("cache_control", "host", "status"),
@@ -253,6 +261,7 @@ async def test_with_the_origin_away_stale_is_served_where_that_is_allowed(
         assert status == 504 or (answer.body == b"segment" and "hit" in answer.cache)
 
 
+@pytest.mark.fault(22)
 @pytest.mark.rfc("9111#4.3.3", "a 5xx to a validation: stale only where allowed")
 @pytest.mark.parametrize(("host", "status"), [(OVERRIDE, 200), (GENERIC, 503)])
 @scenario

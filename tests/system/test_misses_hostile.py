@@ -49,6 +49,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
         yield running
 
 
+@pytest.mark.fault(20, 21)
 @scenario
 async def test_no_behaviour_of_an_origin_is_stored_as_whole_or_holds_anybody(box: Box) -> None:
     scripts = {f"/{name}.m4s".encode(): in_turn(script, cached(GOOD)) for name, script in BEHAVIOURS.items()}

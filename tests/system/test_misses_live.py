@@ -72,6 +72,7 @@ async def test_a_live_playlist_without_validator_is_fetched_anew_when_it_is_over
         assert 0.2 < time.monotonic() - began < 1.5
 
 
+@pytest.mark.fault(26)
 @scenario
 async def test_a_live_playlist_is_stale_for_one_target_duration_and_then_504(box: Box) -> None:
     host = "spare-0." + MEDIA

@@ -150,6 +150,7 @@ def test_there_are_enough_forms() -> None:
     assert len(FORBIDDEN) >= 100
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize("ip", sorted(FORBIDDEN))
 def test_a_name_must_not_lead_there(ip: str) -> None:
     parsed = parse_ip(ip)
@@ -304,6 +305,7 @@ class Clock:
         self.now_s = 1000.0
 
 
+@pytest.mark.fault(25)
 def test_the_last_good_answer_serves_for_a_day_and_a_lie_is_no_good_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -345,6 +347,7 @@ def test_the_last_good_answer_serves_for_a_day_and_a_lie_is_no_good_answer(monke
     asyncio.run(main())
 
 
+@pytest.mark.fault(25)
 def test_dns_that_fails_and_returns_is_told_once_each_and_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         told: list[tuple[str, str]] = []

@@ -69,6 +69,7 @@ async def all_over(client: UpstreamClient, n: int, target: bytes = b"/ok") -> li
 # -- breakers --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(19)
 def test_a_black_hole_costs_five_time_outs_and_then_two_waiting_trials(run: Run) -> None:
     """reliability.md fault 19."""
 
@@ -100,6 +101,7 @@ def test_a_black_hole_costs_five_time_outs_and_then_two_waiting_trials(run: Run)
     run(main())
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("status", [502, 503, 504])
 def test_a_burst_of_5xx_opens_it_and_an_answer_closes_it(run: Run, status: int) -> None:
     """reliability.md fault 22."""
@@ -194,6 +196,7 @@ def test_connects_under_way_end_when_it_opens(run: Run) -> None:
     run(main())
 
 
+@pytest.mark.fault(19)
 def test_the_next_upstream_takes_over_and_the_first_gets_its_requests_back(run: Run) -> None:
     async def main() -> None:
         first, second = await HostileOrigin({b"/ok": UNAVAILABLE}).start(), await HostileOrigin().start()

@@ -108,6 +108,7 @@ def refused_cases(ca: trustme.CA) -> dict[str, ssl.SSLContext]:
     }
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize(
     "case", ["wrong host", "parent's wildcard", "expired", "not yet valid", "unknown CA", "TLS 1.1"]
 )
