@@ -82,6 +82,7 @@ COUNTERS = (
     (C_TUNNELS_ENDED_IDLE, "tunnels_ended_idle", "Upgrade tunnels closed: idle for longer than the policy allows"),
     (C_UPGRADES_IGNORED, "upgrades_ignored", "requests to change to HTTP/2 or TLS, answered without that"),
     (C_AUTHORISATIONS, "authorisations", "requests whose credential wasn't known yet, so that it was judged"),
+    (C_REFUSED_CREDENTIAL, "refused_credential", "requests refused: the viewer's credential doesn't cover them"),
     (C_REFUSED_CONNECTIONS_OVERLOAD, "refused_connections_overload", "connections refused: memory is short"),
     (C_CLOSED_OVERLOAD, "closed_overload", "connections closed after their answer: memory is short"),
     (C_H2_CONNECTIONS, "h2_connections", "connections that spoke HTTP/2"),
@@ -97,7 +98,6 @@ COUNTERS = (
     (C_H2_FLOOD_EMPTY_DATA, "h2_flood_empty_data", "HTTP/2 connections closed: too many empty DATA"),
     (C_H2_FLOOD_UNKNOWN, "h2_flood_unknown", "HTTP/2 connections closed: too many frames of unknown types"),
     (C_H2_STALLED, "h2_stalled", "HTTP/2 answers reset: the viewer kept their window shut (also in closed_slow_reader)"),
-    (C_REFUSED_CREDENTIAL, "refused_credential", "requests refused: the viewer's credential doesn't cover them"),
 )
 
 N_COLUMNS = COUNTER_STRIDE
