@@ -167,11 +167,8 @@ async def test_every_final_status(box: Box) -> None:
 
 
 @rfc("9111#4.2", "MUST NOT let local time zones count")
-@pytest.mark.parametrize("zone", ["Asia/Kolkata", "America/Los_Angeles"])
-def test_the_time_zone_of_the_box_counts_for_nothing(
-    tmp_path: Path, zone: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TZ", zone)
+def test_the_time_zone_of_the_box_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
 
     @scenario
     async def run(box: Box) -> None:

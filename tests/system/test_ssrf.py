@@ -91,7 +91,7 @@ def origin() -> Iterator[RecordingOrigin]:
         yield running
 
 
-@pytest.fixture(scope="module", params=["one-host", "any-host"])
+@pytest.fixture(scope="module", params=["one-host", pytest.param("any-host", marks=pytest.mark.slow)])
 def box(
     request: pytest.FixtureRequest, origin: RecordingOrigin, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningBox]:
