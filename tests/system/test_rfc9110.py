@@ -178,6 +178,16 @@ async def test_conditions_and_ranges_of_what_is_stored(box: Box, host: str, sent
         assert "Content-Range" not in answer
 
 
+@rfc("9110#13.1.5", "If-Range by a date in the same second as Date is false: two versions may share it")
+@pytest.mark.parametrize(("date", "status"), [(OLD, 200), (formatdate(1e9 + 1, usegmt=True), 206)])
+@scenario
+async def test_if_range_by_a_date_that_is_not_strong(box: Box, date: str, status: int) -> None:
+    response = f"Cache-Control: max-age=60 | Last-Modified: {OLD} | Date: {date}"
+    sent = {"Range": "bytes=0-0", "If-Range": OLD}
+    _, two, requests = await twice(box, f"/strong-{status}", GENERIC, response, second=sent)
+    assert (two.status, two.body, len(requests)) == (status, b"1", 1)
+
+
 @rfc("9110#14.2", "Range with any method but GET MUST be ignored")
 @rfc("9110#9.3.2", "HEAD answers with GET's fields and no body")
 @pytest.mark.parametrize("host", BOTH)

@@ -107,6 +107,8 @@ REUSE: list[tuple[str, str, tuple[str, ...], str, bool]] = [
      'Cache-Control: max-age=60 | CDN-Cache-Control: x="a, no-store', True),
     ("9213#2.2", "valid: Cache-Control's no-cache is ignored", BOTH,
      'Cache-Control: no-cache | CDN-Cache-Control: max-age=60 | ETag: "v"', True),
+    ("9213#2.2", "valid: Expires is ignored, also where it says no lifetime", BOTH,
+     f"Expires: {NEW} | CDN-Cache-Control: public", False),
     ("9213#3.1", "another cache's targeted field is not ours", BOTH,
      "Cache-Control: max-age=60 | Example-CDN-Cache-Control: no-store", True),
     ("9213#2.2", "Surrogate-Control is not a targeted field", BOTH,
