@@ -214,11 +214,11 @@ class Box(Protocol):
         """The summary, with `legs`, `to`, all `counters`."""
         ...
 
-    def relay_add_receiver(self, *, name: str, receivers: str) -> Mapping[str, object]:
+    def relay_add_receiver(self, *, name: str, receivers: str) -> Answer:
         """{"added": n, "receivers": of the relay now}. `receivers`: ADDRESS:PORT with commas between; all or none."""
         ...
 
-    def relay_remove_receiver(self, *, name: str, receivers: str) -> Mapping[str, object]:
+    def relay_remove_receiver(self, *, name: str, receivers: str) -> Answer:
         """{"removed": n, "receivers": of the relay now}."""
         ...
 

@@ -20,7 +20,7 @@ from accelerator.errors import ControlError
 
 REQUEST_BYTES_MAX = 64 * 1024
 # How a request begins that may be larger: with its command, so that the limit is known before the rest has come.
-_BEGINNING = re.compile(rb'\s*\{\s*"command"\s*:\s*"([a-z ]{1,40})"')
+_BEGINNING = re.compile(rb'\s*\{\s*"command"\s*:\s*"([a-z -]{1,40})"')
 BEGINNING_BYTES = 256
 _CONTROL_BYTES = bytes(range(0x20)) + b"\x7f"
 

@@ -26,10 +26,13 @@ class Signal:
         self.state = State.IDLE
         self.since_ns = 0
         self._silence_ns = silence_ns
+        self._last_ns = 0
 
     def update(self, now_ns: int, last_ns: int, *, is_wanted: bool) -> State | None:
         """`last_ns`: when the last good packet came, 0: none yet. A stream that comes unasked is live."""
-        is_fresh = last_ns > 0 and now_ns - last_ns < self._silence_ns
+        # An input that begins anew has had no packet yet: that is no loss.
+        self._last_ns = max(self._last_ns, last_ns)
+        is_fresh = self._last_ns > 0 and now_ns - self._last_ns < self._silence_ns
         if is_fresh:
             state = State.LIVE
         elif not is_wanted:

@@ -440,11 +440,11 @@ class Appliance:
     def relay_show(self, *, name: str) -> dict[str, Any]:
         return self.relays.show(name)
 
-    def relay_add_receiver(self, *, name: str, receivers: str) -> dict[str, Any]:
-        return self.relays.add_receivers(name, receivers)
+    async def relay_add_receiver(self, *, name: str, receivers: str) -> dict[str, Any]:
+        return await self.relays.add_receivers(name, receivers)
 
-    def relay_remove_receiver(self, *, name: str, receivers: str) -> dict[str, Any]:
-        return self.relays.remove_receivers(name, receivers)
+    async def relay_remove_receiver(self, *, name: str, receivers: str) -> dict[str, Any]:
+        return await self.relays.remove_receivers(name, receivers)
 
     def relay_metrics(
         self,

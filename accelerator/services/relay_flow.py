@@ -123,6 +123,7 @@ class Flow:
         self._discard = discard
         self._free = set(range(RELAY_OUTPUTS))
         self._wanted_until_ns = 0
+        self._listed: frozenset[Receiver] = frozenset()
         self._sample: tuple[int, dict[str, int]] | None = None
 
     # -- outputs and receivers -----------------------------------------------------------------------------------------
@@ -135,6 +136,7 @@ class Flow:
         """The outputs of `row` in place of those that are; what is the same stays as it is. `place` gives the number
         of the output for a receiver that was added, None: it has no place any more. Returns those without one."""
         self.row = row
+        self._listed = frozenset(target for output in row.outputs for target in output.targets)
         before = {each.key: each for each in self.outlets}
         self.outlets = []
         for number, output in enumerate(row.outputs):
@@ -155,10 +157,10 @@ class Flow:
 
     def is_listed(self, receiver: Receiver) -> bool:
         """Whether the policy lists it."""
-        return any(receiver in output.targets for output in self.row.outputs)
+        return receiver in self._listed
 
     def subscribe(self, receiver: Receiver, number: int) -> None:
-        self._subscribe({each.key: each for each in self.outlets}, receiver, number)
+        self._subscribe({}, receiver, number)
 
     def unsubscribe(self, receiver: Receiver) -> None:
         del self.subscribed[receiver]

@@ -21,10 +21,9 @@ from accelerator.dataplane import RELAY_COUNTERS, RELAY_SLOTS, RelayPlane
 from accelerator.errors import AcceleratorError, ControlError
 from accelerator.io.datagram import open_input
 from accelerator.io.links import IpAddress, Link, Links
-from accelerator.policy.addresses import IpNetwork
 from accelerator.policy.compile import RelayRow, Tables
 from accelerator.policy.relay_addresses import parse_receiver
-from accelerator.policy.relay_rules import Input, zone_of
+from accelerator.policy.relay_rules import Input, Zones
 from accelerator.protocols.relay_signal import State
 from accelerator.services.announce import Announcer, Session
 from accelerator.services.events import Events
@@ -38,6 +37,8 @@ STALLED_S = 5.0
 # Above edge workers where the system allows it: docs/decisions/0171.
 NICE = -10
 WORKERS_MAX = 4
+# Receivers that are looked at without a pause: some 10 ms, of a loop that has viewers' misses to answer.
+CHUNK = 250
 # Of one command: 20,000 addresses of IPv6 with their ports are less than 1 MiB.
 ADDED_MAX = 20_000
 _ADVICE_SILENT = "see that the sender runs and that the network brings its packets here: accelctl relay show NAME"
@@ -63,7 +64,7 @@ class Relays:
         self._links = Links()
         self._seen: dict[str, Link] = {}
         self._own: frozenset[tuple[bytes, int]] = frozenset()
-        self._zones: dict[str, tuple[IpNetwork, ...]] = {}
+        self._zones = Zones({})
         self._no_multicast: frozenset[str] = frozenset()
         # What a worker may still use: (flow or none, its output, socket), and slots, whose counters it may still write.
         self._limbo: list[tuple[Flow | None, int, socket.socket]] = []
@@ -89,18 +90,16 @@ class Relays:
             self._timer = None
         if not is_heir_there:  # whoever takes over announces the same
             self._announcer.close()
-        for flow in self._flows.values():
-            for leg in flow.legs:
-                leg.socket.close()
-            for made in flow.end():
-                made.close()
-        self._flows = {}
+        left = [leg.socket for flow in self._flows.values() for leg in flow.legs]
+        left += [made for flow in self._flows.values() for made in flow.end()]
+        left += [made for _, _, made in self._limbo]
+        self._flows, self._limbo, self._left_slots = {}, [], set()
         if self._plane is not None:
             self._plane.close()
             self._plane = None
-        for _, _, made in self._limbo:
+        # Only now: a number that is closed may be a viewer's connection a moment later, and no worker may read that.
+        for made in left:
             made.close()
-        self._limbo = []
 
     def close(self) -> None:
         if self._timer is not None:
@@ -131,7 +130,7 @@ class Relays:
             made.close()
 
     def take_over(self, tables: Tables, prepared: Prepared) -> None:
-        self._zones = {name: tuple(map(ip_network, nets)) for name, nets in tables.zone_nets}
+        self._zones = Zones({name: tuple(map(ip_network, nets)) for name, nets in tables.zone_nets})
         self._no_multicast = frozenset(tables.zones_without_multicast)
         if prepared.rows and self._plane is None:
             self._plane = self._start_workers()
@@ -188,11 +187,14 @@ class Relays:
 
     def _take_outputs(self, flow: Flow, row: RelayRow) -> None:
         dropped = flow.take_outputs(row, self._place)
+        while flow.subscribed and flow.n_receivers > row.receivers_max:
+            dropped.append(next(reversed(flow.subscribed)))
+            flow.unsubscribe(dropped[-1])
         flow.publish()
         if dropped:
             self._events.note(
                 "relay-receivers-dropped", f"relay {row.name}: {len(dropped)} receivers that were added are dropped",
-                why="no output of the new policy takes them",
+                why="no output of the new policy takes them, or it allows fewer",
                 advice="give the relay a unicast output for their zones, or list them in the policy",
             )  # fmt: skip
 
@@ -256,7 +258,7 @@ class Relays:
     def _refusal(self, link: Link) -> str:
         if not self._no_multicast:
             return ""
-        zones = {zone_of(self._zones, address) for address in link.addresses}
+        zones = {self._zones.of(address) for address in link.addresses}
         never = sorted(zone for zone in zones if zone in self._no_multicast)
         return f"its zone {never[0]} says multicast: never" if never else ""
 
@@ -328,36 +330,43 @@ class Relays:
             if output.kind != "unicast":
                 continue
             if output.zones and zone is None:
-                zone = zone_of(self._zones, ip_address(receiver[0]))
+                zone = self._zones.of(ip_address(receiver[0]))
             if not output.zones or zone in output.zones:
                 return number
         return None
 
-    def add_receivers(self, name: str, text: str) -> dict[str, Any]:
+    async def add_receivers(self, name: str, text: str) -> dict[str, Any]:
         """`text`: addresses and ports, separated by commas. All or none. Raises ControlError."""
+        found = await _receivers(text)
         flow = self._flow(name)
-        wanted = [each for each in _receivers(text) if each not in flow.subscribed and not flow.is_listed(each)]
-        if flow.n_receivers + len(wanted) > flow.row.receivers_max:
-            most = flow.row.receivers_max
-            raise ControlError("full", f"relay {name} may have {most:,} receivers, {flow.n_receivers:,} are there")
+        row = flow.row
+        wanted = [each for each in found if each not in flow.subscribed and not flow.is_listed(each)]
         places = []
         for nth, receiver in enumerate(wanted, 1):
+            if nth % CHUNK == 0:
+                await asyncio.sleep(0)
             number = self._place(flow, receiver)
             if number is None:
                 raise ControlError("no-output", f"relay {name} has no unicast output for receiver {nth} of these")
             self._check_loop(receiver)
             places.append((receiver, number))
-        for receiver, number in places:
+        # From here on in one piece: others may have had their turn meanwhile.
+        if self._flows.get(name) is not flow or flow.row is not row:
+            raise ControlError("changed", f"relay {name} has just changed: once more")
+        new = [each for each in places if each[0] not in flow.subscribed]
+        if flow.n_receivers + len(new) > flow.row.receivers_max:
+            most = flow.row.receivers_max
+            raise ControlError("full", f"relay {name} may have {most:,} receivers, {flow.n_receivers:,} are there")
+        for receiver, number in new:
             flow.subscribe(receiver, number)
         self._follow_now(flow)
-        return {"added": len(places), "receivers": flow.n_receivers}
+        return {"added": len(new), "receivers": flow.n_receivers}
 
-    def remove_receivers(self, name: str, text: str) -> dict[str, Any]:
+    async def remove_receivers(self, name: str, text: str) -> dict[str, Any]:
+        wanted = await _receivers(text)
         flow = self._flow(name)
-        wanted = _receivers(text)
-        for receiver in wanted:
-            if flow.is_listed(receiver):
-                raise ControlError("listed", f"the policy lists a receiver of relay {name}: change the policy")
+        if any(flow.is_listed(receiver) for receiver in wanted):
+            raise ControlError("listed", f"the policy lists a receiver of relay {name}: change the policy")
         gone = [each for each in wanted if each in flow.subscribed]
         for receiver in gone:
             flow.unsubscribe(receiver)
@@ -481,10 +490,12 @@ def _mapped(address: IpAddress) -> bytes:
     return bytes(10) + b"\xff\xff" + address.packed if address.version == 4 else address.packed
 
 
-def _receivers(text: str) -> Sequence[Receiver]:
+async def _receivers(text: str) -> Sequence[Receiver]:
     """Raises ControlError for the first one that is none, by its number: refusals are logged, addresses aren't."""
     found: dict[Receiver, None] = {}
     for number, word in enumerate(text.split(","), 1):
+        if number % CHUNK == 0:
+            await asyncio.sleep(0)
         try:
             address = parse_receiver(word.strip())
         except ValueError:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
+
 import pytest
 
 from accelerator.policy import check_texts, compile_policy
 from accelerator.policy.compile import RelayRow
 from accelerator.policy.diff import diff_policies
+from accelerator.policy.relay_rules import Zones
 
 HEAD = """\
 version: 1
@@ -172,3 +175,17 @@ def test_what_changes_mean() -> None:
     assert [each.text for each in diff_policies(nothing, first).effects] == ["relay 'r0' begins"]
     assert "leaves" not in str(diff_policies(first, nothing).changes[0])
     assert diff_policies(first, nothing).effects[0].text.startswith("relay 'r0' ends")
+
+
+def test_the_most_specific_zone_wins() -> None:
+    nets = {
+        "all": ["0.0.0.0/0"],
+        "site": ["10.12.0.0/16"],
+        "room": ["10.12.30.0/24", "fd00::/64"],
+        "late": ["10.12.30.0/24"],
+    }
+    zones = Zones({name: tuple(map(ip_network, each)) for name, each in nets.items()})
+    found = {
+        text: zones.of(ip_address(text)) for text in ("10.12.30.7", "10.12.31.7", "192.0.2.1", "fd00::7", "fd01::7")
+    }
+    assert list(found.values()) == ["room", "site", "all", "room", None]
