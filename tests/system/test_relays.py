@@ -9,12 +9,13 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import netns
 import pytest
+from relay_box import HALL, Places, Receiver, RelayBox, Sender, gaps, groups, is_whole, policy_of, unicast
 from running_box import RunningBox, merge, wait_for
 from test_upgrade import UpgradedBox
 
@@ -28,145 +29,10 @@ REASON = netns.why_not()
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
 
-def policy_of(**sections: Any) -> dict[str, Any]:
-    policy: dict[str, Any] = {
-        "version": 1, "site": {"name": "test"}, "cache": {"memory": "64MiB"}, "workers": 1,
-        "listen": {"lan": {"address": "127.0.0.1:0"}},
-    }  # fmt: skip
-    return merge(policy, sections)
-
-
-class RelayBox(RunningBox):
-    """The daemon in a namespace."""
-
-    def __init__(self, namespace: netns.Namespace, work: Path, **relays: Any) -> None:
-        super().__init__(work, policy_of(relays=relays))
-        self.prefix = ["ip", "netns", "exec", namespace.name]
-
-    def relay(self, name: str = "hall") -> dict[str, Any]:
-        return self.control("relay show", name=name)
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        return [each for each in self.control("events")["events"] if each["kind"] == kind]
-
-
-class Sender:
-    """Numbered RTP packets to one or several addresses, at a steady rate, until stopped."""
-
-    def __init__(
-        self,
-        namespace: netns.Namespace,
-        to: Sequence[tuple[str, int]],
-        rate: float,
-        *,
-        interface: str = "eth0",
-        ssrc: int = 7,
-    ) -> None:
-        is_v6 = ":" in to[0][0]
-        self._socket = netns.sender(namespace, interface, is_v6=is_v6)
-        self._to, self._rate, self._ssrc = to, rate, ssrc
-        self._stop = threading.Event()
-        self.n_sent = 0
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        begin_s = time.monotonic()
-        while not self._stop.is_set():
-            while self.n_sent < (time.monotonic() - begin_s) * self._rate:
-                number = self.n_sent & 0xFFFF
-                packet = struct.pack("!BBHIII", 0x80, 33, number, self.n_sent * 10, self._ssrc, self.n_sent) + bytes(
-                    180
-                )
-                for address in self._to:
-                    self._socket.sendto(packet, address)
-                self.n_sent += 1
-            self._stop.wait(0.001)
-
-    def stop(self) -> int:
-        if not self._stop.is_set():
-            self._stop.set()
-            self._thread.join()
-            self._socket.close()
-        return self.n_sent
-
-    def __enter__(self) -> Sender:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-
-class Receiver:
-    """What a socket hears: the numbers, in order, and the SSRCs."""
-
-    def __init__(self, made: socket.socket) -> None:
-        self.socket = made
-        self.datagrams: list[bytes] = []
-        self._stop = threading.Event()
-        made.settimeout(0.05)
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self.datagrams.append(self.socket.recv(65_536))
-            except TimeoutError:
-                continue
-
-    @property
-    def numbers(self) -> list[int]:
-        return [struct.unpack_from("!I", each, 12)[0] for each in self.datagrams]
-
-    @property
-    def sources(self) -> list[int]:
-        return [struct.unpack_from("!I", each, 8)[0] for each in self.datagrams]
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.socket.close()
-
-    def __enter__(self) -> Receiver:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def unicast(namespace: netns.Namespace, address: str, port: int) -> socket.socket:
-    def opened() -> socket.socket:
-        made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
-        made.setsockopt(socket.SOL_SOCKET, 33, 4 << 20)  # SO_RCVBUFFORCE
-        made.bind((address, port))
-        return made
-
-    return namespace.call(opened)
-
-
-def groups(namespace: netns.Namespace, interface: str) -> str:
-    """What the kernel tells routers that this host is a member of, on an interface."""
-    return namespace.ip("maddr", "show", "dev", interface)
-
-
 @pytest.fixture
 def places() -> Iterator[tuple[netns.Namespace, netns.Namespace, list[netns.Namespace]]]:
     with netns.Topology() as topology:
         yield topology.proxy(2)
-
-
-Places = tuple[netns.Namespace, netns.Namespace, list[netns.Namespace]]
-HALL: dict[str, Any] = {"from": ["rtp://10.0.0.2@239.1.1.1:5004"], "interface": "wan"}
-
-
-def is_whole(numbers: Sequence[int], at_least: int) -> bool:
-    """Nothing lost, nothing twice, in order."""
-    return len(numbers) >= at_least and list(numbers) == list(range(numbers[0], numbers[0] + len(numbers)))
-
-
-def gaps(numbers: Sequence[int]) -> list[int]:
-    return [b - a for a, b in itertools.pairwise(numbers) if b - a != 1]
 
 
 def test_a_channel_reaches_a_group_and_single_receivers(places: Places, tmp_path: Path) -> None:
@@ -469,82 +335,6 @@ def test_the_tables_of_relays(box: RunningBox) -> None:
     metrics = box.metrics()
     assert metrics["accelerator_relay_live{hall}"] == 0
     assert metrics["accelerator_relay_packets_total{hall}"] == 0
-
-
-def channel(to: str, *, repair: str = "") -> list[str]:
-    return (
-        f"ffmpeg -v error -re -f lavfi -i testsrc2=s=320x240:r=25 -c:v libx264 -preset ultrafast -g 25 -b:v 1500k "
-        f"-minrate 1500k -maxrate 1500k -bufsize 300k -t 5 -muxrate 2000k -f rtp_mpegts {repair} {to}"
-    ).split()
-
-
-def lose(namespace: netns.Namespace, rules: Sequence[str]) -> None:
-    namespace.run("nft", "add table ip loss")
-    namespace.run("nft", "add chain ip loss in { type filter hook prerouting priority -300; }")
-    for rule in rules:
-        namespace.run("nft", f"add rule ip loss in {rule} counter drop")
-
-
-@pytest.mark.skipif(shutil.which("ffmpeg") is None or shutil.which("nft") is None, reason="needs ffmpeg and nft")
-def test_loss_on_both_legs_is_not_seen_by_ffmpeg(places: Places, tmp_path: Path) -> None:
-    """SMPTE 2022-7, 1 % lost on each leg: ffmpeg behind us decodes without a continuity error."""
-    source, namespace, (screens, _) = places
-    hall = {
-        "from": ["rtp://239.1.1.1:5004", "rtp://239.1.1.2:5004"], "interface": "wan",
-        "to": [{"group": "239.2.1.1:5004", "interface": "lan0", "rtp": "strip"}],
-    }  # fmt: skip
-    # A packet that both legs lose is lost; these two never drop the same one of the first 9,700.
-    lose(namespace, [f"ip daddr 239.1.1.{leg} udp dport 5004 numgen inc mod {every} == {at}"
-                     for leg, every, at in ((1, 100, 40), (2, 97, 90))])  # fmt: skip
-    source.ip("route", "add", "239.0.0.0/8", "dev", "eth0")
-    with RelayBox(namespace, tmp_path, hall=hall) as box:
-        screen = screens.popen(
-            "ffmpeg", "-v", "warning", "-t", "3", "-i", "udp://239.2.1.1:5004?localaddr=10.1.0.2&timeout=8000000",
-            "-f", "null", "-", stderr=subprocess.PIPE,
-        )  # fmt: skip
-        wait_for(lambda: "239.2.1.1" in groups(screens, "eth0"))
-        legs = [unicast(source, "127.0.0.1", 0)]
-        split = legs[0].getsockname()[1]
-        out = netns.sender(source, "eth0")
-        legs[0].settimeout(1)
-        sending = source.popen(*channel(f"rtp://127.0.0.1:{split}"), stderr=subprocess.PIPE)
-        try:
-            while sending.poll() is None:
-                try:
-                    data = legs[0].recv(2000)
-                except TimeoutError:
-                    continue
-                for group in ("239.1.1.1", "239.1.1.2"):
-                    out.sendto(data, (group, 5004))
-        finally:
-            sending.communicate(timeout=30)
-            legs[0].close()
-            out.close()
-        _, said = screen.communicate(timeout=30)
-        known = box.relay()
-        counters = known["counters"]
-    assert all(leg["lost"] >= 3 for leg in known["legs"]), known["legs"]
-    assert counters["lost"] == counters["ts_continuity"] == 0
-    assert screen.returncode == 0
-    for trouble in (b"Continuity", b"corrupt", b"error", b"missed"):
-        assert trouble not in said, said.decode()
-
-
-@pytest.mark.skipif(shutil.which("ffmpeg") is None or shutil.which("nft") is None, reason="needs ffmpeg and nft")
-def test_repair_packets_by_policy(places: Places, tmp_path: Path) -> None:
-    """SMPTE 2022-1, L=8 D=5, one packet in 20 lost: repaired, all of it."""
-    source, namespace, _ = places
-    hall = {"from": ["rtp://239.1.1.1:5004"], "interface": "wan", "fec": "both", "to": [{"unicast": ["10.1.0.2:6000"]}]}
-    lose(namespace, ["udp dport 5004 numgen inc mod 20 == 7"])
-    with RelayBox(namespace, tmp_path, hall=hall) as box:
-        to = "rtp://239.1.1.1:5004?localaddr=10.0.0.2&ttl=4"
-        done = source.popen(*channel(to, repair="-fec prompeg=l=8:d=5"), stderr=subprocess.PIPE)
-        done.communicate(timeout=30)
-        known = wait_for(lambda: box.relay()["state"] == "silent" and box.relay())
-    counters = known["counters"]
-    assert counters["repaired"] > 30
-    assert counters["repaired"] >= 0.9 * (counters["repaired"] + counters["lost"]), counters
-    assert counters["repair_refused"] == counters["restarts"] == 0
 
 
 def test_an_upgrade_hands_relays_over(tmp_path: Path) -> None:
