@@ -30,6 +30,9 @@ LIBRARIES = {
     "h2_answers": ["nghttp2"],
     "h2_requests": ["nghttp2"],
     "h2_tunnel": ["nghttp2"],
+    "tls": ["ssl", "crypto"],
+    "tls_context": ["ssl", "crypto"],
+    "tls_settings": ["ssl", "crypto"],
 }
 
 EXTENSIONS = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ from ext.relay_plane import RELAY_COUNTERS, RELAY_GAUGES, RelayPlane
 from ext.relay_plane import SLOTS as RELAY_SLOTS
 from ext.relay_plane import Settings as RelaySettings
 from ext.stored import StoredObject
+from ext.tls_context import TlsServer
 
 __all__ = [
     "COMPLETE", "COUNTER_HELP", "FILLING", "FLAG_DATE_IS_STRONG", "FLAG_HAS_AGE", "FLAG_MAY_BE_STALE",
@@ -50,7 +51,7 @@ __all__ = [
     "HEALTH_PATH", "RECORD_DTYPE", "RELAY_COUNTERS", "RELAY_FORMATS", "RELAY_GAUGES", "RELAY_LEGS", "RELAY_LEG_COLUMNS",
     "RELAY_OUTPUTS", "RELAY_OUTPUT_COLUMNS", "RELAY_SLOTS", "SLICE_BYTES", "START_BYTES", "DataPlane", "DiskIo",
     "DiskKind", "Exchange", "Grants", "HeadError", "RelayPlane", "RelaySettings", "RequestBody", "StoredObject",
-    "digest_of_query", "disk_checksum", "list_objects",
+    "TlsServer", "digest_of_query", "disk_checksum", "list_objects",
     "parse_request", "parse_response", "seal_bytes", "space_of", "tagged_objects", "unseal_bytes",
 ]  # fmt: skip
 
@@ -126,9 +127,10 @@ class DataPlane:
         self._sockets: dict[str, socket.socket] = {}
         self._health: StoredObject | None = None
         self._restricted: dict[int, frozenset[str]] = {}
+        self._servers: dict[int, TlsServer] = {}
 
-    def publish(self, tables: Tables) -> int:
-        """Compiles to rows and publishes them whole; returns the generation."""
+    def publish(self, tables: Tables, servers: Mapping[str, TlsServer] | None = None) -> int:
+        """Compiles to rows and publishes them whole; returns the generation. `servers`: of listeners that speak TLS."""
         strings = _Strings()
         # RFC 9211 section 2: a token begins with a letter, any other name is a quoted string.
         site = strings.add(tables.site if tables.site[0].isalpha() else f'"{tables.site}"')
@@ -177,8 +179,23 @@ class DataPlane:
             bytes(strings.data), site, _rows(hosts, layout.HOST_DTYPE), _rows(paths, layout.PATH_DTYPE), origins,
             _rows([(list(net.network), net.prefix_bits, net.zone) for net in tables.nets], layout.NET_DTYPE),
             listeners, _rows(parameters, layout.STRING_DTYPE), _limits(tables),
+            self._tls_rows(listener_ids, servers or {}),
         )  # fmt: skip
         return generation
+
+    def _tls_rows(self, listener_ids: list[int], servers: Mapping[str, TlsServer]) -> list[TlsServer | None]:
+        """By index. One that is leaving keeps its own: what still comes to it must not be answered in the clear."""
+        for listener_id in listener_ids:
+            server = servers.get(self._listeners.names[listener_id])
+            if server is None:
+                self._servers.pop(listener_id, None)
+            else:
+                self._servers[listener_id] = server
+        return [self._servers.get(listener_id) for listener_id in range(len(self._listeners.names))]
+
+    def set_ticket_keys(self, keys: list[bytes]) -> None:
+        """Session tickets of all listeners: the last one seals."""
+        self.plane.set_ticket_keys(keys, len(keys) - 1)
 
     def access_reader(self) -> AccessReader:
         """For one thread, which reads what workers tell of their answers."""

@@ -13,17 +13,8 @@ from ext.h2_tunnel cimport stream_give, stream_shut, stream_take, stream_tunnel_
 from ext.layout cimport *
 from ext.respond cimport AS_PASSED
 from ext.siphash cimport hash_bytes
-from ext.transport cimport (
-    MSG_DONTWAIT,
-    MSG_NOSIGNAL,
-    SHUT_WR,
-    recv,
-    send,
-    shutdown,
-    transport_read,
-    transport_shut,
-    transport_write,
-)
+from ext.sockets cimport MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, recv, send, shutdown
+from ext.transport cimport transport_read, transport_shut, transport_write
 from ext.tunnel cimport CLOSE_DUE, CLOSE_NOT, CLOSE_SENT, CLOSE_WANTED, Tunnel, Way, way_release
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -278,7 +269,8 @@ cdef int move(Worker* w, Connection* c, Way* way) noexcept nogil:
             if t.to_viewer.is_dead or t.to_origin.is_dead:
                 hurry(w, c)
             continue
-        if n < CARRY_BYTES and not way.may_end:
+        # Over TLS the end may be told before the socket's own is.
+        if n < CARRY_BYTES and not way.may_end and not (way == &t.to_origin and c.has_ended):
             way.is_readable = 0
         spent += <uint32_t>n
         if t.idle_ns and not t.is_closing and not w.is_draining:

@@ -10,6 +10,7 @@ from ext.layout cimport MAX_ORIGINS, ORIGIN_COLUMNS, OriginRow, Tables
 from ext.multipart cimport Parts
 from ext.store cimport Object, Store
 from ext.tunnel cimport Tunnel
+from ext.tls_types cimport TicketKeys, Tls
 from ext.upload cimport Upload
 
 cdef enum:
@@ -76,7 +77,8 @@ cdef struct Connection:
     uint8_t is_blocked          # the socket is full
     uint8_t has_ended           # the viewer's FIN came: a short read doesn't mean that there is nothing more
     uint8_t must_linger         # closing could overtake the answer: see close_gently
-    uint8_t protocol            # transport.pxd
+    uint8_t protocol            # transport.pxd; of TLS known when c.tls.is_ready
+    uint8_t is_misplaced        # speaks plain HTTP where TLS is spoken
     uint8_t minor               # HTTP/1.minor of the request under way
     uint8_t fwd_reason
     uint8_t n_tries
@@ -119,6 +121,7 @@ cdef struct Connection:
     uint32_t out_offset
     uint32_t out_length
     uint32_t out_capacity
+    Tls* tls                    # NULL: plain
     Upload* upload              # of the request under way, while its body is not read whole
     Parts* parts                # of an answer with several ranges
     uint8_t* out                # head bytes that the socket didn't take
@@ -153,6 +156,7 @@ cdef struct Shared:             # what all workers and the control plane have in
     uint64_t n_connections
     uint32_t overload           # the rung of protocols/overload.py: what is given up while memory is short
     Grant* grants
+    TicketKeys* tickets         # of session tickets; replaced whole
 
 cdef struct Worker:
     uint32_t index
@@ -191,6 +195,9 @@ cdef struct Worker:
     uint8_t* input              # READ_BYTES + a head
     uint8_t* scratch
     uint8_t* key
+    uint8_t* tls_out            # records on their way to one connection's socket; empty between calls
+    uint8_t* tls_record         # plaintext of one record, from several places
+    uint32_t tls_out_length
     char date[40]
     int64_t date_s
     RequestHead head

@@ -11,6 +11,7 @@ from ext.h2_answers cimport stream_left
 from ext.exchange cimport EXCHANGE_WANT, RING_CANCEL, RING_NUDGE, RING_REQUEST, ring_is_half_full, ring_push
 from ext.layout cimport *
 from ext.store cimport OBJECT_FILLING, Directory, Store
+from ext.tls cimport tls_end
 from ext.tunnel cimport tunnel_free, tunnel_shut
 from ext.receive cimport upload_leave
 from ext.upload cimport upload_release
@@ -175,6 +176,8 @@ cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nog
             option.l_onoff = 1
             option.l_linger = 0
             setsockopt(c.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+        if c.tls != NULL:
+            tls_end(w, c, not abruptly)
         # Closing alone leaves it in the epoll set while a child that was forked just now still has the descriptor.
         epoll_ctl(w.epoll, EPOLL_CTL_DEL, c.fd, &event)
         close(c.fd)

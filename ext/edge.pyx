@@ -1,13 +1,11 @@
 # The edge worker's loop behind edge.pxd: accept, events, messages, deadlines. Requests are serve.pyx's, a connection's
 # steps session.pyx's. No Python object, no lock held over a system call.
-from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t
-from libc.stdio cimport snprintf
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memset
 
+from ext.accept cimport on_accept, on_listen, stop_listening, wake_listeners
 from ext.access_ring cimport NO_ORIGIN, access_ring_free, access_ring_new
-from ext.addresses cimport address_enter, address_leave
 from ext.atomics cimport *
 from ext.carry cimport on_tunnel_event, spread_closing
 from ext.connection cimport *
@@ -20,6 +18,7 @@ from ext.respond cimport refresh_date, respond_error
 from ext.serve cimport MAX_TRIES, leave_bucket, now_ns
 from ext.session cimport flush_interim, give_up_waiting, linger, on_body, on_deadline, on_interim, on_split, on_readable, resume, settle
 from ext.store cimport *
+from ext.tls cimport tls_flush, tls_worker_close
 from ext.tunnel cimport Tunnel, tunnel_free
 from ext.upload cimport Upload, upload_release
 
@@ -42,51 +41,10 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_ctl(int, int, int, epoll_event*)
     int epoll_wait(int, epoll_event*, int, int)
 
-cdef extern from * nogil:
-    """
-    #include <sys/epoll.h>
-    #ifndef EPOLLEXCLUSIVE
-    #define EPOLLEXCLUSIVE (1u << 28)
-    #endif
-    static const uint32_t acc_exclusive = EPOLLEXCLUSIVE;
-    """
-    uint32_t acc_exclusive
-
 cdef extern from "<sys/eventfd.h>" nogil:
     enum: EFD_NONBLOCK
     enum: EFD_CLOEXEC
     int eventfd(unsigned int, int)
-
-cdef extern from * nogil:
-    """
-    #define _GNU_SOURCE 1
-    #include <sys/socket.h>
-    #include <netinet/in.h>
-    #include <string.h>
-    #include <stdint.h>
-    int accept4(int, struct sockaddr *, socklen_t *, int);
-    /* A connection and its peer's address as 16 bytes (IPv4 mapped). */
-    static int acc_accept(int fd, uint8_t *address) {
-        struct sockaddr_storage peer;
-        socklen_t n = sizeof(peer);
-        int s = accept4(fd, (struct sockaddr *)&peer, &n, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (s < 0) return s;
-        memset(address, 0, 16);
-        if (peer.ss_family == AF_INET) {
-            address[10] = address[11] = 0xff;
-            memcpy(address + 12, &((struct sockaddr_in *)&peer)->sin_addr, 4);
-        } else if (peer.ss_family == AF_INET6)
-            memcpy(address, &((struct sockaddr_in6 *)&peer)->sin6_addr, 16);
-        return s;
-    }
-    """
-    int acc_accept(int, uint8_t*)
-
-cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_DONTWAIT
-    enum: SHUT_WR
-    ssize_t recv(int, void*, size_t, int)
-    int shutdown(int, int)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int)
@@ -95,8 +53,6 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     EVENTS = 256
     READY_PER_PASS = 256
-    ACCEPTS_PER_PASS = 64
-    ACCEPT_REST_NS = 250000000
     REFUSALS = 256              # that the security log may be behind
     HALF_CLOSED_NS = 10000000000
 
@@ -171,30 +127,6 @@ cdef void on_wake(Worker* w, Object* object) noexcept nogil:
         c = following
 
 
-cdef void on_listen(Worker* w, Message* m) noexcept nogil:
-    cdef Listener* listener
-    cdef uint32_t i
-    for i in range(<uint32_t>MAX_LISTENERS):
-        listener = &w.listeners[i]
-        if listener.fd < 0:
-            listener.is_what = IS_LISTENER
-            listener.fd = <int>m.detail
-            listener.index = m.index
-            if not w.accept_again_ns:
-                watch_listener(w, listener)
-            return
-
-
-cdef void stop_listening(Worker* w, int32_t index) noexcept nogil:
-    """`index` -1: everywhere. The descriptor belongs to the control plane."""
-    cdef uint32_t i
-    cdef epoll_event event
-    for i in range(<uint32_t>MAX_LISTENERS):
-        if w.listeners[i].fd >= 0 and (index < 0 or w.listeners[i].index == <uint32_t>index):
-            epoll_ctl(w.epoll, EPOLL_CTL_DEL, w.listeners[i].fd, &event)
-            w.listeners[i].fd = -1
-
-
 cdef void on_drain(Worker* w, uint32_t idle_ms, int64_t period_ms) noexcept nogil:
     """`idle_ms` 0: who is idle is closed at once. Else another process serves at our addresses already, and who is idle
     has that long to ask once more: a request that is on its way while we close would be lost."""
@@ -264,104 +196,6 @@ cdef void read_mail(Worker* w) noexcept nogil:
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
-cdef void turn_away(Worker* w, int fd, int counter) noexcept nogil:
-    """A connection above a cap: one 503 where the socket takes it, then closed. Nothing is kept of it."""
-    cdef char text[512]
-    cdef int n = snprintf(
-        text, sizeof(text),
-        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nCache-Control: no-store\r\n"
-        "Cache-Status: %.*s\r\nConnection: close\r\n\r\n", <int>w.tables.site_length, <char*>w.tables.strings + w.tables.site)
-    count(&w.counters[counter], 1)
-    send_text(fd, text, n, MSG_NOSIGNAL | MSG_DONTWAIT)
-    shutdown(fd, SHUT_WR)
-    recv(fd, w.input, READ_BYTES, MSG_DONTWAIT)     # a close with unread input would reset the answer away
-    close(fd)
-
-
-cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_NOSIGNAL
-    ssize_t send_text "send" (int, const void*, size_t, int)
-
-
-cdef void rest_listeners(Worker* w) noexcept nogil:
-    """A listener that can't be accepted from would wake the worker without end. Who connects meanwhile waits."""
-    cdef uint32_t i
-    cdef epoll_event event
-    w.accept_again_ns = w.now_ns + ACCEPT_REST_NS
-    for i in range(<uint32_t>MAX_LISTENERS):
-        if w.listeners[i].fd >= 0:
-            epoll_ctl(w.epoll, EPOLL_CTL_DEL, w.listeners[i].fd, &event)
-
-
-cdef void wake_listeners(Worker* w) noexcept nogil:
-    cdef uint32_t i
-    w.accept_again_ns = 0
-    if w.spare_fd < 0:
-        w.spare_fd = eventfd(0, EFD_CLOEXEC)
-    for i in range(<uint32_t>MAX_LISTENERS):
-        if w.listeners[i].fd >= 0:
-            watch_listener(w, &w.listeners[i])
-
-
-cdef void watch_listener(Worker* w, Listener* listener) noexcept nogil:
-    cdef epoll_event event
-    event.events = EPOLLIN | acc_exclusive
-    event.data.ptr = listener
-    epoll_ctl(w.epoll, EPOLL_CTL_ADD, listener.fd, &event)
-
-
-cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
-    cdef int i, fd
-    cdef uint8_t address[16]
-    cdef epoll_event event
-    cdef Connection* c
-    for i in range(ACCEPTS_PER_PASS):
-        if listener.fd < 0:
-            return
-        fd = acc_accept(listener.fd, address)
-        if fd < 0 and (errno == EMFILE or errno == ENFILE) and w.spare_fd >= 0:
-            # Left in the queue it would wake the worker for ever: take it with the spare descriptor, and turn it away.
-            close(w.spare_fd)
-            fd = acc_accept(listener.fd, address)
-            if fd >= 0:
-                turn_away(w, fd, C_REFUSED_CONNECTIONS_ALL)
-            w.spare_fd = eventfd(0, EFD_CLOEXEC)
-            if fd >= 0:
-                continue
-        if fd < 0:
-            if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
-                rest_listeners(w)
-            return
-        if load_u32_relaxed(&w.shared.overload) >= OVERLOAD_REFUSE:
-            turn_away(w, fd, C_REFUSED_CONNECTIONS_OVERLOAD)
-            continue
-        if add_u64(&w.shared.n_connections, 1) >= w.tables.limits.connections:
-            add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
-            turn_away(w, fd, C_REFUSED_CONNECTIONS_ALL)
-            continue
-        if not address_enter(&w.shared.addresses, address, w.tables.limits.connections_per_address):
-            add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
-            turn_away(w, fd, C_REFUSED_CONNECTIONS_ADDRESS)
-            continue
-        c = connection_new(w, NULL)
-        if c == NULL:
-            address_leave(&w.shared.addresses, address)
-            add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
-            turn_away(w, fd, C_CLOSED_MEMORY)
-            continue
-        c.fd = fd
-        c.is_what = IS_CONNECTION
-        c.listener = listener.index
-        memcpy(c.address, address, 16)
-        count(&w.counters[C_CONNECTIONS_ACCEPTED], 1)
-        event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
-        event.data.ptr = c
-        if epoll_ctl(w.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
-            connection_close(w, c, False)
-            continue
-        set_deadline(w, c, w.now_ns + w.tables.limits.head_timeout_ns)
-
-
 cdef bint is_gone(Worker* w, Connection* c) noexcept nogil:
     """Whether who has ended his side has left. Of an endless stream there is no other sign until the next event; a
     long poll's viewer gets a moment more for an answer, as a half-closed connection may have asked (RFC 9112 section 9.6)."""
@@ -397,6 +231,8 @@ cdef void on_event(Worker* w, Connection* c, uint32_t events) noexcept nogil:
         resume(w, c)
         if c.state == STATE_CLOSED:
             return
+    if events & EPOLLOUT and c.tls != NULL:
+        tls_flush(w, c)
     if events & EPOLLOUT and c.state == STATE_WAIT and c.out_length > c.out_offset:
         flush_interim(w, c)
     if events & (EPOLLIN | EPOLLRDHUP) and c.upload != NULL:
@@ -552,6 +388,7 @@ cdef void edge_close(Worker* w) noexcept nogil:
     free(w.input)
     free(w.scratch)
     free(w.key)
+    tls_worker_close(w)
     free(w.exchanges)
     free(w.by_origin)
     free(w.free_exchanges)

@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from ext.connection cimport Connection, Worker
 from ext.h2_head cimport Block
 from ext.nghttp2 cimport nghttp2_option, nghttp2_session, nghttp2_session_callbacks
-from ext.transport cimport iovec
+from ext.sockets cimport iovec
 
 cdef enum:
     MAX_STREAMS = 100           # at once, of one connection (RFC 9113 section 6.5.2 recommends no fewer)

@@ -26,7 +26,8 @@ from ext.h2_requests cimport (
 from ext.layout cimport *
 from ext.nghttp2 cimport *
 from ext.session cimport close_gently
-from ext.transport cimport iovec, msghdr, transport_read, transport_writev
+from ext.sockets cimport iovec, msghdr
+from ext.transport cimport transport_read, transport_writev
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum: EPOLLIN

@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from ext.connection cimport Connection, Worker
 from ext.nghttp2 cimport nghttp2_data_source, nghttp2_frame, nghttp2_nv, nghttp2_session
 from ext.store cimport Object
-from ext.transport cimport iovec
+from ext.sockets cimport iovec
 
 cdef int stream_answer(Worker* w, Connection* c, const uint8_t* data, uint32_t n, uint32_t head_length, Object* object,
                        const iovec* parts, int n_parts, int64_t first, int64_t end) noexcept nogil

@@ -100,6 +100,18 @@ cdef enum:                      # one column each of the counter rows; the table
     C_H2_FLOOD_EMPTY_DATA
     C_H2_FLOOD_UNKNOWN
     C_H2_STALLED
+    C_TLS_HANDSHAKES
+    C_TLS_RESUMED
+    C_TLS_VERSION_12
+    C_TLS_VERSION_OLD
+    C_TLS_FAILED_VERSION
+    C_TLS_FAILED_SUITE
+    C_TLS_FAILED_REFUSED
+    C_TLS_FAILED_PLAIN
+    C_TLS_FAILED_BROKEN
+    C_TLS_FAILED_LEFT
+    C_TLS_FAILED_SLOW
+    C_TLS_BROKEN
     N_COUNTERS
     MAX_ORIGINS = 8192          # rows with figures of their own; those beyond count with row 0
     ORIGIN_COLUMNS = 8          # requests, hits, body bytes to viewers, then:
@@ -187,5 +199,6 @@ cdef struct Tables:             # immutable once published; freed when every wor
     uint32_t n_nets
     ListenerRow* listeners
     uint32_t n_listeners
+    void** tls                  # a TlsSettings each (tls.pxd), or NULL: plain
     StringRow* parameters
     LimitsRow limits

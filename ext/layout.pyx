@@ -98,6 +98,18 @@ COUNTERS = (
     (C_H2_FLOOD_EMPTY_DATA, "h2_flood_empty_data", "HTTP/2 connections closed: too many empty DATA"),
     (C_H2_FLOOD_UNKNOWN, "h2_flood_unknown", "HTTP/2 connections closed: too many frames of unknown types"),
     (C_H2_STALLED, "h2_stalled", "HTTP/2 answers reset: the viewer kept their window shut (also in closed_slow_reader)"),
+    (C_TLS_HANDSHAKES, "tls_handshakes", "TLS handshakes completed, resumed ones among them"),
+    (C_TLS_RESUMED, "tls_resumed", "TLS handshakes by a ticket of an earlier connection"),
+    (C_TLS_VERSION_12, "tls_version_12", "TLS handshakes in version 1.2"),
+    (C_TLS_VERSION_OLD, "tls_version_old", "TLS handshakes in a version before 1.2, on legacy listeners"),
+    (C_TLS_FAILED_VERSION, "tls_failed_version", "TLS handshakes failed: the viewer's versions are too old"),
+    (C_TLS_FAILED_SUITE, "tls_failed_suite", "TLS handshakes failed: no cipher suite, group, signature or protocol in common"),
+    (C_TLS_FAILED_REFUSED, "tls_failed_refused", "TLS handshakes failed: the viewer refuses, mostly the certificate"),
+    (C_TLS_FAILED_PLAIN, "tls_failed_plain", "TLS handshakes failed: plain HTTP was spoken, answered 400"),
+    (C_TLS_FAILED_BROKEN, "tls_failed_broken", "TLS handshakes failed: what came is no TLS"),
+    (C_TLS_FAILED_LEFT, "tls_failed_left", "TLS handshakes failed: the viewer left"),
+    (C_TLS_FAILED_SLOW, "tls_failed_slow", "TLS handshakes failed: slower than limits.head_timeout"),
+    (C_TLS_BROKEN, "tls_broken", "TLS connections closed: a record that can't be read"),
 )
 
 N_COLUMNS = COUNTER_STRIDE

@@ -1,10 +1,11 @@
 """Types of ext/plane.pyx: the data plane as the control plane sees it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ext.asked import Exchange
 from ext.stored import StoredObject
+from ext.tls_context import TlsServer
 from ext.workers import Workers
 
 FLAG_MUST_VALIDATE: int
@@ -22,8 +23,9 @@ class Plane(Workers):
     ) -> None: ...
     def publish(
         self, strings: bytes, site: tuple[int, int], hosts: Any, paths: Any, origins: Any, nets: Any, listeners: Any,
-        parameters: Any, limits: Any,
+        parameters: Any, limits: Any, tls: Sequence[TlsServer | None] = ...,
     ) -> int: ...  # fmt: skip
+    def set_ticket_keys(self, keys: list[bytes], sealing: int) -> None: ...
     def acknowledged(self) -> int: ...
     def start(self) -> None: ...
     def listen(self, fd: int, index: int) -> None: ...

@@ -17,19 +17,7 @@ from ext.authorise cimport GRANT_SLOTS
 from ext.body cimport *
 from ext.connection cimport EXCHANGE_SLOTS, Grant, Shared, Worker
 from ext.edge cimport edge_close, edge_open, edge_run
-from ext.exchange cimport (
-    MESSAGE_CLOSE,
-    MESSAGE_DRAIN,
-    MESSAGE_LISTEN,
-    MESSAGE_UNLISTEN,
-    RING_BODY,
-    RING_CANCEL,
-    RING_REQUEST,
-    Message,
-    RingItem,
-    bell_hear,
-    ring_pop,
-)
+from ext.exchange cimport *
 from ext.http_head cimport RequestHead, parse_request
 from ext.layout cimport *
 from ext.reclaim cimport reclaim
@@ -39,6 +27,8 @@ from ext.store cimport *
 from ext.stored cimport StoredObject, make_head, wrap
 from ext.upload cimport upload_release
 from ext.table cimport drop_marks, entry_match, hash_key, mark_unshareable, table_detach, table_find
+from ext.tls_context cimport TlsServer, free_tickets, publish_tickets
+from ext.tls_types cimport TicketKeys
 from ext.workers cimport Workers
 
 from ext import layout as _layout
@@ -83,6 +73,7 @@ cdef class Plane(Workers):
     cdef object _threads
     cdef object _bodies          # identities of uploads that have moved
     cdef object _tables          # [(epoch, arrays)]: the newest last
+    cdef object _old_tickets     # [(epoch, address)] of keys that a worker may still read
     cdef readonly uint64_t generation
 
     def __cinit__(self, uint32_t workers, uint64_t memory_limit_bytes, uint32_t slice_bytes=1048576,
@@ -101,6 +92,7 @@ cdef class Plane(Workers):
         self._threads = []
         self._bodies = []
         self._tables = []
+        self._old_tickets = []
         if posix_memalign(<void**>&self.shared, 64, sizeof(Shared)) != 0:
             self.shared = NULL
             raise MemoryError
@@ -137,6 +129,10 @@ cdef class Plane(Workers):
         if self._tables is not None:
             for _, address, _ in self._tables:
                 free(<void*><uintptr_t>address)
+        if self._old_tickets is not None:
+            for _, address in self._old_tickets:
+                free_tickets(<TicketKeys*><uintptr_t>address)
+        free_tickets(self.shared.tickets)
         free(self.shared.addresses.buckets)
         free(self.shared.grants)
         pthread_mutex_destroy(&self.shared.addresses.lock)
@@ -147,11 +143,14 @@ cdef class Plane(Workers):
 
     # --- tables -------------------------------------------------------------------------------------------------------
 
-    def publish(self, bytes strings, tuple site, hosts, paths, origins, nets, listeners, parameters, limits) -> int:
+    def publish(self, bytes strings, tuple site, hosts, paths, origins, nets, listeners, parameters, limits, tls=()) -> int:
         """Publishes compiled rows (numpy arrays of the dtypes in ext.layout) and returns their generation. The old ones
-        are kept until every worker has passed. Raises TypeError or ValueError for rows that workers could not read."""
-        cdef Tables* tables = <Tables*>calloc(1, sizeof(Tables))
+        are kept until every worker has passed. Raises TypeError or ValueError for rows that workers could not read.
+
+        `tls`: a TlsServer for each listener, or None; connections that are open keep theirs."""
+        cdef Tables* tables = <Tables*>calloc(1, sizeof(Tables) + len(listeners) * sizeof(void*))
         cdef Tables* old
+        cdef TlsServer server
         if tables == NULL:
             raise MemoryError
         for array, dtype in ((hosts, _layout.HOST_DTYPE), (paths, _layout.PATH_DTYPE), (origins, _layout.ORIGIN_DTYPE),
@@ -160,6 +159,9 @@ cdef class Plane(Workers):
             if array.dtype != dtype or not array.flags.c_contiguous:
                 free(tables)
                 raise TypeError("a table has the wrong dtype")
+        if len(tls) > len(listeners) or not all(each is None or isinstance(each, TlsServer) for each in tls):
+            free(tables)
+            raise ValueError("a TlsServer or None for each listener, and no more")
         if len(limits) != 1 or not 0 < site[1] <= MAX_SITE_BYTES or site[0] + site[1] > len(strings):
             free(tables)
             raise ValueError("one row of limits, and a site's name of 1 to 255 bytes within `strings`")
@@ -193,6 +195,9 @@ cdef class Plane(Workers):
         tables.n_nets = len(nets)
         tables.listeners = <ListenerRow*><uintptr_t>listeners.ctypes.data
         tables.n_listeners = len(listeners)
+        tables.tls = <void**>(tables + 1)
+        for index, server in enumerate(tls):
+            tables.tls[<uint32_t>index] = server.settings if server is not None else NULL
         tables.parameters = <StringRow*><uintptr_t>parameters.ctypes.data
         memcpy(&tables.limits, <void*><uintptr_t>limits.ctypes.data, sizeof(LimitsRow))
         old = <Tables*>exchange_ptr(<void**>&self.shared.tables, tables)
@@ -200,8 +205,13 @@ cdef class Plane(Workers):
         if self._tables:
             newest = self._tables.pop()
             self._tables.append((epoch, newest[1], newest[2]))
-        self._tables.append((0, <uintptr_t>tables, (strings, hosts, paths, origins, nets, listeners, parameters)))
+        self._tables.append((0, <uintptr_t>tables, (strings, hosts, paths, origins, nets, listeners, parameters, tls)))
         return self.generation
+
+    def set_ticket_keys(self, list keys, uint32_t sealing) -> None:
+        """Session tickets are sealed with one of `keys` (80 bytes each: name, cipher's, MAC's), and opened with any."""
+        publish_tickets(self.shared, keys, sealing, self._old_tickets)
+        self._free_tables()
 
     def acknowledged(self) -> int:
         """The oldest generation that a worker may still read."""
@@ -218,6 +228,8 @@ cdef class Plane(Workers):
             epoch = add_u64(&self.shared.store.workers[i].epoch, 0)
             if epoch and epoch < least:
                 least = epoch
+        while self._old_tickets and self._old_tickets[0][0] <= least:
+            free_tickets(<TicketKeys*><uintptr_t>self._old_tickets.pop(0)[1])
         while len(self._tables) > 1 and self._tables[0][0] <= least:
             free(<void*><uintptr_t>self._tables.pop(0)[1])
 
@@ -538,19 +550,13 @@ cdef class Plane(Workers):
 
     def origin_totals(self, origins) -> dict:
         """{origin row: (requests, hits, body bytes to viewers)} of the rows asked for."""
-        cdef uint32_t i, row
-        result = {}
-        for origin in origins:
-            row = origin if origin < MAX_ORIGINS else 0
-            sums = [0, 0, 0]
-            for i in range(self.n_workers):
-                for column in range(3):
-                    sums[column] += load_u64_relaxed(&self.workers[i].by_origin[row * ORIGIN_COLUMNS + <int>column])
-            result[origin] = tuple(sums)
-        return result
+        return self._origin_sums(origins, 0)
 
     def origin_tunnels(self, origins) -> dict:
         """{origin row: (tunnels that have ended, bytes to viewers, bytes to the origin)} of the rows asked for."""
+        return self._origin_sums(origins, ORIGIN_TUNNELS_ENDED)
+
+    def _origin_sums(self, origins, int first):
         cdef uint32_t i, row
         cdef int column
         result = {}
@@ -559,8 +565,7 @@ cdef class Plane(Workers):
             sums = [0, 0, 0]
             for i in range(self.n_workers):
                 for column in range(3):
-                    sums[column] += load_u64_relaxed(
-                        &self.workers[i].by_origin[row * ORIGIN_COLUMNS + ORIGIN_TUNNELS_ENDED + column])
+                    sums[column] += load_u64_relaxed(&self.workers[i].by_origin[row * ORIGIN_COLUMNS + first + column])
             result[origin] = tuple(sums)
         return result
 

@@ -27,7 +27,8 @@ from ext.request cimport (
 from ext.body cimport body_at, body_passed
 from ext.send cimport pump
 from ext.store cimport *
-from ext.transport cimport iovec, msghdr, transport_writev
+from ext.sockets cimport iovec, msghdr
+from ext.transport cimport transport_writev
 
 cdef extern from "<time.h>" nogil:
     ctypedef long time_t
@@ -229,7 +230,10 @@ cdef int respond_error(Worker* w, Connection* c, uint32_t status, bint must_clos
         c.must_linger = 1       # there may be input that nobody reads: see close_gently
     if must_close or w.is_draining:
         c.close_after = 1
-    body = snprintf(line, sizeof(line), "%u %s\n", status, reason)
+    if c.is_misplaced:
+        body = snprintf(line, sizeof(line), "%u %s: this port speaks HTTPS only\n", status, reason)
+    else:
+        body = snprintf(line, sizeof(line), "%u %s\n", status, reason)
     refresh_date(w)
     used = <uint32_t>snprintf(
         <char*>text, sizeof(text),

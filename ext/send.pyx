@@ -11,7 +11,8 @@ from ext.h2_answers cimport stream_pump
 from ext.layout cimport *
 from ext.multipart cimport Parts, part_text
 from ext.store cimport OBJECT_FAILED, OBJECT_FILLING, Object
-from ext.transport cimport iovec, msghdr, transport_writev
+from ext.sockets cimport iovec, msghdr
+from ext.transport cimport transport_writev
 
 
 cdef const char* CHUNK_END = b"\r\n"

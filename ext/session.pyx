@@ -1,5 +1,5 @@
 # A connection's requests one after the other, behind session.pxd: read, consume, answer in steps, finish, linger.
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, EPROTO, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -20,7 +20,8 @@ from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, respond_error
 from ext.serve cimport MAX_TRIES, handle, leave_bucket, now_ns
 from ext.store cimport *
 from ext.table cimport entry_match, hash_key, table_find
-from ext.transport cimport MSG_DONTWAIT, recv, transport_read, transport_shut, transport_write
+from ext.sockets cimport MSG_DONTWAIT, recv
+from ext.transport cimport PROTOCOL_H2, transport_read, transport_shut, transport_write
 
 cdef enum:
     READS_PER_TURN = 4          # of one connection, before the others
@@ -206,8 +207,22 @@ cdef void keep_rest(Worker* w, Connection* c, const uint8_t* data, uint32_t n) n
 
 
 cdef bint may_prior_knowledge(Worker* w, Connection* c) noexcept nogil:
-    """Whether the listener's policy lets viewers begin with HTTP/2 (RFC 9113 section 3.3)."""
+    """Whether the viewer may begin with HTTP/2: ALPN has agreed on it, or the listener's policy lets him (RFC 9113
+    sections 3.2 and 3.3)."""
+    if c.tls != NULL:
+        return c.protocol == PROTOCOL_H2
     return c.listener < w.tables.n_listeners and w.tables.listeners[c.listener].http2 == HTTP2_CLEARTEXT
+
+
+cdef int refuse_head(Worker* w, Connection* c, uint32_t status) noexcept nogil:
+    """Of a request that couldn't be read nothing is known."""
+    c.is_head = 0
+    c.minor = 1
+    c.head_length = 0
+    c.arrival_ns = w.now_ns
+    c.log_origin = NO_ORIGIN
+    c.fwd_reason = FWD_NONE
+    return respond_error(w, c, status, True)
 
 
 cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
@@ -228,14 +243,8 @@ cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n)
                 h2_begin(w, c, data + used, n - used)
                 return n
         if length < 0:
-            c.is_head = 0
-            c.minor = 1
-            c.head_length = 0
-            c.arrival_ns = w.now_ns
-            c.log_origin = NO_ORIGIN
-            c.fwd_reason = FWD_NONE
             w.is_framing_fault = is_framing_fault(data + used, n - used)
-            result = respond_error(w, c, <uint32_t>-length, True)
+            result = refuse_head(w, c, <uint32_t>-length)
             w.is_framing_fault = 0
             if result == PENDING:
                 keep_input(w, c, data, 0)
@@ -282,6 +291,9 @@ cdef void on_readable(Worker* w, Connection* c) noexcept nogil:
                 continue
             if errno == EAGAIN:
                 c.is_readable = 0
+            elif errno == EPROTO and c.tls == NULL:
+                c.is_misplaced = 1
+                settle(w, c, refuse_head(w, c, 400))
             else:
                 connection_close(w, c, False)
             return
@@ -394,7 +406,10 @@ cdef void on_deadline(Worker* w, Connection* c) noexcept nogil:
         set_deadline(w, c, w.now_ns + WHEEL_TICK_NS)    # its turn comes first
         return
     if c.state == STATE_READ:
-        if c.has_head_begun:
+        if c.tls != NULL and not c.tls.is_ready:
+            count(&w.counters[C_TLS_FAILED_SLOW], 1)
+            connection_close(w, c, False)
+        elif c.has_head_begun:
             count(&w.counters[C_CLOSED_SLOW_HEAD], 1)
             c.arrival_ns = w.now_ns - w.tables.limits.head_timeout_ns
             c.log_origin = NO_ORIGIN

@@ -3,23 +3,8 @@
 from libc.stdint cimport uint8_t, uint32_t
 
 from ext.connection cimport Connection, Worker
-
-cdef extern from "<sys/uio.h>" nogil:
-    cdef struct iovec:
-        void* iov_base
-        size_t iov_len
-
-cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_DONTWAIT
-    enum: MSG_NOSIGNAL
-    enum: SHUT_WR
-    cdef struct msghdr:
-        iovec* msg_iov
-        size_t msg_iovlen
-    ssize_t recv(int, void*, size_t, int)
-    ssize_t send(int, const void*, size_t, int)
-    ssize_t sendmsg(int, const msghdr*, int)
-    int shutdown(int, int)
+from ext.sockets cimport MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, iovec, msghdr, recv, send, sendmsg, shutdown
+from ext.tls cimport tls_read, tls_shut, tls_writev
 
 cdef enum:                      # Connection.protocol: what ALPN agreed on (RFC 7301); HTTP/1.1 where nothing was said
     PROTOCOL_HTTP1 = 0
@@ -30,17 +15,32 @@ cdef enum:                      # Connection.protocol: what ALPN agreed on (RFC 
 # all that carries them has been taken by the socket; whoever writes offers the others again, the same ones first.
 
 cdef inline ssize_t transport_read(Worker* w, Connection* c, void* into, size_t most) noexcept nogil:
+    if c.tls != NULL:
+        return tls_read(w, c, <uint8_t*>into, most)
     return recv(c.fd, into, most, MSG_DONTWAIT)
 
 
 cdef inline ssize_t transport_writev(Worker* w, Connection* c, const msghdr* message) noexcept nogil:
+    if c.tls != NULL:
+        return tls_writev(w, c, message)
     return sendmsg(c.fd, message, MSG_NOSIGNAL | MSG_DONTWAIT)
 
 
 cdef inline ssize_t transport_write(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
+    cdef iovec part
+    cdef msghdr message
+    if c.tls != NULL:
+        part.iov_base = <void*>data
+        part.iov_len = n
+        message.msg_iov = &part
+        message.msg_iovlen = 1
+        return tls_writev(w, c, &message)
     return send(c.fd, data, n, MSG_NOSIGNAL | MSG_DONTWAIT)
 
 
 cdef inline void transport_shut(Worker* w, Connection* c) noexcept nogil:
     """Nothing more will be written."""
-    shutdown(c.fd, SHUT_WR)
+    if c.tls != NULL:
+        tls_shut(w, c)
+    else:
+        shutdown(c.fd, SHUT_WR)

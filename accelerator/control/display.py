@@ -120,7 +120,17 @@ def status_page(status: Mapping[str, Any]) -> RenderableType:
     for worker in status["workers"]:
         state = Text("alive", style="green") if worker["alive"] else Text("dead", style="bold red")
         workers.add_row(str(worker["index"]), count_text(worker["connections"]), state)
-    return Group(verdict, facts, listeners, workers, *_upstreams(status.get("upstreams", ())))
+    certificates = _certificates(status.get("certificates", ()))
+    return Group(verdict, facts, listeners, *certificates, workers, *_upstreams(status.get("upstreams", ())))
+
+
+def _certificates(rows: Any) -> list[RenderableType]:
+    table = _table("certificate", "for", "ends in", "state", right=("ends in",))
+    for row in rows:
+        state = Text(row["state"], style="green" if row["state"] == "ok" else "bold red")
+        days = f"{count_text(max(0, int(row['days_left'])))} days"
+        table.add_row(printable(row["name"]), printable(", ".join(row["hosts"])), days, state)
+    return [table] if rows else []
 
 
 def routes_page(shown: Mapping[str, Any]) -> RenderableType:

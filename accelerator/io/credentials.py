@@ -1,7 +1,7 @@
 """Secrets that the policy names and never contains: certificates with keys, log-ins. Files of one directory, read only.
 
-`NAME.crt` and `NAME.key` (PEM) are a certificate; `NAME.login` is one line, `USER:PASSWORD`.
-`NAME.pem`, `NAME.jwk` or `NAME.secret` verifies viewers' credentials.
+`NAME.crt` and `NAME.key` (PEM) are a certificate, and `NAME.ocsp` is stapled to it; `NAME.login` is one line,
+`USER:PASSWORD`. `NAME.pem`, `NAME.jwk` or `NAME.secret` verifies viewers' credentials.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from accelerator.errors import AcceleratorError, OriginError, Source
 from accelerator.io.origin import ClientCertificate
+from accelerator.io.server_certificate import CertificateFault, ServerCertificate, read_server_certificate
 from accelerator.io.tls import client_context
 from accelerator.protocols.tokens.keys import (
     Algorithm,
@@ -59,6 +60,14 @@ class Credentials:
         except OriginError as error:
             raise CredentialError("credential", error.message) from error
         return found
+
+    def server_certificate(self, name: str, now_s: float) -> ServerCertificate:
+        """What viewers are shown; whether the key fits it is not known yet. Raises CredentialError."""
+        folder = self._path(name, "crt").parent
+        try:
+            return read_server_certificate(name, folder, now_s)
+        except CertificateFault as fault:
+            raise CredentialError("credential", f"certificate: {fault}") from fault
 
     def basic_authorization(self, name: str) -> bytes:
         """The value of Proxy-Authorization for a log-in (RFC 7617, UTF-8). Raises CredentialError."""

@@ -1,10 +1,10 @@
 """How one acceleratord takes over the listening sockets of another, of the same state directory: both ends of the talk.
 
-The running one serves on until the new one has said that it is ready, and for good if it never says so. Nothing but
-sockets is handed over: what a message claims about a process the kernel must say (SO_PEERCRED).
+The running one serves on until the new one has said that it is ready, and for good if it never says so. Only sockets
+and the keys of TLS tickets are handed over: what a message claims about a process the kernel must say (SO_PEERCRED).
 
     new -> old  {"take_over": 1}
-    old -> new  {"sockets": [NAME, ...]} with their descriptors, or {"refused": REASON}
+    old -> new  {"sockets": [NAME, ...], "tickets": KEYS} with their descriptors, or {"refused": REASON}
     new -> old  {"ready": [NAME, ...]}            the names that it serves on now
     old -> new  {"yours": true}                   from here on the old one accepts nothing, drains and ends
 """
@@ -56,12 +56,14 @@ class HandOverServer:
         leave: Callable[[int, frozenset[str]], None],
         *,
         only_pid: Callable[[], int | None] = lambda: None,
+        tickets: Callable[[], Mapping[str, object] | None] = lambda: None,
         ready_within_s: float = READY_WITHIN_S,
     ) -> None:
         self._path = path
         self._sockets = sockets
         self._leave = leave
         self._only_pid = only_pid
+        self._tickets = tickets
         self._ready_within_s = ready_within_s
         self._listening: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
@@ -159,7 +161,7 @@ class HandOverServer:
             raise HandOverError("protocol", "it speaks another protocol")
         sockets = self._sockets()
         fds = array.array("i", [sock.fileno() for sock in sockets.values()])
-        reply = json.dumps({"sockets": list(sockets)}).encode()
+        reply = json.dumps({"sockets": list(sockets), "tickets": self._tickets()}).encode()
         connected.sendmsg([reply], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else [])
         async with asyncio.timeout(self._ready_within_s):
             message = await _receive_text(connected)
@@ -176,6 +178,7 @@ class Predecessor:
         self._path = path
         self._connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self.pid = 0
+        self.tickets: object = None  # as it said them: of another version they may be anything
 
     def __enter__(self) -> Predecessor:
         return self
@@ -198,6 +201,7 @@ class Predecessor:
             raise HandOverError("not-permitted", f"{self._path}: user {uid} listens there, neither root nor this user")
         message, fds = await self._exchange({"take_over": 1}, ANSWER_WITHIN_S)
         sockets = [socket.socket(fileno=fd) for fd in fds]
+        self.tickets = message.get("tickets")
         names = message.get("sockets")
         if isinstance(names, list) and len(names) == len(sockets) and all(isinstance(name, str) for name in names):
             return list(zip(names, sockets, strict=True))

@@ -77,12 +77,15 @@ class HostRow:
 
 @dataclass(frozen=True, slots=True)
 class ListenerRow:
-    """`zone_mask` 0 = every zone; else bit i = zone i of Tables.zones. Port 0 = any free one."""
+    """`zone_mask` 0 = every zone; else bit i = zone i of Tables.zones. Port 0 = any free one. `certificates`: names of
+    credentials; without any it is plain. `is_legacy`: old versions of TLS too."""
 
     name: str
     host: str
     port: int
     zone_mask: int
+    certificates: tuple[str, ...] = ()
+    is_legacy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +235,14 @@ def compile_policy(policy: Policy) -> Tables:
         origins=tuple(_origin_row(name, row, policy) for name, row in policy.origins.items()),
         hosts=_host_rows(policy),
         listeners=tuple(
-            ListenerRow(name, row.address.host, row.address.port, sum({1 << zones.index(zone) for zone in row.zones}))
+            ListenerRow(
+                name,
+                row.address.host,
+                row.address.port,
+                sum({1 << zones.index(zone) for zone in row.zones}),
+                row.tls,
+                row.legacy,
+            )
             for name, row in policy.listen.items()
         ),
         zones=zones,

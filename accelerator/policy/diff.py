@@ -222,6 +222,10 @@ def _listener_effects(old: Policy, new: Policy, keys: set[str]) -> Iterator[Effe
         if before is not None and after is not None and f"listen.{name}.zones" in keys:
             who = f"only viewers of {', '.join(after.zones)} are" if after.zones else "everybody is"
             yield Effect("listener", name, f"listener '{name}': {who} served")
+        if before is not None and after is not None and (before.tls, before.legacy) != (after.tls, after.legacy):
+            what = f"TLS with {', '.join(after.tls)}" if after.tls else "plain HTTP"
+            versions = ", in old versions too" if after.tls and after.legacy else ""
+            yield Effect("listener", name, f"listener '{name}': new connections speak {what}{versions}")
     if moved and new.origins:
         # A connection upstream must never lead to one of our own listeners, so what was opened before is not trusted.
         yield Effect("origin", "*", "our own addresses change: connections to origins are opened anew")

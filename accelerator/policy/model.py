@@ -20,6 +20,7 @@ from accelerator.policy.values import (
     ListenAddress,
     MulticastNetwork,
     Name,
+    Names,
     Network,
     Section,
     Switch,
@@ -104,6 +105,15 @@ class Listener(Section):
         default=(),
         max_length=ZONES_MAX,
         description="Only viewers of these zones are served here; left out: everybody.",
+    )
+    tls: Names = Field(
+        default=(),
+        max_length=64,
+        description="Speaks HTTPS only, with this certificate: NAME.crt and NAME.key among the credentials. Of several "
+        "the viewer's host chooses, and the first one is for everybody else.",
+    )
+    legacy: Switch = Field(
+        default=False, description="TLS 1.0 and 1.1 and weaker suites too, for old players: on a listener of its own."
     )
 
 

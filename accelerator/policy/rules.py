@@ -10,7 +10,7 @@ from accelerator.errors import Problem
 from accelerator.policy.addresses import Address, literal
 from accelerator.policy.compile import ROUTES_MAX, n_routes
 from accelerator.policy.credentials import problems_of
-from accelerator.policy.model import Origin, Policy
+from accelerator.policy.model import Listener, Origin, Policy
 from accelerator.policy.relay_rules import relay_findings
 from accelerator.policy.shape import keys_of, section_at
 from accelerator.policy.tree import Map, Mark, Path, key_mark, value_mark, walk
@@ -90,8 +90,20 @@ class Rules:
                 if zone not in self._zones:
                     mark = self._value("listen", name, "zones", index)
                     self._error(mark, f"listen.{name}.zones: unknown zone '{zone}'{nearest(zone, self._zones)}")
+            self._tls(name, listener)
         if not self._collections["listen"]:
             self._warn(key_mark(self._root, ("listen",)), "no listeners: nobody can connect")
+
+    def _tls(self, name: str, listener: Listener) -> None:
+        path = ("listen", name)
+        for index, certificate in enumerate(listener.tls):
+            if certificate in listener.tls[:index]:
+                self._error(self._value(*path, "tls", index), f"listen.{name}.tls: '{certificate}' stands there twice")
+        if listener.legacy:
+            what = "TLS 1.0, 1.1 and suites without forward secrecy are taken: only for players that know nothing else"
+            if not listener.tls:
+                what = "has no effect without tls"
+            self._warn(self._value(*path, "legacy"), f"listen.{name}.legacy: {what}")
 
     def _multicast(self, policy: Policy) -> None:
         """One place for each interface: of two, one proxy would loop what the other sends (RFC 4605 section 5 leaves

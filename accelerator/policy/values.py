@@ -151,6 +151,12 @@ def empty_means(none: Any) -> BeforeValidator:
 
 
 Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})]
+NAME_SCHEMA = {"type": "string", "pattern": f"^{_NAME.pattern}$"}
+Names = Annotated[
+    tuple[Name, ...],
+    BeforeValidator(lambda value: () if value is None else (value,) if isinstance(value, str) else value),
+    WithJsonSchema({"anyOf": [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA, "maxItems": 64}]}),
+]
 Network = Annotated[IPv4Network | IPv6Network, *text_of(addresses.parse_network, example="10.12.0.0/22")]
 ListenAddress = Annotated[
     addresses.Address, *text_of(addresses.parse_listen_address, r"^.+:[0-9]{1,5}$", "127.0.0.1:8080")

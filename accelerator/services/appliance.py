@@ -20,6 +20,7 @@ from accelerator.policy.compile import Tables, compile_policy
 from accelerator.policy.model import Policy
 from accelerator.protocols.overload import Rung
 from accelerator.services.admin_token import AdminToken
+from accelerator.services.certificates import Certificates, Served
 from accelerator.services.disk_boot import counters_of, figures_of, gauges_of, make_tier, take_classes
 from accelerator.services.events import Events, Feed
 from accelerator.services.fetch import Fetcher
@@ -104,6 +105,7 @@ class Appliance:
             tables, policy, state_dir, credentials, self.dataplane, self.origins, events, self._causes, loop
         )
         self.fetcher.disk = self.disk
+        self.certificates = Certificates(self.dataplane, credentials, events, loop)
         self.inventory = Inventory(self.dataplane, self.origins, self.fetcher)
         self.pulse = Pulse(self)
         self.overload = Overload(self.dataplane, events, loop)
@@ -121,9 +123,11 @@ class Appliance:
     def start(self) -> None:
         """Opens the listeners, publishes the tables, starts the workers. Raises StartError or CredentialError."""
         secrets = self.origins.read_secrets(self.policy)
+        served = self.certificates.read(self.policy)
+        self.certificates.adopt(self._succession.handed_tickets)
         opened = self._open_listeners(self.tables)
         self._waiting_relays = self._prepare_relays(self.tables)
-        self._take_over(self.policy, self.tables, opened, secrets)
+        self._take_over(self.policy, self.tables, opened, secrets, served)
         self.dataplane.put_health_object()
         self._plane.start()
         self.request_log.start()
@@ -133,6 +137,7 @@ class Appliance:
             self.disk.log.start()
         self.fetcher.start()
         self.netd.start()
+        self.certificates.start()
         self.overload.start()
         self._is_serving = True
 
@@ -163,6 +168,7 @@ class Appliance:
         if worker_count(tables.workers) != self._plane.n_workers:
             raise StartError("needs-restart", "workers has changed: restart acceleratord for it")
         secrets = self.origins.read_secrets(policy)
+        served = self.certificates.read(policy)
         relays = self._prepare_relays(tables)
         try:
             opened = self._open_listeners(tables)
@@ -170,7 +176,7 @@ class Appliance:
             self.relays.discard(relays)
             raise
         before = dict(self._sockets)
-        self._take_over(policy, tables, opened, secrets)
+        self._take_over(policy, tables, opened, secrets, served)
         self.relays.take_over(tables, relays)
         # First all that go, then all that come: a socket may change its name, and two may change places.
         for name, row in before.items():
@@ -211,6 +217,9 @@ class Appliance:
     def listening_sockets(self) -> Mapping[str, socket.socket]:
         return {name: listening for name, (_, listening) in self._sockets.items()}
 
+    def ticket_keys(self) -> dict[str, object]:
+        return self.certificates.tickets.as_handed_over(clock.monotonic_ns() / NS)
+
     def poke_workers(self) -> None:
         self._plane.poke()
 
@@ -219,6 +228,7 @@ class Appliance:
 
     async def close(self) -> None:
         self._is_serving = False
+        self.certificates.stop()
         self.overload.stop()
         self.fetcher.stop()
         if self._waiting_relays is not None:
@@ -236,7 +246,9 @@ class Appliance:
 
     # -- taking a policy over ------------------------------------------------------------------------------------------
 
-    def _take_over(self, policy: Policy, tables: Tables, opened: Listening, secrets: dict[str, Secrets]) -> None:
+    def _take_over(
+        self, policy: Policy, tables: Tables, opened: Listening, secrets: dict[str, Secrets], served: Served
+    ) -> None:
         self._sockets = opened
         self.fetcher.site = tables.site.encode("ascii")
         self.inventory.class_names = list(policy.classes)
@@ -247,7 +259,8 @@ class Appliance:
         self.origins.apply(policy, frozenset(own), secrets)
         self.fetcher.authoriser.apply({name: each.judge for name, each in secrets.items()})
         self.request_log.prepare(tables, self._plane.generation + 1)
-        self.generation = self.dataplane.publish(tables)
+        self.generation = self.dataplane.publish(tables, served.servers)
+        self.certificates.take_over(served)
         self.policy, self.tables = policy, tables
         for index, quota_bytes in enumerate(tables.memory_quotas, 1):
             self._plane.set_quota(index, quota_bytes)
@@ -364,6 +377,7 @@ class Appliance:
             "tunnels": self.fetcher.tunnels.n_open_all,
             "relays": self.relays.state(),
             **({"disk": self.disk.state()} if self.disk is not None else {}),
+            "certificates": self.certificates.rows(),
             "health": {"ok": not reasons, "reasons": reasons},
             "upstreams": [
                 upstream_row(name, health) for name, found in self.origins.health().items() for health in found
@@ -376,6 +390,7 @@ class Appliance:
                 "name": name,
                 "address": format_address(*listening.getsockname()[:2]),
                 "accepting": self._is_serving and not self._is_draining,
+                "tls": self.certificates.names_of(name),
             }
             for name, (_, listening) in self._sockets.items()
         ]

@@ -41,6 +41,7 @@ class Serving(Protocol):
     def listening_sockets(self) -> Mapping[str, socket.socket]: ...
     def poke_workers(self) -> None: ...
     def worker_passes(self) -> Sequence[int | None]: ...
+    def ticket_keys(self) -> Mapping[str, object]: ...
 
 
 class Succession:
@@ -62,6 +63,7 @@ class Succession:
         self._successor: int | None = None
         self._successor_fd = -1
         self._status = ""
+        self.handed_tickets: object = None  # keys of session tickets that the one before sealed with
 
     # -- from the one before -------------------------------------------------------------------------------------------
 
@@ -70,6 +72,7 @@ class Succession:
         if self.takes_over:
             self._predecessor = Predecessor(self._path)
             self._inherited.add(await self._predecessor.ask())
+            self.handed_tickets = self._predecessor.tickets
 
     def adopt(self, name: str, host: str, port: int) -> socket.socket | None:
         """The listening socket of this address that was there before us, the caller's; None: it has to be opened."""
@@ -106,7 +109,7 @@ class Succession:
             self._stop_watchdog()
             leave(names)
 
-        server = HandOverServer(self._path, sockets, left_to, only_pid=self._only_pid)
+        server = HandOverServer(self._path, sockets, left_to, only_pid=self._only_pid, tickets=box.ticket_keys)
         server.start()
         self._server = server
 

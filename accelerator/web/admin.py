@@ -118,6 +118,13 @@ class BoxCollector(Collector):
         for listener in status["listeners"]:
             accepting.add_metric([printable(listener["name"])], int(listener["accepting"]))
         yield accepting
+        ends = GaugeMetricFamily(
+            "accelerator_certificate_not_after_seconds", "When a listener's certificate ends, since the epoch",
+            labels=["certificate"],
+        )  # fmt: skip
+        for row in status["certificates"]:
+            ends.add_metric([printable(row["name"])], row["not_after_s"])
+        yield ends
         yield from self._upstreams(status["upstreams"])
         yield from self._origins()
         yield from self._relays()

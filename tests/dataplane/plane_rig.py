@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import select
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from ext import layout
 from ext.asked import Exchange
 from ext.plane import FOREVER_NS, Plane
 from ext.stored import StoredObject
+from ext.tls_context import TlsServer
 
 # Sanitizers slow the workers down by ten and more; nothing waits this long when all is well.
 PATIENCE_S = 40.0
@@ -168,7 +170,7 @@ class Rig:
     def __init__(
         self, workers: int = 1, memory: int = 64 << 20, slice_bytes: int = 4096, exchange_slots: int = 8192,
         send_bytes: int = 0, zone_mask: int = 0, http2: int = 0, body_max: int = (1 << 64) - 1,
-        nets: tuple[tuple[bytes, int, int], ...] = (), **limits: float,
+        nets: tuple[tuple[bytes, int, int], ...] = (), tls: TlsServer | None = None, **limits: float,
     ) -> None:  # fmt: skip
         self.slice_bytes = slice_bytes
         self.plane = Plane(workers, memory, slice_bytes, exchange_slots)
@@ -179,6 +181,8 @@ class Rig:
         self.viewers: list[Viewer] = []
         self.zone_mask, self.nets, self.limits = zone_mask, nets, limits
         self.body_max, self.http2 = body_max, http2
+        self.tls = tls  # None: the listener is plain
+        self.context: ssl.SSLContext | None = None  # how viewers speak TLS
         self.rule = 0  # not 0: viewers' credentials are judged at /signed
         self.publish()
         self.plane.start()
@@ -225,7 +229,7 @@ class Rig:
             origins,
             np.array([(list(net), bits, zone) for net, bits, zone in self.nets], dtype=layout.NET_DTYPE),
             np.array([(self.zone_mask, 1, self.http2)], dtype=layout.LISTENER_DTYPE),
-            np.array([parameter], dtype=layout.STRING_DTYPE), row,
+            np.array([parameter], dtype=layout.STRING_DTYPE), row, (self.tls,),
         )  # fmt: skip
 
     # --- viewers
@@ -237,6 +241,8 @@ class Rig:
     def viewer(self, receive_bytes: int = 0, source: str = "") -> Viewer:
         viewer = Viewer(receive_bytes, source)
         viewer.connect(self.address)
+        if self.context is not None:
+            viewer.socket = self.context.wrap_socket(viewer.socket, server_hostname="a", suppress_ragged_eofs=False)
         self.viewers.append(viewer)
         return viewer
 

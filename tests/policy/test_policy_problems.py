@@ -67,7 +67,8 @@ KEYS = [
     *(pytest.param(f"{key}: {{}}\n", [f"3:1: unknown key '{key}'{hint}"], id=f"later-{key}")
       for key, hint in [("links", "")]),
     pytest.param("cache: {disk: {path: ., size: 20GiB}}\n", ["3:22: cache.disk.path: expected the name of a folder, such as 'cache'"], id="disk-path"),
-    pytest.param("listen: {lan: {address: '127.0.0.1:1', tls: site}}\n", ["3:40: unknown key 'tls' in listen.lan"], id="later-tls"),
+    pytest.param("listen: {lan: {address: '127.0.0.1:1', tls: [site, 1x]}}\n", ["3:52: listen.lan.tls: '1x' is not a name: a letter, then letters, digits, '-' and '_', at most 64 characters"], id="tls-name"),
+    pytest.param("listen: {lan: {address: '127.0.0.1:1', tls: [a, b, a]}}\n", ["3:52: listen.lan.tls: 'a' stands there twice"], id="tls-twice"),
     pytest.param("zones: {a: {nets: [], ceiling: 3Mbit/s}}\n", ["3:23: unknown key 'ceiling' in zones.a"], id="later-ceiling"),
     pytest.param("classes: {a: {store: tape, quota: 0.7}}\n", ["3:22: classes.a.store: expected memory or disk, got 'tape'", "3:35: classes.a.quota: expected a share such as '70%', got '0.7'"], id="class-values"),
     pytest.param("classes: {a: {pin: true, quota: 50%}}\n", ["3:20: classes.a.pin: pinned means on the disk: needs store: disk and cache.disk"], id="pin-without-disk"),

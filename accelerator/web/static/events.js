@@ -11,6 +11,7 @@ const LEVELS = {
   "policy-applied": "info", "policy-rolled-back": "info", "policy-good": "ok", "policy-refused": "warn", "policy-withdrawn": "warn",
   "policy-hurts": "bad", "policy-fallback": "warn", "origin-failing": "bad", "origin-recovered": "ok", "origin-error": "warn",
   "worker-ended": "bad", "memory-refused": "bad", "overload": "bad", "drain": "warn", "history-fault": "warn", "refused": "warn", "log-fault": "warn",
+  "certificate-expiry": "warn", "certificate-expired": "bad", "certificate-ocsp": "warn",
 };
 export const levelOf = (kind) => LEVELS[kind] ?? "info";
 

@@ -1,0 +1,84 @@
+"""Certificates, and planes whose listener speaks TLS. No test lives here."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import ssl
+from collections.abc import Callable
+
+import trustme
+from plane_rig import Rig, Viewer
+
+from ext.tls_context import TlsServer
+
+TICKET_KEY_BYTES = 80
+Issued = tuple[bytes, bytes, list[bytes]]
+
+
+class Authority:
+    """A certificate authority of a test's own."""
+
+    def __init__(self) -> None:
+        self._ca = trustme.CA()
+
+    def issue(self, *names: str, rsa: bool = False, until: datetime.datetime | None = None) -> Issued:
+        """(chain, key, names) as a TlsServer wants them."""
+        kind = trustme.KeyType.RSA if rsa else trustme.KeyType.ECDSA
+        made = self._ca.issue_cert(*names, key_type=kind, not_after=until)
+        chain = b"".join(blob.bytes() for blob in made.cert_chain_pems)
+        return chain, made.private_key_pem.bytes(), [name.encode() for name in names]
+
+    def pem(self) -> bytes:
+        return self._ca.cert_pem.bytes()
+
+    def context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._ca.configure_trust(context)
+        return context
+
+
+@functools.cache
+def authority() -> Authority:
+    return Authority()
+
+
+@functools.cache
+def certificate() -> Issued:
+    """For `a`, which is the host of most tests."""
+    return authority().issue("a")
+
+
+def server(*certificates: Issued, legacy: bool = False) -> TlsServer:
+    return TlsServer([(*each, b"", 0) for each in certificates], legacy)
+
+
+def ticket_key() -> bytes:
+    return os.urandom(TICKET_KEY_BYTES)
+
+
+def tls_rig(rigs: Callable[..., Rig], **options: object) -> Rig:
+    """A plane whose listener and viewers speak TLS."""
+    rig = rigs(tls=server(certificate()), **options)
+    rig.plane.set_ticket_keys([ticket_key()], 0)
+    rig.context = authority().context()
+    return rig
+
+
+def connect(
+    rig: Rig, context: ssl.SSLContext | None = None, name: str | None = "a", session: ssl.SSLSession | None = None
+) -> Viewer:
+    """A viewer of one's own kind; the handshake is done on this side. Raises ssl.SSLError."""
+    viewer = Viewer()
+    viewer.connect(rig.address)
+    rig.viewers.append(viewer)
+    viewer.socket = (context or authority().context()).wrap_socket(
+        viewer.socket, server_hostname=name, session=session, suppress_ragged_eofs=False
+    )
+    return viewer
+
+
+def secured(viewer: Viewer) -> ssl.SSLSocket:
+    assert isinstance(viewer.socket, ssl.SSLSocket)
+    return viewer.socket
