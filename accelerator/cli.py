@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: Command, options: argparse.Namespace) -> int:
     if command.name == "policy check":
         return _policy_check(options.path, is_json=options.json)
+    if command.name == "csr":
+        return _csr(options)
     if command.name == "log verify":
         return _log_verify(options.path, is_json=options.json)
     if command.name == "policy schema":
@@ -169,6 +171,32 @@ def _log_verify(path: str, *, is_json: bool) -> int:
     elif not problems:
         print(f"{len(files)} files: ok")
     return 0 if files and not problems else 1
+
+
+def _csr(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from accelerator.control.signing_request import make_request
+    from accelerator.policy.check import check_policy
+
+    hosts = [host.strip().lower() for host in (options.host or "").split(",") if host.strip()]
+    if not hosts and options.policy:
+        policy, problems = check_policy(Path(options.policy))
+        if policy is None:
+            raise PolicyError(problems)
+        hosts = [host for origin in policy.origins.values() for host in origin.hosts if host != "*"]
+    hosts = list(dict.fromkeys(hosts))
+    if not hosts:
+        raise ControlError("csr", "a certificate is for hosts: name a policy whose origins have some, or --host")
+    if not all(host.isascii() and len(host) < 254 for host in hosts) or "/" in options.name:
+        raise ControlError("csr", "hosts are written in ASCII (xn--…), and the name has no slash")
+    made = make_request(options.name, Path(options.credentials), hosts)
+    if options.json:
+        _print_json({"key": str(made.key), "request": str(made.request), "hosts": hosts, "new_key": made.is_new_key})
+    else:
+        print(printable(f"{made.key}: {'new, ECDSA P-256' if made.is_new_key else 'kept'}"))
+        print(printable(f"{made.request}: for {', '.join(hosts)}"))
+    return 0
 
 
 def _policy_check(path: str, *, is_json: bool) -> int:

@@ -32,10 +32,11 @@ from accelerator.policy import check_policy
 from accelerator.policy.compile import compile_policy
 from accelerator.policy.model import Policy
 from accelerator.services.admin_token import TokenError, load_admin_token
-from accelerator.services.appliance import Appliance, open_listener
+from accelerator.services.appliance import Appliance
 from accelerator.services.events import Event, Events
 from accelerator.services.history import History
 from accelerator.services.journal import JournalWriter, is_journal
+from accelerator.services.listening import open_listener
 from accelerator.services.log_lines import Causes, LogWriter, about
 from accelerator.services.queries import without_queries
 from accelerator.services.rollout import Candidate, Rollout, StartChoice, choose_start

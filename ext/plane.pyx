@@ -146,7 +146,6 @@ cdef class Plane(Workers):
     def publish(self, bytes strings, tuple site, hosts, paths, origins, nets, listeners, parameters, limits, tls=()) -> int:
         """Publishes compiled rows (numpy arrays of the dtypes in ext.layout) and returns their generation. The old ones
         are kept until every worker has passed. Raises TypeError or ValueError for rows that workers could not read.
-
         `tls`: a TlsServer for each listener, or None; connections that are open keep theirs."""
         cdef Tables* tables = <Tables*>calloc(1, sizeof(Tables) + len(listeners) * sizeof(void*))
         cdef Tables* old
@@ -159,12 +158,10 @@ cdef class Plane(Workers):
             if array.dtype != dtype or not array.flags.c_contiguous:
                 free(tables)
                 raise TypeError("a table has the wrong dtype")
-        if len(tls) > len(listeners) or not all(each is None or isinstance(each, TlsServer) for each in tls):
+        if (len(limits) != 1 or not 0 < site[1] <= MAX_SITE_BYTES or site[0] + site[1] > len(strings)
+                or len(tls) > len(listeners) or not all(each is None or isinstance(each, TlsServer) for each in tls)):
             free(tables)
-            raise ValueError("a TlsServer or None for each listener, and no more")
-        if len(limits) != 1 or not 0 < site[1] <= MAX_SITE_BYTES or site[0] + site[1] > len(strings):
-            free(tables)
-            raise ValueError("one row of limits, and a site's name of 1 to 255 bytes within `strings`")
+            raise ValueError("one row of limits, a site's name of 1 to 255 bytes within `strings`, a TlsServer a listener")
         if len(origins) and (origins["allow_length"].max() > MAX_ALLOW_BYTES or
                              (origins["allow"].astype("u8") + origins["allow_length"]).max() > len(strings) or
                              (origins["method"].astype("u8") + origins["n_methods"]).max() > len(parameters)):
@@ -219,8 +216,7 @@ cdef class Plane(Workers):
         return (<Tables*><uintptr_t>self._tables[0][1]).generation if self._tables else 0
 
     def _free_tables(self):
-        cdef uint64_t least = ~<uint64_t>0
-        cdef uint64_t epoch
+        cdef uint64_t epoch, least = ~<uint64_t>0
         cdef uint32_t i
         if self.n_pins:
             return
@@ -302,7 +298,6 @@ cdef class Plane(Workers):
         """(new exchanges, identities of cancelled ones, objects nudged) since the last call."""
         cdef RingItem item
         cdef uint32_t i
-        cdef StoredObject stored
         asked = []
         cancelled = []
         nudged = []

@@ -217,6 +217,17 @@ COMMANDS: tuple[Command, ...] = (
         is_offline=True,
     ),
     Command(
+        "csr",
+        "make a key, unless it is there, and a signing request for a listener's certificate; needs no daemon",
+        (
+            Argument("name", "text", "as in listen.NAME.tls", is_positional=True, is_required=True, is_local=True),
+            Argument("credentials", "text", "the directory for NAME.key and NAME.csr", is_required=True, is_local=True),
+            Argument("policy", "text", "for the hosts of this policy's origins", is_local=True),
+            Argument("host", "text", "for these hosts instead, separated by commas", is_local=True),
+        ),
+        is_offline=True,
+    ),
+    Command(
         "log verify",
         "check that no line of security logs was changed or taken out; needs no daemon",
         (Argument("path", "text", "a file, or the directory with all of them", is_positional=True, is_required=True,

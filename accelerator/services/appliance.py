@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Container, Mapping, Sequence
@@ -26,6 +25,7 @@ from accelerator.services.events import Events, Feed
 from accelerator.services.fetch import Fetcher
 from accelerator.services.heads import NS
 from accelerator.services.inventory import Inventory
+from accelerator.services.listening import open_listener, refuse
 from accelerator.services.log_lines import Causes, about
 from accelerator.services.netd_client import NetdClient, NetdError
 from accelerator.services.origins import Origin, Origins, Secrets
@@ -39,7 +39,6 @@ from accelerator.services.succession import Succession
 
 log = logging.getLogger("accelerator")
 
-BACKLOG = 4096
 DRAIN_POLL_S = 0.05
 # A worker still names a listener's descriptor until it has read its mail, which takes it a pass; were the number given
 # to a viewer's connection meanwhile, the worker would stop listening to that.
@@ -208,7 +207,7 @@ class Appliance:
         await asyncio.sleep(DRAIN_POLL_S)
         for name, (_, listening) in self._sockets.items():
             if name not in kept:
-                _refuse(listening)
+                refuse(listening)
         while self._plane.n_connections and clock.monotonic_ns() < deadline_ns:
             await asyncio.sleep(DRAIN_POLL_S)
 
@@ -303,7 +302,7 @@ class Appliance:
 
     def _retire(self, listening: socket.socket) -> None:
         """Refuses connections from now on; the descriptor's number stays taken for a while."""
-        _refuse(listening)
+        refuse(listening)
         self._retired.add(listening)
 
         def close() -> None:
@@ -582,30 +581,6 @@ async def _in_one_line(answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
         return await answer
     except PolicyError as error:
         raise ControlError("policy", one_line(error)) from error
-
-
-def open_listener(host: str, port: int) -> socket.socket:
-    """A listening, non-blocking socket that all workers share. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit it on Linux: one system call here instead of one per connection.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _refuse(listening: socket.socket) -> None:
-    """Linux ends listening on shutdown: the port refuses, its address is free, the descriptor stays ours."""
-    with contextlib.suppress(OSError):
-        listening.shutdown(socket.SHUT_RDWR)
 
 
 def format_address(host: str, port: int) -> str:

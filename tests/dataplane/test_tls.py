@@ -290,6 +290,7 @@ def test_slow_handshakes_end_and_hold_nobody_up(rigs: Callable[..., Rig]) -> Non
 def test_a_record_that_was_changed_ends_the_connection(rigs: Callable[..., Rig]) -> None:
     rig = tls_rig(rigs)
     viewer = rig.viewer()
+    wait_until(lambda: rig.total("tls_handshakes") == 1)
     raw = socket.socket(fileno=socket.dup(viewer.socket.fileno()))
     raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
     with pytest.raises(ssl.SSLError, match=r"(?i)bad.record.mac"):

@@ -9,6 +9,7 @@ import json
 import shutil
 import signal
 import ssl
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -256,3 +257,35 @@ def test_curl(box: RunningBox, made: Certified, tmp_path: Path) -> None:
     assert done.stdout == GOOD_BODY[3:10]
     refused = subprocess.run([*command, "--tls-max", "1.1"], capture_output=True, timeout=20, check=False)
     assert refused.returncode == 35
+
+
+def test_csr_makes_a_key_and_a_request_that_becomes_a_certificate(box: RunningBox, made: Certified) -> None:
+    arguments = ["csr", "new", "--credentials", str(made.folder)]
+    done = box.accelctl(*arguments, "--policy", str(box.policy_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    key = made.folder / "new.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    first = key.read_bytes()
+    request = x509.load_pem_x509_csr((made.folder / "new.csr").read_bytes())
+    assert request.is_signature_valid
+    names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [HOST]
+    issuer = x509.load_pem_x509_certificate(made.ca.cert_pem.bytes())
+    now = datetime.datetime.now(datetime.UTC)
+    issued = (
+        x509.CertificateBuilder().subject_name(request.subject).issuer_name(issuer.subject)
+        .public_key(request.public_key()).serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=90))
+        .add_extension(names, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), critical=False)
+        .sign(serialization.load_pem_private_key(made.ca.private_key_pem.bytes(), None), hashes.SHA256())
+    )  # fmt: skip
+    (made.folder / "new.crt").write_bytes(issued.public_bytes(serialization.Encoding.PEM))
+    box.reload({"listen": {"lan-tls": {"tls": "new"}}})
+    with secured(box, made.context()) as viewer:
+        assert body_over(viewer) == GOOD_BODY
+    assert box.accelctl(*arguments, "--host", "a.example,b.example").returncode == 0
+    assert key.read_bytes() == first
+    refused = box.accelctl(*arguments)
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1
