@@ -10,13 +10,7 @@ from ext.h2_answers cimport stream_pump, submit
 from ext.h2_head cimport MAX_RESPONSE_FIELDS, response_fields
 from ext.nghttp2 cimport nghttp2_nv, nghttp2_session_consume_stream
 from ext.tunnel cimport Way
-
-cdef extern from * nogil:
-    """
-    #include <errno.h>
-    static inline void acc_set_errno(int error) { errno = error; }
-    """
-    void acc_set_errno(int)
+from ext.sockets cimport acc_set_errno
 
 
 cdef bint stream_keep(Worker* w, Connection* c, const uint8_t* data, size_t n) noexcept nogil:
