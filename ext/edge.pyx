@@ -222,6 +222,10 @@ cdef void on_event(Worker* w, Connection* c, uint32_t events) noexcept nogil:
         on_tunnel_event(w, c, False, events)
         return
     if events & (EPOLLERR | EPOLLHUP):
+        if c.tls != NULL and not c.tls.is_ready and c.state == STATE_READ and c.list == NULL:
+            on_readable(w, c)       # why: the alert lies before the reset
+            if c.state == STATE_CLOSED:
+                return
         if c.state == STATE_WAIT or c.state == STATE_ANSWERED or c.state == STATE_SEND:
             count(&w.counters[C_CLOSED_BY_VIEWER], 1)
         connection_close(w, c, False)
