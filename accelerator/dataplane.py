@@ -167,7 +167,7 @@ class DataPlane:
         listener_ids = [self._listeners.index(listener.name) for listener in tables.listeners]
         listeners = np.zeros(len(self._listeners.names), dtype=layout.LISTENER_DTYPE)
         for listener_id, listener in zip(listener_ids, tables.listeners, strict=True):
-            listeners[listener_id] = (listener.zone_mask, 1, 0)
+            listeners[listener_id] = (listener.zone_mask, 1, listener.http2)
             named = frozenset(zone for i, zone in enumerate(tables.zones) if listener.zone_mask >> i & 1)
             self._restricted[listener_id] = named
         for listener_id, named in self._restricted.items():

@@ -96,7 +96,7 @@ def box(origin_port: int, memory: str = "512MiB") -> Iterator[Server]:
             f"""version: 1
 site: {{name: bench}}
 cache: {{memory: {memory}}}
-listen: {{bench: {{address: "127.0.0.1:{port}"}}}}
+listen: {{bench: {{address: "127.0.0.1:{port}", http2: cleartext}}}}
 workers: 1
 origins: {{bench: {{from: ["http://127.0.0.1:{origin_port}"], hosts: ["*"]}}}}
 limits: {{idle_timeout: 10m}}

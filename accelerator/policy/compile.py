@@ -75,6 +75,9 @@ class HostRow:
     paths: tuple[PathRow, ...]
 
 
+HTTP2 = {"never": 0, "tls": 1, "cleartext": 2}  # ext/layout.pxd
+
+
 @dataclass(frozen=True, slots=True)
 class ListenerRow:
     """`zone_mask` 0 = every zone; else bit i = zone i of Tables.zones. Port 0 = any free one. `certificates`: names of
@@ -86,6 +89,7 @@ class ListenerRow:
     zone_mask: int
     certificates: tuple[str, ...] = ()
     is_legacy: bool = False
+    http2: int = 1  # of HTTP2
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +246,7 @@ def compile_policy(policy: Policy) -> Tables:
                 sum({1 << zones.index(zone) for zone in row.zones}),
                 row.tls,
                 row.legacy,
+                HTTP2[row.http2],
             )
             for name, row in policy.listen.items()
         ),

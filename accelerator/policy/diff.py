@@ -226,6 +226,9 @@ def _listener_effects(old: Policy, new: Policy, keys: set[str]) -> Iterator[Effe
             what = f"TLS with {', '.join(after.tls)}" if after.tls else "plain HTTP"
             versions = ", in old versions too" if after.tls and after.legacy else ""
             yield Effect("listener", name, f"listener '{name}': new connections speak {what}{versions}")
+        if before is not None and after is not None and before.http2 != after.http2:
+            what = {"tls": "over TLS only", "cleartext": "with and without TLS", "never": "no more"}[after.http2]
+            yield Effect("listener", name, f"listener '{name}': new connections may speak HTTP/2 {what}")
     if moved and new.origins:
         # A connection upstream must never lead to one of our own listeners, so what was opened before is not trusted.
         yield Effect("origin", "*", "our own addresses change: connections to origins are opened anew")

@@ -115,6 +115,10 @@ class Listener(Section):
     legacy: Switch = Field(
         default=False, description="TLS 1.0 and 1.1 and weaker suites too, for old players: on a listener of its own."
     )
+    http2: Literal["tls", "cleartext", "never"] = Field(
+        default="tls",
+        description="HTTP/2 besides HTTP/1.1: offered over TLS; cleartext: to who begins with it, without TLS; never.",
+    )
 
 
 class Admin(Section):

@@ -100,6 +100,11 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[str, str, Any, Any]], list[st
         [("listen.lan.zones", "added", None, "desks")],
         ["only viewers of desks are served"],
     ),
+    "a listener without TLS that speaks HTTP/2": (
+        ("listen", "lan", "http2", "cleartext"),
+        [("listen.lan.http2", "changed", "tls", "cleartext")],
+        ["new connections may speak HTTP/2 with and without TLS"],
+    ),
     "an origin gone": (
         ("origins", "spare", ...),
         [("origins.spare", "removed", {"from": ["http://10.0.0.3:80"], "hosts": ["c.example"]}, None)],

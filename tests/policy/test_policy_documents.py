@@ -95,7 +95,7 @@ def test_the_default_policy_is_the_defaults() -> None:
 
 
 def test_the_default_policy_has_every_key() -> None:
-    written = set(re.findall(r"^ *(?:# *)*(?:- )?([a-z_]+):", DEFAULT.read_text(), re.MULTILINE))
+    written = set(re.findall(r"^ *(?:# *)*(?:- )?([a-z0-9_]+):", DEFAULT.read_text(), re.MULTILINE))
     assert {path.rpartition(".")[2] for path in KEYS} - written == set()
     tree = yaml.safe_load(DEFAULT.read_text())
     tree["origins"]["media"]["credential"] = yaml.safe_load(commented_out("credential", deep=True))["credential"]
@@ -208,7 +208,7 @@ def test_the_schema_takes_empty_sections() -> None:
 
 
 def document_rows() -> dict[str, list[str]]:
-    rows = re.findall(r"^\| `([a-zA-Z_.]+)` \| (.*?) \| (.*?) ?\| (.*?) \| (.*) \|$", DOCUMENT, re.MULTILINE)
+    rows = re.findall(r"^\| `([a-zA-Z0-9_.]+)` \| (.*?) \| (.*?) ?\| (.*?) \| (.*) \|$", DOCUMENT, re.MULTILINE)
     return {path: list(cells) for path, *cells in rows}
 
 
