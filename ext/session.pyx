@@ -207,11 +207,9 @@ cdef void keep_rest(Worker* w, Connection* c, const uint8_t* data, uint32_t n) n
 
 
 cdef bint may_prior_knowledge(Worker* w, Connection* c) noexcept nogil:
-    """Whether the viewer may begin with HTTP/2: ALPN has agreed on it, or the listener's policy lets him (RFC 9113
-    sections 3.2 and 3.3)."""
-    if c.tls != NULL:
-        return c.protocol == PROTOCOL_H2
-    return c.listener < w.tables.n_listeners and w.tables.listeners[c.listener].http2 == HTTP2_CLEARTEXT
+    """Whether the listener's policy lets viewers begin with HTTP/2 without TLS (RFC 9113 section 3.3)."""
+    return (c.tls == NULL and c.listener < w.tables.n_listeners
+            and w.tables.listeners[c.listener].http2 == HTTP2_CLEARTEXT)
 
 
 cdef int refuse_head(Worker* w, Connection* c, uint32_t status) noexcept nogil:
@@ -230,6 +228,9 @@ cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n)
     response needs of the rest is kept already."""
     cdef uint32_t used = 0
     cdef int length, result
+    if c.protocol == PROTOCOL_H2:       # agreed on by ALPN: nothing else may come
+        h2_begin(w, c, data, n)
+        return n
     while used < n and c.state == STATE_READ:
         w.origin = NULL
         length = parse_request(data + used, n - used, &w.head)

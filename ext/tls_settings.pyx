@@ -5,7 +5,8 @@ from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, strlen
 
 from ext.atomics cimport *
-from ext.connection cimport Worker
+from ext.connection cimport Connection, Worker
+from ext.layout cimport HTTP2_OFF, Tables
 from ext.tls_types cimport *
 
 cdef extern from "<time.h>" nogil:
@@ -87,7 +88,8 @@ cdef enum:
     TICKET_S = 14400            # how long a ticket is good for: services/certificates.py changes keys as often
 
 # What is offered by ALPN, the preferred one first.
-cdef const char* ALPN_OFFERED = b"\x08http/1.1"
+cdef const char* ALPN_H2 = b"\x02h2\x08http/1.1"
+cdef const char* ALPN_HTTP1 = b"\x08http/1.1"
 
 # The ANSSI's recommendations for TLS: ephemeral ECDH, authenticated encryption (docs/decisions/0161-tls-parameters.md).
 cdef const char* SUITES_13 = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
@@ -181,8 +183,14 @@ cdef int on_status(SSL* ssl, void* argument) noexcept nogil:
 cdef int on_alpn(SSL* ssl, const unsigned char** chosen, unsigned char* n_chosen, const unsigned char* offered,
                  unsigned int n_offered, void* argument) noexcept nogil:
     cdef unsigned char* found
+    cdef Tls* t = <Tls*>SSL_get_app_data(ssl)
+    cdef Connection* c = <Connection*>t.connection
+    cdef Tables* tables = (<Worker*>t.worker).tables
+    cdef const char* ours = ALPN_HTTP1
+    if c.listener < tables.n_listeners and tables.listeners[c.listener].http2 != HTTP2_OFF:
+        ours = ALPN_H2
     # 1: OPENSSL_NPN_NEGOTIATED. Who offers only what we don't speak is told so (RFC 7301 section 3.2).
-    if SSL_select_next_proto(&found, n_chosen, <const unsigned char*>ALPN_OFFERED, <unsigned int>strlen(ALPN_OFFERED),
+    if SSL_select_next_proto(&found, n_chosen, <const unsigned char*>ours, <unsigned int>strlen(ours),
                              offered, n_offered) != 1:
         return SSL_TLSEXT_ERR_ALERT_FATAL
     chosen[0] = found

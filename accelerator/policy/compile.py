@@ -246,7 +246,7 @@ def compile_policy(policy: Policy) -> Tables:
                 sum({1 << zones.index(zone) for zone in row.zones}),
                 row.tls,
                 row.legacy,
-                HTTP2[row.http2],
+                HTTP2["never" if row.legacy else row.http2],  # RFC 9113 section 9.2 forbids the old suites
             )
             for name, row in policy.listen.items()
         ),

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import trustme
 from running_box import PROJECT, RunningBox, policy_for
 from websocket_origin import WebSocketOrigin
 
@@ -20,21 +21,38 @@ pytestmark = [
 ]
 
 
-def test_chromium_chats_through_the_box_and_hears_of_its_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hop", ["http/1.1", "h2"])
+def test_chromium_chats_through_the_box_and_hears_of_its_end(tmp_path: Path, hop: str) -> None:
+    """Over TLS Chromium's WebSocket is a stream of the connection that brought the page (RFC 8441)."""
+    listen = {}
+    if hop == "h2":
+        credentials = tmp_path / "state" / "credentials"
+        credentials.mkdir(parents=True)
+        made = trustme.CA().issue_cert("127.0.0.1")
+        (credentials / "site.crt").write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+        (credentials / "site.key").write_bytes(made.private_key_pem.bytes())
+        listen = {"lan": {"tls": "site"}}
     with WebSocketOrigin() as origin:
         policy = policy_for(
-            origin.url, origins={"media": {"profile": "generic", "hosts": ["*"]}}, limits={"drain": "2s"}
+            origin.url,
+            listen=listen,
+            origins={"media": {"profile": "generic", "hosts": ["*"]}},
+            limits={"drain": "2s"},
         )
         with RunningBox(tmp_path, policy) as box:
             host, port = box.address()
-            command = ["node", str(PROJECT / "tests/browser/chat.mjs"), f"http://{host}:{port}/page"]
+            scheme = "https" if hop == "h2" else "http"
+            command = ["node", str(PROJECT / "tests/browser/chat.mjs"), f"{scheme}://{host}:{port}/page"]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as browser:
                 assert browser.stdout is not None
                 seen = json.loads(browser.stdout.readline())
                 assert seen == {
-                    "text": "réponse ✓", "extensions": "permessage-deflate", "protocol": "chat", "same": True
+                    "text": "réponse ✓", "extensions": "permessage-deflate", "protocol": "chat", "same": True,
+                    "hop": hop,
                 }  # fmt: skip
                 assert box.stats()["tunnels_opened"] == 1
+                if hop == "h2":  # the page and the chat in one connection; one more was given up for its certificate
+                    assert box.stats()["h2_connections"] == box.stats()["tls_handshakes"] == 1
                 box.signal(signal.SIGTERM)
                 closed = json.loads(browser.stdout.readline())
                 assert closed == {"code": 1001, "clean": True}

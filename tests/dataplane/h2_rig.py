@@ -3,6 +3,7 @@ lives here."""
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass, field
 
 import h2.config
@@ -54,6 +55,9 @@ class H2Viewer(Viewer):
         super().__init__(receive_bytes)
         self.connect(rig.address)
         rig.viewers.append(self)
+        if rig.context is not None:
+            rig.context.set_alpn_protocols(["h2"])
+            self.socket = rig.context.wrap_socket(self.socket, server_hostname="a", suppress_ragged_eofs=False)
         self.takes = takes
         config = h2.config.H2Configuration(
             client_side=True, header_encoding="utf-8", validate_outbound_headers=False,
@@ -71,6 +75,9 @@ class H2Viewer(Viewer):
         self.flush()
         while not self.is_settled:  # our acknowledgement may not come between a test's own frames
             assert self.step()
+
+    def is_silent(self) -> bool:
+        return not (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()) and super().is_silent()
 
     def flush(self) -> None:
         data = self.h2.data_to_send()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 from recording_origin import RecordingOrigin
 from running_box import HOST, RunningBox, policy_for
 
@@ -100,6 +101,35 @@ def test_without_tls_it_is_off_until_the_policy_says_otherwise(tmp_path: Path, o
             capture_output=True, timeout=30, check=False,
         )  # fmt: skip
         assert upgraded.stdout.startswith(b"HTTP/1.1 200")
+
+
+def test_over_tls_it_is_what_clients_agree_on(tmp_path: Path, origin: RecordingOrigin) -> None:
+    credentials = tmp_path / "state" / "credentials"
+    credentials.mkdir(parents=True)
+    authority = trustme.CA()
+    made = authority.issue_cert(HOST)
+    (credentials / "site.crt").write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+    (credentials / "site.key").write_bytes(made.private_key_pem.bytes())
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    listen = {"lan": {"tls": "site"}, "old": {"address": "127.0.0.1:0", "tls": "site", "http2": "never"}}
+    with RunningBox(tmp_path, policy_for(origin.url, listen=listen)) as box:
+        for listener, version in (("lan", b"HTTP/2 200"), ("old", b"HTTP/1.1 200")):
+            host, port = box.address(listener)
+            done = subprocess.run(
+                ["curl", "-sS", "-i", "--cacert", str(tmp_path / "authority.pem"), "--resolve", f"{HOST}:{port}:{host}",
+                 f"https://{HOST}:{port}/bytes/50000/d"],
+                capture_output=True, timeout=30, check=False,
+            )  # fmt: skip
+            assert done.stdout.startswith(version), (done.stderr, done.stdout[:200])
+            assert len(done.stdout.partition(b"\r\n\r\n")[2]) == 50_000
+        host, port = box.address()
+        load = subprocess.run(
+            ["h2load", "-n2000", "-c20", "-m20", "-H", f":authority: {HOST}", f"https://{host}:{port}/bytes/50000/d"],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert "2000 succeeded, 0 failed, 0 errored" in load.stdout, load.stdout
+        assert "Application protocol: h2" in load.stdout
+        assert len(origin.targets("/bytes")) == 1
 
 
 def test_a_stop_waits_for_what_is_under_way_only(tmp_path: Path, origin: RecordingOrigin) -> None:
