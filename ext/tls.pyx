@@ -80,7 +80,7 @@ cdef enum:
     RECORD_BYTES = 16384        # the most of one record (RFC 8446 section 5.1)
     GATHER_BYTES = 65536        # plaintext that leaves by one write (docs/decisions/0160-tls-in-the-worker.md)
     OUT_BYTES = 81920           # its records, and a handshake's flight
-    TLS_BYTES = 16384           # what an idle connection's SSL takes, counted against the memory limit (measured)
+    TLS_BYTES = 16384           # what an idle connection's SSL takes, counted against the memory limit
 
 
 # --- the socket, as OpenSSL sees it -----------------------------------------------------------------------------------
