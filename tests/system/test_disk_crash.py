@@ -15,6 +15,8 @@ import pytest
 from running_box import PROJECT
 
 CALLS = ("pwrite64", "write", "fdatasync", "fsync", "fallocate", "renameat", "unlinkat", "ftruncate", "openat", "close")
+# Calls that would have to be swept too, if they were made.
+OTHERS = ("pwritev", "pwritev2", "rename", "renameat2", "unlink", "truncate")
 STORAGE = ("pwrite64", "fdatasync", "fsync", "fallocate", "renameat", "unlinkat", "ftruncate")
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
@@ -32,7 +34,12 @@ def counts(folder: Path, calls: tuple[str, ...]) -> Counter[str]:
     done = traced(folder, "-o", str(log), "-e", f"trace={','.join(calls)}")
     if done.returncode != 0 and "ptrace" in done.stderr:
         pytest.skip("ptrace is not allowed here")
-    assert done.stdout.splitlines()[-1:] == ["closed"], done.stderr[-2000:]
+    said = done.stdout.splitlines()
+    assert said[-1:] == ["closed"], done.stderr[-2000:]
+    # All four are swept: fills, a purge, a checkpoint, evictions.
+    assert "purged" in said
+    assert "checkpointed" in said
+    assert any(line.startswith("stored") and not line.endswith(" 0") for line in said)
     by_thread: Counter[tuple[str, str]] = Counter()
     for line in log.read_text().splitlines():
         thread, _, rest = line.partition(" ")
@@ -55,9 +62,10 @@ def killed_at(folder: Path, call: str, number: int) -> bool:
 
 
 def test_nothing_is_lost_without_a_kill(tmp_path: Path) -> None:
-    most = counts(tmp_path / "disk", STORAGE)
+    most = counts(tmp_path / "disk", STORAGE + OTHERS)
     assert most["pwrite64"] > 20
-    assert most["unlinkat"] > 0
+    assert all(most[call] > 0 for call in ("fdatasync", "fsync", "fallocate", "renameat", "unlinkat")), most
+    assert not most.keys() & (set(OTHERS) - {"truncate"}), most
     assert len(disk_crash.run(disk_crash.check(tmp_path / "disk", ["closed"]))) >= 4
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 from chaos_fs import ChaosFs
 from disk_box import MIB, VideoOrigin, body_of, disk_box, fill
 from running_box import HOST, RunningBox, wait_for
+
+from accelerator.dataplane import disk_checksum
 
 PATHS = [f"/v/{MIB + 7}/{name}" for name in range(12)]
 
@@ -321,3 +324,114 @@ def test_a_file_system_that_others_fill_makes_the_tier_smaller(tmp_path: Path, o
         stats = box.stats()
         assert stats["refused"] == stats["broken_transfers"] == 0
         assert box.status()["health"]["ok"]
+
+# -- what is on the platter --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(15)
+@pytest.mark.timeout(120)
+def test_a_thousand_flipped_bits_and_no_wrong_byte(tmp_path: Path, origin: VideoOrigin) -> None:
+    dice = random.Random(15)
+    paths = [f"/v/{dice.choice((3000, 40_000, 200_000, MIB + 9))}/{n}" for n in range(60)]
+    with disk_box(tmp_path, origin) as first:
+        fill(first, paths)
+        first.signal(signal.SIGTERM)
+        first.exit_code(seconds=20)
+        files = sorted((first.state / "cache").glob("seg-*.log"))
+        sizes = [path.stat().st_size for path in files]
+        for _ in range(1000):
+            path = dice.choices(files, sizes)[0]
+            flip(path, dice.randrange(path.stat().st_size), dice.randrange(8))
+        with RunningBox(first.work, first.policy) as box:
+            ask_all(box, paths)
+            stats = box.stats()
+            assert stats["disk_corrupt"] > 20
+            assert "disk-corrupt" in kinds(box)
+            assert box.status()["health"]["ok"]
+            # One line for the cause, not one for each record.
+            assert box.output.count("is not what was written") <= 2 + stats["disk_corrupt"] // 10
+
+
+@pytest.mark.fault(16)
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("damage", ["cut", "zeroed", "random"])
+def test_damaged_files_of_the_state_directory(tmp_path: Path, origin: VideoOrigin, damage: str) -> None:
+    """Each file of the tier and of the policy's history: the start is quick, every answer right."""
+    with disk_box(tmp_path, origin) as first:
+        fill(first, PATHS[:4])
+        first.signal(signal.SIGTERM)
+        first.exit_code(seconds=20)
+        files = [path for path in (first.state / "cache").iterdir() if path.is_file()]
+        files += list((first.state / "policies").glob("*.json"))
+        assert len(files) >= 4
+        for path in files:
+            data = path.read_bytes()
+            n = len(data)
+            spoilt = {"cut": data[: n // 2], "zeroed": bytes(n), "random": random.Random(1).randbytes(n)}[damage]
+            path.write_bytes(spoilt)
+        began = time.monotonic()
+        with RunningBox(first.work, first.policy) as box:
+            assert time.monotonic() - began < 10
+            ask_all(box, PATHS[:4])
+
+
+@pytest.mark.fault(44)
+def test_what_a_newer_version_wrote_is_ignored_and_no_crash(tmp_path: Path, origin: VideoOrigin) -> None:
+    """Records, the segment's head, the checkpoint and the keys say version 9, and are whole otherwise."""
+    with disk_box(tmp_path, origin) as first:
+        fill(first, PATHS[:4])
+        first.signal(signal.SIGTERM)
+        first.exit_code(seconds=20)
+        folder = first.state / "cache"
+        for path, at in heads_and_marks(first):
+            newer(path, at, 128, 8, 4)
+        for path in folder.glob("seg-*.log"):
+            newer(path, 0, 64, 60, 4, n_version=4)
+        for name, at in (("checkpoint", 4), ("keys", None)):
+            data = bytearray((folder / name).read_bytes()[:-4])
+            if at is None:
+                data = bytearray(bytes(data).replace(b'"version": 1', b'"version": 9'))
+            else:
+                data[at] = 9
+            (folder / name).write_bytes(bytes(data) + disk_checksum(bytes(data)).to_bytes(4, "little"))
+        with RunningBox(first.work, first.policy) as box:
+            asked = origin.n_asked
+            ask_all(box, PATHS[:4])
+            assert origin.n_asked == asked + 4
+            fill(box, ["/v/5000/after"])
+            assert "Traceback" not in box.output
+
+
+def newer(path: Path, at: int, length: int, crc_at: int, version_at: int, *, n_version: int = 2) -> None:
+    """A header of version 9, with its checksum right: the segment's at its end, a record's with the field as zero."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        head = bytearray(file.read(length))
+        head[version_at : version_at + n_version] = (9).to_bytes(n_version, "little")
+        if crc_at + 4 == length:
+            summed = bytes(head[:crc_at])
+        else:
+            head[crc_at : crc_at + 4] = bytes(4)
+            summed = bytes(head)
+        head[crc_at : crc_at + 4] = disk_checksum(summed).to_bytes(4, "little")
+        file.seek(at)
+        file.write(head)
+
+
+def test_what_may_only_be_in_memory_is_nowhere_on_the_disk(tmp_path: Path, origin: VideoOrigin) -> None:
+    """Each file below the state directory is searched for what went through: bodies, names, paths."""
+    classes = {"secret": {"store": "memory"}}
+    paths = [f"/v/{size}/confidential-{size}" for size in (900, 70_000, MIB + 1)]
+    with disk_box(tmp_path, origin, classes=classes, origins={"media": {"class": "secret"}}) as box:
+        ask_all(box, paths)
+        ask_all(box, paths)
+        box.signal(signal.SIGTERM)
+        box.exit_code(seconds=20)
+        searched = 0
+        for file in (each for each in box.state.rglob("*") if each.is_file()):
+            data = file.read_bytes()
+            searched += 1
+            assert b"confidential-" not in data, file
+            for path in paths:
+                assert body_of(path)[400:432] not in data, file
+        assert searched >= 3
