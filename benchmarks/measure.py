@@ -163,9 +163,9 @@ def free_port() -> int:
 # --- load -------------------------------------------------------------------------------------------------------------
 
 
-def wrk(url: str, connections: int, seconds: int, server: Sequence[int]) -> Run | Failure:
-    """One window of wrk with one thread on LOAD_CPU. `server`: whose CPU time counts."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", url]
+def wrk(url: str, connections: int, seconds: int, server: Sequence[int], *, script: str = "") -> Run | Failure:
+    """One window of wrk with one thread on LOAD_CPU. `server`: whose CPU counts; `script`: Lua for requests."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *(["-s", script] if script else []), url]
     before_children = resource.getrusage(resource.RUSAGE_CHILDREN)
     before = cpu_s(server)
     before_busy = busy_s({SERVER_CPU, LOAD_CPU})

@@ -87,7 +87,7 @@ def times_asked(origin_server: Server, path: str) -> int:
 
 
 @contextlib.contextmanager
-def box(origin_port: int, memory: str = "512MiB") -> Iterator[Server]:
+def box(origin_port: int, memory: str = "512MiB", disk: str = "") -> Iterator[Server]:
     """Our daemon with one edge worker, as `acceleratord --policy … --state-dir …` starts it."""
     port = measure.free_port()
     with tempfile.TemporaryDirectory(prefix="bench-box-") as folder:
@@ -95,7 +95,7 @@ def box(origin_port: int, memory: str = "512MiB") -> Iterator[Server]:
         policy.write_text(
             f"""version: 1
 site: {{name: bench}}
-cache: {{memory: {memory}}}
+cache: {{memory: {memory}{f', disk: {{size: {disk}}}' if disk else ''}}}
 listen: {{bench: {{address: "127.0.0.1:{port}", http2: cleartext}}}}
 workers: 1
 origins: {{bench: {{from: ["http://127.0.0.1:{origin_port}"], hosts: ["*"]}}}}

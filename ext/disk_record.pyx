@@ -21,20 +21,66 @@ cdef extern from * nogil:
     }
     #if defined(__x86_64__)
     #include <nmmintrin.h>
+    /* The instruction takes three cycles and begins one each: three parts at a time, put together by tables that say what
+       a register becomes behind so many zero bytes (the method of Mark Adler's crc32c.c). 1 MiB: see decisions/0142. */
+    #define ACC_LONG 8192
+    #define ACC_SHORT 256
+    static uint32_t acc_crc_behind[2][4][256];
+    static uint32_t acc_gf2_times(const uint32_t *m, uint32_t v) {
+        uint32_t sum = 0;
+        for (; v; v >>= 1, m++) if (v & 1) sum ^= *m;
+        return sum;
+    }
+    static void acc_gf2_square(uint32_t *to, const uint32_t *m) {
+        for (int i = 0; i < 32; i++) to[i] = acc_gf2_times(m, m[i]);
+    }
+    static void acc_crc_zeros(uint32_t table[4][256], uint32_t bytes) {
+        uint32_t m[32], squared[32];
+        m[0] = 0x82f63b78u;
+        for (int i = 1; i < 32; i++) m[i] = 1u << (i - 1);       /* one zero bit */
+        for (uint32_t bits = 1; bits < bytes * 8; bits *= 2) {  /* `bytes` is a power of two */
+            acc_gf2_square(squared, m);
+            memcpy(m, squared, sizeof m);
+        }
+        for (uint32_t i = 0; i < 256; i++)
+            for (int k = 0; k < 4; k++) table[k][i] = acc_gf2_times(m, i << (8 * k));
+    }
+    static uint32_t acc_crc_shift(uint32_t table[4][256], uint32_t c) {
+        return table[0][c & 255] ^ table[1][c >> 8 & 255] ^ table[2][c >> 16 & 255] ^ table[3][c >> 24];
+    }
     __attribute__((target("sse4.2")))
     static uint32_t acc_crc_hard(uint32_t crc, const uint8_t *p, uint64_t n) {
-        uint64_t c = crc, v;
+        uint64_t c = crc, c1, c2, v, v1, v2;
+        for (int k = 0; k < 2; k++) {
+            const uint64_t part = k ? ACC_SHORT : ACC_LONG;
+            while (n >= 3 * part) {
+                const uint8_t *end = p + part;
+                c1 = c2 = 0;
+                for (; p < end; p += 8) {
+                    memcpy(&v, p, 8); memcpy(&v1, p + part, 8); memcpy(&v2, p + 2 * part, 8);
+                    c = _mm_crc32_u64(c, v); c1 = _mm_crc32_u64(c1, v1); c2 = _mm_crc32_u64(c2, v2);
+                }
+                c = acc_crc_shift(acc_crc_behind[k], (uint32_t)c) ^ c1;
+                c = acc_crc_shift(acc_crc_behind[k], (uint32_t)c) ^ c2;
+                p += 2 * part; n -= 3 * part;
+            }
+        }
         while (n >= 8) { memcpy(&v, p, 8); c = _mm_crc32_u64(c, v); p += 8; n -= 8; }
         while (n--) c = _mm_crc32_u8((uint32_t)c, *p++);
         return (uint32_t)c;
     }
+    static void acc_crc_parts(void) {
+        acc_crc_zeros(acc_crc_behind[0], ACC_LONG);
+        acc_crc_zeros(acc_crc_behind[1], ACC_SHORT);
+    }
     static int acc_crc_has(void) { __builtin_cpu_init(); return __builtin_cpu_supports("sse4.2") != 0; }
     #else
     #define acc_crc_hard acc_crc_soft
+    static void acc_crc_parts(void) {}
     static int acc_crc_has(void) { return 0; }
     #endif
     static int acc_crc_is_hard;
-    static void acc_crc_open(void) { acc_crc_init(); acc_crc_is_hard = acc_crc_has(); }
+    static void acc_crc_open(void) { acc_crc_init(); acc_crc_parts(); acc_crc_is_hard = acc_crc_has(); }
     static uint32_t acc_crc32c(uint32_t crc, const uint8_t *p, uint64_t n) {
         return ~(acc_crc_is_hard ? acc_crc_hard(~crc, p, n) : acc_crc_soft(~crc, p, n));
     }

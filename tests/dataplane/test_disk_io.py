@@ -86,8 +86,10 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 def test_both_ways_to_sum_agree() -> None:
-    for n in (0, 1, 7, 8, 9, 4097):
+    # Around the sizes of which three parts are taken at a time.
+    for n in (0, 1, 7, 8, 9, 767, 768, 769, 1535, 1536, 4097, 24575, 24576, 24577, 49152, 50001, 1 << 20):
         assert checksum(pattern(n)) == checksum_soft(pattern(n))
+        assert checksum(pattern(n + 3)[3:]) == checksum_soft(pattern(n + 3)[3:])
     assert checksum(b"123456789") == 0xE3069283
 
 
