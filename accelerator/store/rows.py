@@ -129,7 +129,8 @@ class Rows:
         if n_slots < FIRST_ROWS or not is_power or n_high * SLOTS_PER_ROW > n_slots:
             raise ValueError("a table of a size that is never written")
         at = 0
-        room = max(FIRST_ROWS, n_high)
+        # A power of two, as slots are found by a mask: in twice any other number of them a search can go in circles.
+        room = max(FIRST_ROWS, 1 << max(0, n_high - 1).bit_length())
         for name, dtype in self.columns:
             array = np.zeros(room, dtype)
             size = n_high * array.itemsize

@@ -123,6 +123,23 @@ def test_rows_grow_and_shift_back() -> None:
     assert all(not list(rows.find(key * 2**40)) for key in range(0, 5000, 3))
 
 
+def test_bug_rows_that_grew_after_a_checkpoint_were_looked_for_in_circles() -> None:
+    """A checkpoint of 1,500 rows made room for 1,500, which grew to a table of 6,000 slots: no power of two. The
+    control loop then searched for ever, at a start or days later, and the next checkpoint was refused."""
+    columns = (("key", "u8"), ("value", "u4"))
+    before = Rows(columns, "key")
+    for i in range(1500):
+        before.add(key=i * 7919, value=i)
+    loaded = Rows(columns, "key")
+    loaded.load(memoryview(b"".join(before.dump())), before.n_high, len(before.slots))
+    assert len(loaded.used) == 2048
+    for i in range(1500, 5000):
+        loaded.add(key=i * 7919, value=i)
+        assert len(loaded.slots) & (len(loaded.slots) - 1) == 0
+    assert all([loaded.at["value"][row] for row in loaded.find(i * 7919)] == [i] for i in range(5000))
+    Rows(columns, "key").load(memoryview(b"".join(loaded.dump())), loaded.n_high, len(loaded.slots))
+
+
 def test_older_head_that_is_found_later_changes_nothing() -> None:
     """A replay goes over records that the checkpoint knows already, the older ones first."""
     index = DiskIndex()
