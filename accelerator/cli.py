@@ -323,8 +323,20 @@ def _fail(error: AcceleratorError, options: argparse.Namespace) -> int:
     return error.exit_code if isinstance(error, ControlError) else 1
 
 
+class _Help(argparse.HelpFormatter):
+    """Help whose lines never end within a name such as Cache-Tag or --prefix."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        import textwrap
+
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, with its error on one line."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": _Help, **named})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")

@@ -38,6 +38,7 @@ BESIDE: dict[str, dict[str, Any]] = {
         "relays.NAME.to": [{"unicast": ["10.12.0.7:5004"]}],
         "zones": {"desks": {"nets": ["10.12.0.0/22"]}},
     },
+    "classes.NAME.pin": {"cache.disk": {"size": "20GiB"}, "classes.NAME.store": "disk", "classes.NAME.quota": "50%"},
     "origins.NAME.class": {"classes": {"webcast": {"store": "memory"}}},
 }
 

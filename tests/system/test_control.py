@@ -229,7 +229,7 @@ def test_audits_changes_and_only_them(control: RunningControl) -> None:
     assert [entry.outcome for entry in control.audited] == ["done", "refused", "failed"]
     first = control.audited[0]
     assert (first.command, first.uid, first.pid) == ("cache purge", os.geteuid(), os.getpid())
-    assert first.arguments == {"url": "http://a.example/live/1.ts", "prefix": None, "origin": None}
+    assert first.arguments == {"url": "http://a.example/live/1.ts", "prefix": None, "origin": None, "tag": None}
     assert control.server.counts["failed"] == 1
 
 
