@@ -58,6 +58,7 @@ class MemoryBox:
             "uptime_s": 3725.0,
             "listeners": [{"name": "lan", "address": "127.0.0.1:43211", "accepting": True}],
             "admin": "127.0.0.1:43212",
+            "certificates": [],
             "policy": {"generation": 7, "digest": "ab" * 32, "path": "/etc/accelerator"},
             "workers": [{"index": 0, "connections": 12, "alive": True}],
             "health": {"ok": not self.reasons, "reasons": self.reasons},

@@ -225,7 +225,7 @@ def test_a_ready_that_names_nothing_takes_nothing(path: Path, ready: dict[str, o
                 stranger.connect(str(path))
                 stranger.setblocking(False)
                 stranger.send(b'{"take_over": 1}')
-                assert json.loads(await loop.sock_recv(stranger, 100)) == {"sockets": ["lan"]}
+                assert json.loads(await loop.sock_recv(stranger, 100)) == {"sockets": ["lan"], "tickets": None}
                 stranger.send(json.dumps(ready).encode())
                 assert await loop.sock_recv(stranger, 100) == b""
             assert old.left == []
