@@ -28,7 +28,7 @@ from ext.body cimport body_at, body_passed
 from ext.send cimport pump
 from ext.store cimport *
 from ext.sockets cimport iovec, msghdr
-from ext.transport cimport transport_writev
+from ext.transport cimport transport_lost, transport_writev
 
 cdef extern from "<time.h>" nogil:
     ctypedef long time_t
@@ -542,8 +542,7 @@ cdef int respond_object(Worker* w, Connection* c, const uint8_t* data, uint32_t 
             break
     if written < 0:
         if errno != EAGAIN:
-            count(&w.counters[C_CLOSED_BY_VIEWER], 1)
-            connection_close(w, c, False)
+            transport_lost(w, c)
             return CLOSED
         written = 0
     sent = <uint64_t>written

@@ -12,7 +12,7 @@ from ext.layout cimport *
 from ext.multipart cimport Parts, part_text
 from ext.store cimport OBJECT_FAILED, OBJECT_FILLING, Object
 from ext.sockets cimport iovec, msghdr
-from ext.transport cimport transport_writev
+from ext.transport cimport transport_lost, transport_writev
 
 
 cdef const char* CHUNK_END = b"\r\n"
@@ -157,8 +157,7 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
             if errno == EAGAIN:
                 c.is_blocked = 1
                 return PENDING
-            count(&w.counters[C_CLOSED_BY_VIEWER], 1)
-            connection_close(w, c, False)
+            transport_lost(w, c)
             return CLOSED
         n = <uint64_t>written
         c.window_bytes += n

@@ -1,6 +1,6 @@
 # TLS of viewers' connections behind tls.pxd. Records are gathered in a buffer of the worker and leave by one write; what
 # the socket doesn't take is kept as ciphertext, with how much plaintext it stands for. No lock of ours is held anywhere.
-from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EIO, EPROTO, errno
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EIO, ENOMEM, EPROTO, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memmove, memset
@@ -223,6 +223,7 @@ cdef bint spill(Worker* w, Tls* t) noexcept nogil:
     if sent < w.tls_out_length and not t.is_broken:
         if not keep_pending(w, t, w.tls_out + sent, w.tls_out_length - sent):
             t.is_broken = 1     # a record with a hole is the end of the connection
+            t.lacks_memory = 1
     w.tls_out_length = 0
     return not t.is_broken
 
@@ -239,7 +240,7 @@ cdef ssize_t tls_writev(Worker* w, Connection* c, const msghdr* message) noexcep
     cdef uint32_t batch, filled
     cdef ssize_t done = 0
     if t.is_broken or not t.is_ready:
-        acc_set_errno(EIO)
+        acc_set_errno(ENOMEM if t.lacks_memory else EIO)
         return -1
     if t.pending != NULL and not send_pending(w, t):
         return -1
@@ -291,7 +292,7 @@ cdef ssize_t tls_writev(Worker* w, Connection* c, const msghdr* message) noexcep
                     data = <const uint8_t*>part.iov_base
                     left = part.iov_len
         if not spill(w, t):
-            acc_set_errno(ECONNRESET)
+            acc_set_errno(ENOMEM if t.lacks_memory else ECONNRESET)
             return -1
         if t.pending != NULL:
             t.owed = batch
@@ -308,7 +309,7 @@ cdef ssize_t broken_write(Worker* w, Tls* t) noexcept nogil:
         count(&w.counters[C_TLS_BROKEN], 1)
     t.is_broken = 1
     w.tls_out_length = 0
-    acc_set_errno(EIO)
+    acc_set_errno(ENOMEM if t.lacks_memory else EIO)
     return -1
 
 

@@ -1,8 +1,11 @@
 # The one place through which a viewer's connection reads and writes: plain, or through TLS (tls.pyx). Both keep the
 # socket's own words: bytes moved, 0 for the end, -1 with errno, EAGAIN for an empty or full one. No HTTP here.
+from libc.errno cimport ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t
 
-from ext.connection cimport Connection, Worker
+from ext.atomics cimport count
+from ext.connection cimport Connection, Worker, connection_close
+from ext.layout cimport C_CLOSED_BY_VIEWER, C_CLOSED_MEMORY
 from ext.sockets cimport MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, iovec, msghdr, recv, send, sendmsg, shutdown
 from ext.tls cimport tls_read, tls_shut, tls_writev
 
@@ -36,6 +39,13 @@ cdef inline ssize_t transport_write(Worker* w, Connection* c, const uint8_t* dat
         message.msg_iovlen = 1
         return tls_writev(w, c, &message)
     return send(c.fd, data, n, MSG_NOSIGNAL | MSG_DONTWAIT)
+
+
+cdef inline void transport_lost(Worker* w, Connection* c) noexcept nogil:
+    """A write has failed; errno says why. Whom there was no memory for has not left, and must not take a part for all."""
+    cdef bint is_ours = errno == ENOMEM
+    count(&w.counters[C_CLOSED_MEMORY if is_ours else C_CLOSED_BY_VIEWER], 1)
+    connection_close(w, c, is_ours)
 
 
 cdef inline void transport_shut(Worker* w, Connection* c) noexcept nogil:

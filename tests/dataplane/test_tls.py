@@ -326,6 +326,27 @@ def test_a_full_socket_repeats_and_loses_nothing(rigs: Callable[..., Rig], versi
     assert rig.total("bytes_to_viewers") == 16_000_000
 
 
+def test_who_is_cut_for_want_of_memory_is_not_said_to_have_left(rigs: Callable[..., Rig]) -> None:
+    """Each full socket keeps ciphertext; where the limit has no room for it, the answer is broken off, and said so."""
+    rig = tls_rig(rigs, memory=3 << 20, slice_bytes=65_536, send_bytes=4096)
+    rig.store("/x", pattern(300_000))
+    viewers = [rig.viewer(receive_bytes=4096) for _ in range(60)]
+    for viewer in viewers:
+        viewer.ask("/x")
+    wait_until(lambda: rig.total("requests") == 60)
+    ends: list[bytes | None] = []
+    for viewer in viewers:
+        try:
+            ends.append(viewer.reply().body)
+        except (ssl.SSLEOFError, ConnectionResetError):  # Python tells a reset as the former
+            ends.append(None)
+    cut = rig.total("closed_memory")
+    assert 0 < cut < 60
+    assert rig.total("closed_by_viewer") == 0
+    assert ends.count(None) == cut
+    assert ends.count(pattern(300_000)) == 60 - cut
+
+
 def test_pipelined_requests_in_one_record_and_one_request_in_many(rigs: Callable[..., Rig]) -> None:
     rig = tls_rig(rigs)
     for n in range(10):
