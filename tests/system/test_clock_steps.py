@@ -12,7 +12,7 @@ from disk_box import VideoOrigin, body_of, disk_box
 from running_box import RunningBox, wait_for
 
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-pytestmark = [pytest.mark.skipif(not LIBRARIES, reason="needs faketime"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not LIBRARIES, reason="needs faketime"), pytest.mark.timeout(120)]
 LIFETIME_S = 2
 YEAR_S = 365 * 86400
 

@@ -19,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import netns
 
 WHY = netns.why_not()
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120), pytest.mark.skipif(WHY is not None, reason=str(WHY))]
+pytestmark = [
+    pytest.mark.slow, pytest.mark.netns, pytest.mark.timeout(120), pytest.mark.skipif(WHY is not None, reason=str(WHY)),
+]  # fmt: skip
 SEGMENT = os.urandom(200_000)
 VOD = [f"/vod/{n}.m4s" for n in range(20)]
 PLAYLIST_S = 3.0  # what is allowed until the 504 comes
