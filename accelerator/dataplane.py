@@ -174,7 +174,7 @@ class DataPlane:
             if named and listener_id not in listener_ids:
                 # Its connections stay, and so does the restriction that they came by.
                 mask = sum(1 << i for i, zone in enumerate(tables.zones) if zone in named)
-                listeners[listener_id] = (mask or NOBODY, 0)
+                listeners[listener_id] = (mask or NOBODY, 0, 0)
         generation: int = self.plane.publish(
             bytes(strings.data), site, _rows(hosts, layout.HOST_DTYPE), _rows(paths, layout.PATH_DTYPE), origins,
             _rows([(list(net.network), net.prefix_bits, net.zone) for net in tables.nets], layout.NET_DTYPE),
