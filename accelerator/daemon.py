@@ -223,7 +223,8 @@ async def _serve_with(
     loop.add_signal_handler(signal.SIGINT, end)
     loop.add_signal_handler(signal.SIGHUP, reload)
     loop.add_signal_handler(signal.SIGUSR2, upgrade)
-    control = ControlServer(box, options.control_socket or options.state_dir / "control.sock", audit=_audit(security))
+    control_path = options.control_socket or options.state_dir / "control.sock"
+    control = ControlServer(box.answers, control_path, audit=_audit(security))
     control.refused = lambda text, uid: security.refused("control", text, viewer=f"uid {uid}")
     runner: ServerRunner | None = None
     watch: Watch | None = None
@@ -241,7 +242,8 @@ async def _serve_with(
                 log.error("%s", error.message)
                 candidate = replace(following, warning=f"{error.message}: {following.warning}")
                 await box.close()
-                box = control.box = _make_box(candidate, options, loop, events, succession, security)
+                box = _make_box(candidate, options, loop, events, succession, security)
+                control.box = box.answers
         try:
             await succession.take()
         except HandOverError:
@@ -257,7 +259,7 @@ async def _serve_with(
         watch.start()
         rollout.on_reload = succession.on_reload
         box.rollout = rollout
-        for row in box.status()["listeners"]:
+        for row in box.answers.status()["listeners"]:
             log.info(
                 "serving viewers on %s (%s)", row["address"], row["name"],
                 extra=about(event="listening", listener=row["name"]),
@@ -349,7 +351,7 @@ async def _open(
         return None, None
     token = box.admin_token.text if box.admin_token is not None else None
     runner, _ = await start_admin(
-        box, host, port, admin, token=token, reads_freely=box.tables.admin_reads_freely,
+        box.answers, host, port, admin, token=token, reads_freely=box.tables.admin_reads_freely,
         audit=_audit_dashboard(security),
     )  # fmt: skip
     return runner, admin

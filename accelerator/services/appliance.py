@@ -1,39 +1,39 @@
-"""The whole box: data plane, origins, fetch service, listeners, and what operators are shown of them (control.box)."""
+"""The whole box: data plane, origins, fetch service, listeners; how it starts, takes a policy over and ends. What
+operators are shown of it is answers.py's."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Container, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerator import __version__, clock
-from accelerator.dataplane import COUNTER_HELP, DataPlane, worker_count
-from accelerator.errors import AcceleratorError, ControlError, OriginError, PolicyError, Source
+from accelerator import clock
+from accelerator.dataplane import DataPlane, worker_count
+from accelerator.errors import AcceleratorError, Source
 from accelerator.io.credentials import Credentials
-from accelerator.io.origin import UpstreamEvent
 from accelerator.policy.compile import Tables, compile_policy
 from accelerator.policy.model import Policy
-from accelerator.protocols.overload import Rung
 from accelerator.services.admin_token import AdminToken
+from accelerator.services.answers import Answers
 from accelerator.services.certificates import Certificates, Served
-from accelerator.services.disk_boot import counters_of, figures_of, gauges_of, make_tier, take_classes
-from accelerator.services.events import Events, Feed
+from accelerator.services.disk_boot import make_tier, take_classes
+from accelerator.services.events import Events
 from accelerator.services.fetch import Fetcher
 from accelerator.services.heads import NS
 from accelerator.services.inventory import Inventory
 from accelerator.services.listening import open_listener, refuse
-from accelerator.services.log_lines import Causes, about
-from accelerator.services.netd_client import NetdClient, NetdError
-from accelerator.services.origins import Origin, Origins, Secrets
+from accelerator.services.log_lines import Causes
+from accelerator.services.netd_client import NetdClient
+from accelerator.services.origin_notes import OriginNotes
+from accelerator.services.origins import Origins, Secrets
 from accelerator.services.overload import Overload
-from accelerator.services.pulse import Pulse, upstream_row
-from accelerator.services.relays import RELAY_COUNTER_HELP, Prepared, Relays
+from accelerator.services.pulse import Pulse
+from accelerator.services.relays import Prepared, Relays
 from accelerator.services.request_log import RequestLog
-from accelerator.services.rollout import Rollout, one_line
+from accelerator.services.rollout import Rollout
 from accelerator.services.security_log import SecurityLog
 from accelerator.services.succession import Succession
 
@@ -46,18 +46,6 @@ RETIRED_SOCKET_S = 2.0
 # What is left of the access log is written for so long at the end.
 LOG_END_S = 1.0
 
-_EVENT_KINDS = {
-    "breaker-open": "origin-failing", "breaker-closed": "origin-recovered",
-    "dns-failed": "origin-failing", "dns-returned": "origin-recovered",
-}  # fmt: skip
-_EVENT_ADVICE = {
-    "breaker-open": "look whether the origin and the way to it work; it is tried again by itself",
-    "dns-failed": "look at the resolver; the last address is used as long as resolve_grace allows",
-}
-
-# Errors of a request upstream that are about who the other side is.
-_CERTIFICATE_KINDS = frozenset({"tls", "proxy-login", "forbidden-address"})
-
 Listening = dict[str, tuple[tuple[str, int], socket.socket]]
 
 
@@ -68,7 +56,7 @@ class StartError(AcceleratorError):
 
 
 class Appliance:
-    """Built once; `apply` takes a policy over, `drain` and `close` end it. Implements control.box.Box."""
+    """Built once; `apply` takes a policy over, `drain` and `close` end it."""
 
     def __init__(
         self,
@@ -83,29 +71,31 @@ class Appliance:
     ) -> None:
         tables = compile_policy(policy)
         self._loop = loop
-        self._policy_path = policy_path
-        self._started_ns = clock.monotonic_ns()
+        self.policy_path = policy_path
+        self.started_ns = clock.monotonic_ns()
         self._sockets: Listening = {}
         self._retired: set[socket.socket] = set()
-        self._is_draining = False
-        self._is_serving = False
-        self._causes = Causes()
+        self.is_draining = False
+        self.is_serving = False
+        self.causes = Causes()
         self.events = events
         self.security = security
+        notes = OriginNotes(self.causes, events, security)
         self._succession = succession
         self.rollout: Rollout | None = None
         self.admin_address: tuple[str, int] | None = None
         self.dataplane = DataPlane(worker_count(tables.workers), tables.memory_bytes)
         self._plane = self.dataplane.plane
-        self.origins = Origins(self.dataplane, loop, credentials, self._note_event)
-        self.fetcher = Fetcher(self.dataplane, self.origins, loop, self._note_error, self._note_refused)
+        self.origins = Origins(self.dataplane, loop, credentials, notes.event)
+        self.fetcher = Fetcher(self.dataplane, self.origins, loop, notes.error, notes.refused)
         self.request_log = RequestLog(security.folder, self.dataplane, security, events)
         self.disk = make_tier(
-            tables, policy, state_dir, credentials, self.dataplane, self.origins, events, self._causes, loop
+            tables, policy, state_dir, credentials, self.dataplane, self.origins, events, self.causes, loop
         )
         self.fetcher.disk = self.disk
         self.certificates = Certificates(self.dataplane, credentials, events, loop)
         self.inventory = Inventory(self.dataplane, self.origins, self.fetcher)
+        self.answers = Answers(self)
         self.pulse = Pulse(self)
         self.overload = Overload(self.dataplane, events, loop)
         self.netd = NetdClient(state_dir / "netd.sock", events)
@@ -138,7 +128,7 @@ class Appliance:
         self.netd.start()
         self.certificates.start()
         self.overload.start()
-        self._is_serving = True
+        self.is_serving = True
 
     def begin_relays(self) -> None:
         """Once no other process of ours relays: of two, each receiver would have everything twice."""
@@ -156,7 +146,7 @@ class Appliance:
     def apply(self, policy: Policy) -> int:
         """Takes another policy over whole, or raises StartError or CredentialError and changes nothing."""
         tables = compile_policy(policy)
-        if self._is_draining or not self._is_serving:
+        if self.is_draining or not self.is_serving:
             raise StartError("draining", "this acceleratord has not started yet, or is ending")
         if (tables.admin, tables.admin_reads_freely) != (self.tables.admin, self.tables.admin_reads_freely):
             raise StartError("needs-restart", "admin has changed: restart acceleratord for it")
@@ -195,7 +185,7 @@ class Appliance:
 
         Listeners in `kept` go on listening, as others have their sockets too. With `idle_s` those serve already, and
         idle connections may be used once more within this time."""
-        self._is_draining = True
+        self.is_draining = True
         if idle_s:
             self.relays.stop(is_heir_there=True)
         self.events.note("drain", "draining: no new connections, running answers are finished", why=why)
@@ -226,7 +216,7 @@ class Appliance:
         return [passes if alive else None for _, passes, alive in self._plane.workers_state()]
 
     async def close(self) -> None:
-        self._is_serving = False
+        self.is_serving = False
         self.certificates.stop()
         self.overload.stop()
         self.fetcher.stop()
@@ -310,278 +300,3 @@ class Appliance:
             listening.close()
 
         self._loop.call_later(RETIRED_SOCKET_S, close)
-
-    def _note_error(self, origin: Origin, error: OriginError) -> None:
-        end = self._causes.due(f"{origin.name}:{error.kind}", clock.monotonic_ns())
-        if end is not None:
-            log.warning(
-                "origin %s: %s: %s%s", origin.name, error.kind, error.message, end,
-                extra=about(event="origin-error", origin=origin.name, error=error.kind),
-            )  # fmt: skip
-        self.events.note(
-            "origin-error", f"origin {origin.name}: {error.kind}", why=error.message,
-            cause=f"{origin.name}:{error.kind}",
-        )  # fmt: skip
-        if error.kind in _CERTIFICATE_KINDS:
-            self.security.refused("upstream", f"origin {origin.name}: {error.kind}: {error.message}")
-
-    def _note_refused(self, origin: Origin, reason: str) -> None:
-        """A viewer's credential was judged and refused: why, never whose."""
-        self.security.refused("credential", f"origin {origin.name}: {reason}")
-        self.events.note(
-            "credential-refused", f"origin {origin.name}: viewers' credentials are refused: {reason}",
-            cause=f"{origin.name}:credential:{reason}",
-        )  # fmt: skip
-
-    def _note_event(self, origin: str, event: UpstreamEvent) -> None:
-        level = logging.INFO if event.kind in ("dns-returned", "breaker-closed") else logging.WARNING
-        end = self._causes.due(f"{origin}:{event.kind}:{event.subject}", clock.monotonic_ns())
-        if end is not None:
-            log.log(
-                level, "origin %s: %s: %s %s%s", origin, event.kind, event.subject, event.message, end,
-                extra=about(event=_EVENT_KINDS.get(event.kind, event.kind), origin=origin),
-            )  # fmt: skip
-        self.events.note(
-            _EVENT_KINDS.get(event.kind, event.kind), f"origin {origin}: {event.subject}", why=event.message,
-            advice=_EVENT_ADVICE.get(event.kind, ""), cause=f"{origin}:{event.kind}:{event.subject}",
-        )  # fmt: skip
-
-    # -- control.box.Box -----------------------------------------------------------------------------------------------
-
-    async def routes(self) -> dict[str, Any]:
-        try:
-            return await self.netd.show()
-        except NetdError as fault:
-            raise ControlError("netd", str(fault)) from None
-
-    def status(self) -> dict[str, Any]:
-        reasons = self._unhealthy()
-        return {
-            "site": self.tables.site,
-            "version": __version__,
-            "uptime_s": round((clock.monotonic_ns() - self._started_ns) / NS, 1),
-            "listeners": self._listeners(),
-            "admin": format_address(*self.admin_address) if self.admin_address else None,
-            "policy": {
-                "generation": self.generation,
-                "digest": self.tables.digest,
-                "path": str(self._policy_path),
-                **(self.rollout.state() if self.rollout is not None else {}),
-            },
-            "warnings": [self.rollout.warning] if self.rollout is not None and self.rollout.warning else [],
-            "workers": [
-                {"index": i, "connections": connections, "passes": passes, "alive": alive}
-                for i, (connections, passes, alive) in enumerate(self._plane.workers_state())
-            ],
-            "tunnels": self.fetcher.tunnels.n_open_all,
-            "relays": self.relays.state(),
-            **({"disk": self.disk.state()} if self.disk is not None else {}),
-            "certificates": self.certificates.rows(),
-            "health": {"ok": not reasons, "reasons": reasons},
-            "upstreams": [
-                upstream_row(name, health) for name, found in self.origins.health().items() for health in found
-            ],
-        }
-
-    def _listeners(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": name,
-                "address": format_address(*listening.getsockname()[:2]),
-                "accepting": self._is_serving and not self._is_draining,
-                "tls": self.certificates.names_of(name),
-            }
-            for name, (_, listening) in self._sockets.items()
-        ]
-
-    def _unhealthy(self) -> list[str]:
-        reasons = []
-        if self._is_draining:
-            reasons.append("draining")
-        if not self._is_serving:
-            reasons.append("not serving")
-        elif not all(alive for _, _, alive in self._plane.workers_state()):
-            reasons.append("a worker has ended")
-        if self.generation == 0:
-            reasons.append("no policy is published")
-        if self.overload.rung is Rung.REFUSE:
-            reasons.append("memory is short: new connections are refused")
-        reasons += self.relays.unhealthy()
-        if self.disk is not None and not self.disk.log.is_settled:
-            reasons.append("the disk's index is loading")
-        return reasons
-
-    def cache_stats(self) -> dict[str, Any]:
-        memory = self._plane.memory
-        figures = dict(self._plane.totals())
-        figures.update(
-            objects=max(0, self._plane.n_objects - 1),  # the health probe's own doesn't count
-            memory_bytes=memory["mapped"] + memory["outside"],
-            memory_limit_bytes=memory["limit"],
-            memory_reclaiming_bytes=memory["retired"],
-        )
-        if self.disk is not None:
-            figures.update(figures_of(self.disk))
-        return figures
-
-    def cache_list(
-        self, *, prefix: str | None, contains: str | None, origin: str | None, class_name: str | None, sort: str,
-        offset: int, limit: int,
-    ) -> Awaitable[dict[str, Any]]:  # fmt: skip
-        return self.inventory.listing(
-            prefix=prefix, contains=contains, origin=origin, class_name=class_name, sort=sort, offset=offset,
-            limit=limit,
-        )
-
-    def cache_purge(
-        self, *, url: str | None, prefix: str | None, origin: str | None, tag: str | None = None
-    ) -> Awaitable[dict[str, int]]:
-        return self.inventory.purge(url=url, prefix=prefix, origin=origin, tag=tag)
-
-    def cache_erase(self, *, class_name: str | None, is_unclassed: bool | None) -> Awaitable[dict[str, Any]]:
-        return self.inventory.erase(class_name=class_name)
-
-    async def object_purge(self, *, name: str) -> dict[str, Any]:
-        url = self.inventory.shown_url(name)
-        return {**await self.inventory.purge_named(name), "url": url}
-
-    def relay_list(self) -> dict[str, Any]:
-        return self.relays.listing()
-
-    def relay_playlist(self) -> dict[str, str]:
-        return self.relays.playlist()
-
-    def relay_show(self, *, name: str) -> dict[str, Any]:
-        return self.relays.show(name)
-
-    async def relay_add_receiver(self, *, name: str, receivers: str) -> dict[str, Any]:
-        return await self.relays.add_receivers(name, receivers)
-
-    async def relay_remove_receiver(self, *, name: str, receivers: str) -> dict[str, Any]:
-        return await self.relays.remove_receivers(name, receivers)
-
-    def relay_metrics(
-        self,
-    ) -> tuple[Mapping[str, str], Sequence[tuple[str, Mapping[str, int], Mapping[str, float]]]]:
-        return RELAY_COUNTER_HELP, self.relays.metrics()
-
-    def policy_show(self) -> dict[str, Any]:
-        return self._running_rollout().show()
-
-    async def policy_apply(
-        self, *, files: Sequence[tuple[str, str]], folder: str, path: str, force: bool | None
-    ) -> dict[str, Any]:
-        return await _in_one_line(self._running_rollout().apply(files, folder, path, force=bool(force)))
-
-    def policy_history(self) -> dict[str, Any]:
-        return self._running_rollout().listing()
-
-    async def policy_rollback(self, *, to: int | None) -> dict[str, Any]:
-        return await _in_one_line(self._running_rollout().rollback(to))
-
-    def policy_text(self, *, number: int | None) -> dict[str, Any]:
-        return self._running_rollout().text(number)
-
-    async def policy_compare(self, *, number: int | None, to: int | None) -> dict[str, Any]:
-        return await _in_one_line(self._running_rollout().compare(number, to))
-
-    def _running_rollout(self) -> Rollout:
-        if self.rollout is None:
-            raise ControlError("starting", "this acceleratord has not started yet")
-        return self.rollout
-
-    def event_list(self, *, since: float | None, follow: bool | None) -> dict[str, Any] | Feed:
-        if follow:
-            return self.events.follow(since_s=since)
-        return {"events": [asdict(event) for event in self.events.latest(since_s=since)]}
-
-    def events_after(self, *, number: int) -> dict[str, Any]:
-        return {"last": self.events.n_told, "events": [asdict(event) for event in self.events.after(number)]}
-
-    def live(self) -> dict[str, Any]:
-        return self.pulse.live()
-
-    def recent(self) -> dict[str, Any]:
-        return self.pulse.recent()
-
-    def admin_token_show(self) -> dict[str, Any]:
-        if self.admin_token is None:
-            raise ControlError("no-token", "there is no admin token that can be used: the log says why")
-        return {"token": self.admin_token.text, "path": str(self.admin_token.path)}
-
-    def top(self) -> dict[str, Any]:
-        by_origin = self._plane.origin_totals(list(self.origins.by_id))
-        upstreams = self.origins.health()
-        return {
-            "now_ns": clock.monotonic_ns(),
-            "counters": {**self.cache_stats(), "connections": self._plane.n_connections},
-            "origins": [
-                {
-                    "name": origin.name,
-                    "requests": by_origin[origin.id][0],
-                    "hits": by_origin[origin.id][1],
-                    "bytes_to_viewers": by_origin[origin.id][2],
-                    "bytes_from_origin": origin.bytes_from_origin,
-                    "connections": origin.client.n_connections,
-                    "errors": origin.errors,
-                    "upstreams": len(upstreams[origin.name]),
-                    "upstreams_out": sum(each.is_out for each in upstreams[origin.name]),
-                    "tunnels": self.fetcher.tunnels.n_open(origin.id),
-                }
-                for origin in self.origins.by_id.values()
-            ],
-            "listeners": self._listeners(),
-        }
-
-    def note_refused(self, kind: str, what: str) -> None:
-        self.security.refused(kind, what)
-        end = self._causes.due(f"{kind}:{what}", clock.monotonic_ns())
-        if end is not None:
-            log.warning("%s listener: %s%s", kind, what, end)
-        self.events.note(
-            "refused", f"{kind} listener: {what}", cause=f"{kind}:{what}",
-            advice="if that was nobody of yours, see who can reach the admin address",
-        )  # fmt: skip
-
-    def counters(self) -> dict[str, tuple[float, str]]:
-        figures: dict[str, tuple[float, str]] = {
-            name: (value, COUNTER_HELP[name]) for name, value in self._plane.totals().items()
-        }
-        figures["access_log_written"] = (self.request_log.n_written, "lines written to the access log")
-        figures["access_log_unwritten"] = (self.request_log.n_unwritten, "lines of the access log that no disk took")
-        if self.disk is not None:
-            figures.update(counters_of(self.disk))
-        figures.update(self.extra_counters())
-        return figures
-
-    def gauges(self) -> dict[str, tuple[float, str]]:
-        memory = self._plane.memory
-        return {
-            **(gauges_of(self.disk) if self.disk is not None else {}),
-            "connections": (self._plane.n_connections, "viewers' connections open now"),
-            "objects": (max(0, self._plane.n_objects - 1), "complete variants stored now"),
-            "memory_bytes": (memory["mapped"] + memory["outside"], "memory that objects and connections take"),
-            "memory_limit_bytes": (memory["limit"], "hard limit of that memory"),
-            "memory_given_up_bytes": (
-                self.overload.give_up_bytes, "what of the limit the cache leaves free because memory is short",
-            ),
-            "overload": (int(self.overload.rung), "0: none; 1: the cache gives back; 2: no keep-alive; 3: refusing"),
-            "flights": (self.fetcher.n_flights, "upstream requests under way"),
-            "tls_relays": (self.fetcher.tunnels.n_relays, "tunnels whose origin is reached over TLS"),
-            "policy_is_fallback": (
-                int(self.rollout is not None and self.rollout.warning != ""),
-                "1 while another policy runs than was asked for: accelctl status says why",
-            ),
-        }
-
-
-async def _in_one_line(answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
-    """The control protocol's errors are one line each."""
-    try:
-        return await answer
-    except PolicyError as error:
-        raise ControlError("policy", one_line(error)) from error
-
-
-def format_address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -118,7 +118,7 @@ class Pulse:
         box, now = self._box, self._samples[-1]
         old = self._samples[max(0, len(self._samples) - 1 - RATE_SAMPLES)]
         minute_ago = self._samples[max(0, len(self._samples) - 1 - MINUTE_SAMPLES)]
-        status, top = box.status(), box.top()
+        status, top = box.answers.status(), box.answers.top()
         origins = self._origin_rows(status)
         requests = now.requests - minute_ago.requests
         minute = Minute(
