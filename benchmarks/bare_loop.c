@@ -1,9 +1,10 @@
 /* The floor under hits.py: an epoll loop that answers every request with the same bytes from memory, and does nothing else.
  *
- *     bare_loop PORT BODY_BYTES SEND_BUFFER_BYTES
+ *     bare_loop PORT BODY_BYTES SEND_BUFFER_BYTES [SPIN_US]
  *
  * One recv and one writev per request, as the edge worker does; no parsing, no routing, no table, no deadlines. A request
- * is whatever one recv gives. What a server costs above this is its own. */
+ * is whatever one recv gives. What a server costs above this is its own. With SPIN_US it looks for events that long before
+ * it sleeps (busy polling of the queue; no network device of loopback could be polled). */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -16,6 +17,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 struct connection {
@@ -25,6 +27,12 @@ struct connection {
 
 static char head[512], *body;
 static size_t head_length, body_length;
+
+static long now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000L + t.tv_nsec;
+}
 
 static void answer(struct connection *c) {
     while (c->sent < c->total) {
@@ -50,11 +58,12 @@ static void answer(struct connection *c) {
 int main(int argc, char **argv) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int listening = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), epoll = epoll_create1(0), one = 1, i, n;
-    int buffer = argc == 4 ? atoi(argv[3]) : 0;
+    int buffer = argc >= 4 ? atoi(argv[3]) : 0;
+    long spin_ns = argc == 5 ? atol(argv[4]) * 1000 : 0, idle_since = 0;
     static char input[65536];
     struct epoll_event events[256], event = {.events = EPOLLIN, .data.ptr = NULL};
     signal(SIGPIPE, SIG_IGN);
-    if (argc != 4) { fprintf(stderr, "bare_loop PORT BODY_BYTES SEND_BUFFER_BYTES\n"); return 2; }
+    if (argc < 4) { fprintf(stderr, "bare_loop PORT BODY_BYTES SEND_BUFFER_BYTES [SPIN_US]\n"); return 2; }
     address.sin_port = htons(atoi(argv[1]));
     body_length = atol(argv[2]);
     body = malloc(body_length + 1);
@@ -69,7 +78,13 @@ int main(int argc, char **argv) {
     if (bind(listening, (void *)&address, sizeof address) || listen(listening, 4096)) { perror("listen"); return 1; }
     epoll_ctl(epoll, EPOLL_CTL_ADD, listening, &event);
     for (;;) {
-        n = epoll_wait(epoll, events, 256, -1);
+        if (spin_ns) {
+            n = epoll_wait(epoll, events, 256, now_ns() - idle_since < spin_ns ? 0 : -1);
+            if (n == 0) continue;
+            idle_since = now_ns();
+        } else {
+            n = epoll_wait(epoll, events, 256, -1);
+        }
         for (i = 0; i < n; i++) {
             struct connection *c = events[i].data.ptr;
             ssize_t got;

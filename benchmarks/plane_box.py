@@ -2,11 +2,13 @@
 
     plane_box.py PORT PATH…        GET PATH has the bytes that benchmarks/origin.py gives it
 
+SEND_BUFFER_BYTES and NOTSENT_LOWAT_BYTES of the environment are tried instead of what the daemon sets (loops.py).
 The figures that count come from the daemon; this shows how much of them is the worker's.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -82,7 +84,10 @@ def main() -> None:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if send_buffer_bytes := int(os.environ.get("SEND_BUFFER_BYTES", SEND_BUFFER_BYTES)):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+        if lowat_bytes := int(os.environ.get("NOTSENT_LOWAT_BYTES", "0")):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, lowat_bytes)
         listener.bind(("127.0.0.1", int(sys.argv[1])))
         listener.listen(4096)
         listener.setblocking(False)

@@ -109,21 +109,32 @@ limits: {{idle_timeout: 10m}}
 
 
 @contextlib.contextmanager
-def plane(paths: Sequence[str]) -> Iterator[Server]:
-    """The data plane without control plane (plane_box.py), under the daemon's name."""
+def plane(paths: Sequence[str], name: str = "accelerator", **settings: int) -> Iterator[Server]:
+    """The data plane without control plane (plane_box.py, whose environment `settings` are)."""
     port = measure.free_port()
-    command = [sys.executable, str(measure.ROOT / "benchmarks" / "plane_box.py"), str(port), *paths]
+    script = str(measure.ROOT / "benchmarks" / "plane_box.py")
+    command = ["env", *(f"{key}={value}" for key, value in settings.items()), sys.executable, script, str(port), *paths]
     with running(command, port, "/.well-known/accelerator/health", measure.SERVER_CPU) as process:
-        yield Server("accelerator", port, process.pid)
+        yield Server(name, port, process.pid)
 
 
 @contextlib.contextmanager
-def bare_loop(body_bytes: int) -> Iterator[Server]:
+def bare_loop(body_bytes: int, name: str = "bare loop in C", spin_us: int = 0) -> Iterator[Server]:
     """bare_loop.c with our send buffer: the floor for one body size. Every path has the same bytes."""
     port = measure.free_port()
-    command = [measure.compiled("bare_loop"), str(port), str(body_bytes), str(SEND_BUFFER_BYTES)]
+    spin = [str(spin_us)] if spin_us else []
+    command = [measure.compiled("bare_loop"), str(port), str(body_bytes), str(SEND_BUFFER_BYTES), *spin]
     with running(command, port, "/", measure.SERVER_CPU) as process:
-        yield Server("bare loop in C", port, process.pid)
+        yield Server(name, port, process.pid)
+
+
+@contextlib.contextmanager
+def bare_uring(body_bytes: int) -> Iterator[Server]:
+    """bare_uring.c: the same by io_uring. RuntimeError where the kernel has none, or forbids it."""
+    port = measure.free_port()
+    command = [measure.compiled("bare_uring", "-luring"), str(port), str(body_bytes), str(SEND_BUFFER_BYTES)]
+    with running(command, port, "/", measure.SERVER_CPU) as process:
+        yield Server("io_uring in C", port, process.pid)
 
 
 @contextlib.contextmanager

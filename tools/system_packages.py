@@ -35,6 +35,7 @@ OPTIONAL = {
     "ethtool": "turns segmentation by the device off in a benchmark",
     "faketime": "tests with a clock that is wrong",
     "iproute2": "tests in network namespaces",
+    "liburing-dev": "a loop that benchmarks compare ours with",
     "nftables": "tests in network namespaces",
     "nghttp2-client": "load for benchmarks",
     "nginx-light": "peer of the benchmarks",
