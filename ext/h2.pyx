@@ -36,6 +36,15 @@ cdef extern from "<sys/epoll.h>" nogil:
     enum: EPOLLHUP
     enum: EPOLLRDHUP
 
+cdef extern from "<netinet/in.h>" nogil:
+    enum: IPPROTO_TCP
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    enum: TCP_NOTSENT_LOWAT
+
+cdef extern from "<sys/socket.h>" nogil:
+    int setsockopt(int, int, int, const void*, unsigned int)
+
 cdef enum:
     READS_PER_TURN = 4
     CONNECTION_WINDOW = 1048576 # of all requests' bodies together; what is held back is held back by each stream's own
@@ -43,6 +52,7 @@ cdef enum:
     GATHER_BYTES = 262144       # of one write
     GATHER_LEAST = 65536        # once the socket was full
     QUEUE_MOST = 256            # frames that wait for a full socket before we stop reading
+    UNSENT_BYTES = 65536        # what the kernel may hold ahead of an urgent answer (docs/decisions/0195-which-loop.md)
     SETTLE_NS = 300000000       # between the two GOAWAYs (RFC 9113 section 6.8: at least a round trip)
     TOO_MANY_CONTINUATIONS = -905
 
@@ -405,6 +415,7 @@ cdef void h2_engine_free(Worker* w) noexcept nogil:
 cdef void h2_begin(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
     """From here on the connection speaks HTTP/2; `data`, from the preface on, has come already."""
     cdef Session* s = NULL
+    cdef int unsent = UNSENT_BYTES
     cdef nghttp2_settings_entry settings[5]
     if not engine_open(w) or not charge(w, sizeof(Session) + SESSION_BYTES):
         count(&w.counters[C_CLOSED_MEMORY], 1)
@@ -428,6 +439,7 @@ cdef void h2_begin(Worker* w, Connection* c, const uint8_t* data, uint32_t n) no
     c.window_capacity = GATHER_BYTES
     release_input(w, c)
     clear_deadline(w, c)
+    setsockopt(c.fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent))
     settings[0].settings_id = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
     settings[0].value = MAX_STREAMS
     settings[1].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE

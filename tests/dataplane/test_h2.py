@@ -462,6 +462,26 @@ def test_incremental_streams_share(rig: Rig) -> None:
     assert len(runs(viewer)) > 10
 
 
+def test_an_urgent_answer_does_not_wait_behind_a_full_socket(rigs: Rigs) -> None:
+    rig = rigs(http2=CLEARTEXT, slice_bytes=1 << 20, send_bytes=1 << 20)
+    rig.store("/film", pattern(4 << 20))
+    rig.store("/playlist", b"#EXTM3U")
+    viewer = H2Viewer(rig, window=1 << 24, receive_bytes=16384)
+    viewer.h2.increment_flow_control_window(1 << 24)
+    viewer.flush()
+    film = viewer.request("/film", priority="u=5")
+    # Its side of the connection is full: passes go by, and no more is written.
+    written = -1
+    while written != (written := rig.total("bytes_to_viewers")) or written == 0:
+        passes = rig.plane.workers_state()[0][1]
+        rig.plane.poke()
+        wait_until(lambda passes=passes: rig.plane.workers_state()[0][1] > passes)
+    playlist = viewer.request("/playlist", priority="u=0")
+    viewer.until_over(playlist)
+    ahead = sum(n for stream, n in viewer.order if stream == film)
+    assert 0 < ahead < 400_000, f"{ahead} bytes of the film came before the playlist"
+
+
 def priority_update(stream: int, value: bytes) -> bytes:
     return raw_frame(0x10, stream.to_bytes(4, "big") + value)
 
