@@ -16,16 +16,22 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from accelerator.control.client import ControlClient
 from accelerator.control.commands import BY_NAME, COMMANDS, Argument, Command, check_arguments
 from accelerator.control.text import printable
 from accelerator.errors import AcceleratorError, ControlError, PolicyError
 
+if TYPE_CHECKING:  # slow to import
+    from pathlib import Path
+
+    from accelerator.policy.model import Policy
+
 # Checking 1 MiB of policy may take seconds, opening listeners and syncing to a slow disk too.
 APPLY_TIMEOUT_S = 120.0
 DEFAULT_SOCKET = "/run/accelerator/control.sock"
+PACKAGED_STATE_DIR = "/var/lib/accelerator"
 _EPILOG = "exit status: 0 done, 1 refused or problem found, 2 usage, 3 no daemon"
 _GROUPS = {
     "admin": "the admin listener and its dashboard",
@@ -66,6 +72,8 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         return _csr(options)
     if command.name == "log verify":
         return _log_verify(options.path, is_json=options.json)
+    if command.name == "doctor":
+        return _doctor(options)
     if command.name == "policy schema":
         from accelerator.policy.schema import schema_text
 
@@ -197,6 +205,64 @@ def _csr(options: argparse.Namespace) -> int:
         print(printable(f"{made.key}: {'new, ECDSA P-256' if made.is_new_key else 'kept'}"))
         print(printable(f"{made.request}: for {', '.join(hosts)}"))
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """Whoever asks looks for himself, with his own rights; the daemon, where it runs, says what only it knows."""
+    from pathlib import Path
+
+    from accelerator.doctor.run import Subject, examine
+    from accelerator.doctor.text import report_lines
+
+    policy, daemon = _policy_and_daemon(options)
+    state_dir = Path(options.state_dir) if options.state_dir else _state_dir_of(options.socket)
+    credentials = options.credentials or os.environ.get("CREDENTIALS_DIRECTORY")
+    if not credentials and state_dir is not None:
+        credentials = str(state_dir / "credentials")
+    report = examine(Subject(
+        policy, state_dir, Path(credentials) if credentials else None, daemon.get("status"), daemon.get("routes"),
+        options.url or "", options.listen,
+    ))  # fmt: skip
+    if options.json:
+        _print_json(report.as_dict())
+    else:
+        for line in report_lines(report):
+            print(printable(line))
+    return 0 if report.is_ok else 1
+
+
+def _policy_and_daemon(options: argparse.Namespace) -> tuple[Policy | None, dict[str, Any]]:
+    """The policy that was named, else the one that runs; and what the daemon says, nothing where none runs."""
+    from pathlib import Path
+
+    from accelerator.policy.check import load_policy
+    from accelerator.policy.model import Policy
+
+    policy = load_policy(Path(options.policy)) if options.policy else None
+    daemon: dict[str, Any] = {}
+    try:
+        with ControlClient(options.socket, timeout_s=10) as client:
+            daemon["status"] = client.call("status")
+            if policy is None:
+                policy = Policy.model_validate(client.call("policy show")["policy"])
+            if policy.multicast.proxies:
+                with contextlib.suppress(ControlError):  # accelerator-netd may not run
+                    daemon["routes"] = client.call("routes")
+    except ControlError as error:
+        if error.exit_code != 3:
+            raise
+    except ValueError as error:
+        raise ControlError("protocol", "the daemon's policy is of another version: use its own accelctl") from error
+    return policy, daemon
+
+
+def _state_dir_of(socket_path: str) -> Path | None:
+    """Where the daemon of a control socket keeps what it has: beside it, or where the package puts it."""
+    from pathlib import Path
+
+    if socket_path == DEFAULT_SOCKET:
+        return Path(PACKAGED_STATE_DIR) if os.path.isdir(PACKAGED_STATE_DIR) else None
+    return Path(socket_path).absolute().parent if Path(socket_path).exists() else None
 
 
 def _policy_check(path: str, *, is_json: bool) -> int:

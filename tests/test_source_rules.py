@@ -37,13 +37,17 @@ MAY_IMPORT = {
     "services": {"store", "io", "protocols", "policy", "dataplane", "kernel"},
     "control": set(),
     "web": {"control"},
-    "cli": {"control", "policy", "protocols"},
+    "doctor": {"policy", "protocols"},  # looks at the machine for the command line, with or without a daemon
+    "cli": {"control", "policy", "protocols", "doctor"},
     "daemon": {"services", "store", "io", "protocols", "policy", "dataplane", "control", "web"},
     "netd": {"kernel", "control", "protocols"},
     "demo": set(),  # starts the box as a newcomer does, from outside
 }
 NO_PART = {"errors", "clock", "__init__"}
-PURE = ("accelerator/protocols/", "accelerator/policy/", "accelerator/kernel/plan.py", "accelerator/store/")
+PURE = (
+    "accelerator/protocols/", "accelerator/policy/", "accelerator/kernel/plan.py", "accelerator/store/",
+    "accelerator/doctor/judge_", "accelerator/doctor/packet_filter.py", "accelerator/doctor/facts.py",
+)  # fmt: skip
 IMPURE_MODULES = {"socket", "asyncio", "time", "random", "threading", "logging", "uvloop", "selectors", "ssl"}
 # `datetime` is arithmetic until it reads the clock.
 CLOCK_CALLS = {"datetime.now", "datetime.utcnow", "datetime.today", "date.today"}

@@ -211,6 +211,21 @@ COMMANDS: tuple[Command, ...] = (
         timeout_s=3600.0,
     ),
     Command(
+        "doctor",
+        "look for what is in the way of video, and say what mends it; needs no daemon",
+        (
+            Argument("policy", "text", "this policy file or directory, not the one that runs", is_local=True),
+            Argument("url", "text", "try this URL of viewers at its origin", is_local=True),
+            Argument("listen", "seconds", "seconds to listen for multicast queries and streams (default 2; 0: don't)",
+                     is_local=True, default=2.0, maximum=600),
+            Argument("state-dir", "text", "the daemon's state directory (default: by the control socket)",
+                     is_local=True),
+            Argument("credentials", "text", "the directory of certificates (default: in the state directory)",
+                     is_local=True),
+        ),
+        is_offline=True,
+    ),
+    Command(
         "policy check",
         "check a policy file or directory; needs no daemon",
         (Argument("path", "text", "the file or directory", is_positional=True, is_required=True, is_local=True),),
