@@ -71,7 +71,7 @@ def _interfaces(network: Network) -> Iterator[Finding]:
         if link is None:
             known = ", ".join(sorted(each for each in network.links if each != "lo")) or "none"
             yield Finding(
-                "interface-missing", "bad", name, 
+                "interface-missing", "bad", name,
                 f"{owner} names interface {name}, and there is none (there is {known}).",
                 "ip -brief link",
             )  # fmt: skip
