@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "doctor": {"policy", "protocols"},  # looks at the machine for the command line, with or without a daemon
     "cli": {"control", "policy", "protocols", "doctor"},
     "daemon": {"services", "store", "io", "protocols", "policy", "dataplane", "control", "web"},
+    "intake": set(),  # a process of its own, run as a file, of the standard library alone
     "netd": {"kernel", "control", "protocols"},
     "demo": set(),  # starts the box as a newcomer does, from outside
 }

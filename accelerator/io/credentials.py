@@ -1,7 +1,8 @@
 """Secrets that the policy names and never contains: certificates with keys, log-ins. Files of one directory, read only.
 
 `NAME.crt` and `NAME.key` (PEM) are a certificate, and `NAME.ocsp` is stapled to it; `NAME.login` is one line,
-`USER:PASSWORD`. `NAME.pem`, `NAME.jwk` or `NAME.secret` verifies viewers' credentials.
+`USER:PASSWORD`. `NAME.pem`, `NAME.jwk` or `NAME.secret` verifies viewers' credentials; `NAME.passphrase` is one line,
+of an SRT or RIST connection.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from accelerator.protocols.tokens.keys import (
 # RFC 7617 section 2: no control character, no colon in the user's name.
 _LOGIN = re.compile(r"[^\x00-\x1f\x7f:]+:[^\x00-\x1f\x7f]*")
 _LOGIN_BYTES_MAX = 1024
+_PASSPHRASE = re.compile(rb"[ -~]{10,79}")
 _KEY_BYTES_MAX = 16384
 _DISK_KEY_BYTES = 32
 _DISK_KEY = re.compile(rb"[0-9A-Fa-f]{64}")
@@ -68,6 +70,20 @@ class Credentials:
             return read_server_certificate(name, folder, now_s)
         except CertificateFault as fault:
             raise CredentialError("credential", f"certificate: {fault}") from fault
+
+    def passphrase(self, name: str) -> str:
+        """Of an SRT or RIST connection, in printable ASCII: 10 to 79 characters are what SRT takes. Raises
+        CredentialError."""
+        path = self._path(name, "passphrase")
+        try:
+            with path.open("rb") as file:
+                data = file.read(_LOGIN_BYTES_MAX + 1)
+        except OSError as exc:
+            raise CredentialError("credential", f"passphrase: {path}: {exc.strerror}") from exc
+        found = _PASSPHRASE.fullmatch(data.removesuffix(b"\n").removesuffix(b"\r"))
+        if found is None:
+            raise CredentialError("credential", f"passphrase: {path}: expected one line of 10 to 79 ASCII characters")
+        return found[0].decode("ascii")
 
     def basic_authorization(self, name: str) -> bytes:
         """The value of Proxy-Authorization for a log-in (RFC 7617, UTF-8). Raises CredentialError."""

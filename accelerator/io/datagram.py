@@ -49,9 +49,7 @@ def open_input(address: str, port: int, *, interface: str | None = None) -> sock
         # The same group and port may be the input of several relays, each with its own interface or source; an own
         # address that of a successor, which binds while we still run, and the source of outputs with this port.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _set_buffer(made, _SO_RCVBUFFORCE, socket.SO_RCVBUF, INPUT_BUFFER_BYTES)
-        made.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
-        made.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
+        set_receiving(made, INPUT_BUFFER_BYTES)
         if made.family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL, 0)
             made.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
@@ -64,6 +62,13 @@ def open_input(address: str, port: int, *, interface: str | None = None) -> sock
         made.close()
         raise _told(fault, f"{address} port {port}") from fault
     return made
+
+
+def set_receiving(made: socket.socket, size_bytes: int) -> None:
+    """A large buffer, its drops counted, datagrams joined where the kernel can."""
+    _set_buffer(made, _SO_RCVBUFFORCE, socket.SO_RCVBUF, size_bytes)
+    made.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
+    made.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
 
 
 def join(made: socket.socket, membership: Membership) -> None:

@@ -15,7 +15,7 @@ from ipaddress import IPv4Network, IPv6Network
 from accelerator.policy.credentials import places_of
 from accelerator.policy.model import Origin, Policy, Relay, RelayOutput
 from accelerator.policy.relay_addresses import dscp_value
-from accelerator.policy.relay_rules import REORDER_FEC_S, REORDER_LEGS_S, REORDER_S, inputs_of
+from accelerator.policy.relay_rules import CONNECTED, REORDER_FEC_S, REORDER_LEGS_S, REORDER_S, inputs_of
 from accelerator.policy.relay_rules import Input as RelayInput
 
 PROFILES = ("media", "generic")
@@ -304,12 +304,12 @@ def _relay_row(name: str, relay: Relay) -> RelayRow:
         payload_type=-1 if relay.payload_type is None else relay.payload_type,
         receivers_max=relay.receivers,
         bitrate_bps=relay.bitrate or 0,
-        outputs=tuple(map(_relay_output_row, relay.to)),
+        outputs=tuple(_relay_output_row(each, keeps_rtp=relay.from_[0].scheme not in CONNECTED) for each in relay.to),
         announce=relay.announce or "",
     )
 
 
-def _relay_output_row(output: RelayOutput) -> RelayOutputRow:
+def _relay_output_row(output: RelayOutput, *, keeps_rtp: bool) -> RelayOutputRow:
     kind = "group" if output.group is not None else "http" if output.http is not None else "unicast"
     targets = (output.group,) if output.group is not None else output.unicast or ()
     return RelayOutputRow(
@@ -321,7 +321,8 @@ def _relay_output_row(output: RelayOutput) -> RelayOutputRow:
         dscp=dscp_value(output.dscp),
         source_port=output.source_port,
         zones=output.zones,
-        rtp=output.rtp,
+        # As it came by SRT or RIST: the header in front is ours, for the way into the relay.
+        rtp="strip" if output.rtp == "keep" and not keeps_rtp else output.rtp,
         hold_ns=int(output.hold * 1e9),
         rate_bps=output.rate or 0,
     )

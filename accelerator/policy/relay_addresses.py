@@ -117,6 +117,13 @@ def parse_stream_path(text: str) -> str:
     return path
 
 
+def parse_stream_id(text: str) -> str:
+    """`live/hall`, `#!::r=hall,m=publish`: what SRT's handshake carries, at most 512 characters."""
+    if not 1 <= len(text) <= 512 or not all("!" <= each <= "~" for each in text):
+        raise ValueError(f"a stream ID is 1 to 512 printable ASCII characters without spaces, got {quoted(text)}")
+    return text
+
+
 def ethernet_of(address: IpAddress) -> bytes:
     """The Ethernet address that a group is sent to: RFC 1112 section 6.4 (32 groups share one), RFC 2464 section 7."""
     if isinstance(address, IPv4Address):

@@ -36,6 +36,7 @@ RelayUrl = Annotated[
 ]
 Group = Annotated[Address, *text_of(relay_addresses.parse_group, r"^.+:[0-9]{1,5}$", "239.2.1.1:5004")]
 Receiver = Annotated[Address, *text_of(relay_addresses.parse_receiver, r"^.+:[0-9]{1,5}$", "10.12.0.7:5004")]
+StreamId = Annotated[str, *text_of(relay_addresses.parse_stream_id, r"^[!-~]{1,512}$", "live/hall")]
 StreamPath = Annotated[str, *text_of(relay_addresses.parse_stream_path, r"^/[^?# ]*$", "/relay/hall.ts")]
 Dscp = Annotated[str, *text_of(relay_addresses.parse_dscp, example="AF41")]
 
@@ -74,6 +75,25 @@ class RelayOutput(Section):
     )
 
 
+class Connection(Section):
+    mode: Literal["caller", "listener"] = Field(
+        default="caller",
+        description="caller: connects to the input's address; listener: it is an own one, and the sender connects.",
+    )
+    latency: Annotated[float, *time_between("20ms", "8s")] = Field(
+        default=0.25, description="How long a lost packet may be asked for again; everything is delayed by it."
+    )
+    passphrase: Name | None = Field(
+        default=None, description="NAME.passphrase of the credentials encrypts; left out: nothing is encrypted."
+    )
+    stream_id: StreamId | None = Field(
+        default=None, description="SRT: what a caller asks for, and what a listener's sender must ask for."
+    )
+    profile: Literal["main", "simple"] = Field(
+        default="main", description="RIST: main (TR-06-2), or simple (TR-06-1), which can't encrypt."
+    )
+
+
 class Relay(Section):
     from_: tuple[RelayUrl, ...] = Field(
         alias="from",
@@ -86,6 +106,9 @@ class Relay(Section):
     )
     interfaces: Annotated[tuple[InterfaceName, ...], empty_means(tuple)] = Field(
         default=(), max_length=LEGS_MAX, description="Instead of interface: one for each input, in their order."
+    )
+    connection: Connection | None = Field(
+        default=None, description="How srt:// and rist:// inputs are reached; left out: as caller, unencrypted."
     )
     mode: Literal["legs", "backup"] = Field(
         default="legs",

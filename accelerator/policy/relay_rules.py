@@ -10,13 +10,15 @@ from typing import NamedTuple
 from accelerator.policy.addresses import Address, IpAddress, IpNetwork
 from accelerator.policy.model import Policy, Relay, RelayOutput
 from accelerator.policy.relay_addresses import ADMIN_SCOPED, ethernet_of, is_flooded, needs_source
-from accelerator.policy.relay_model import LEGS_MAX
+from accelerator.policy.relay_model import LEGS_MAX, Connection
 from accelerator.policy.units import nearest
 
 # Seconds by default, where `reorder` is left out. FEC: a matrix of 100 packets of 1,316 bytes at 2 Mbit/s.
 REORDER_S = 0.05
 REORDER_LEGS_S = 0.25
 REORDER_FEC_S = 0.6
+# Schemes that connect: their packets come by a process.
+CONNECTED = ("srt", "rist")
 
 
 class Finding(NamedTuple):
@@ -28,8 +30,21 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Session:
+    """How an input of SRT or RIST is reached. `passphrase`: a credential's name."""
+
+    scheme: str
+    is_listener: bool
+    latency_ms: int
+    passphrase: str
+    stream_id: str
+    profile: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Input:
-    """One socket of a relay. `kind`: media or fec."""
+    """One socket of a relay. `kind`: media or fec. `session`: its packets come by a process (SRT, RIST), as RTP."""
 
     url_index: int
     kind: str
@@ -38,19 +53,32 @@ class Input:
     source: str
     interface: str | None
     is_rtp: bool
+    session: Session | None = None
 
 
 def inputs_of(relay: Relay) -> tuple[Input, ...]:
     """The sockets of a relay, media first, as the data plane counts its legs."""
     interfaces = relay.interfaces or (relay.interface,) * len(relay.from_)
     found = [
-        Input(index, "media", url.host, url.port, url.source, interface, url.scheme == "rtp")
+        Input(
+            index, "media", url.host, url.port, url.source, interface, url.scheme != "udp", _session(relay, url.scheme)
+        )
         for index, (url, interface) in enumerate(zip(relay.from_, interfaces, strict=False))
     ]
     first = found[0]
     for offset in {"none": (), "columns": (2,), "both": (2, 4)}[relay.fec]:
         found.append(Input(0, "fec", first.host, first.port + offset, first.source, first.interface, True))
     return tuple(found)
+
+
+def _session(relay: Relay, scheme: str) -> Session | None:
+    if scheme not in CONNECTED:
+        return None
+    said = relay.connection or Connection()
+    return Session(
+        scheme, said.mode == "listener", round(said.latency * 1000), said.passphrase or "", said.stream_id or "",
+        said.profile, tuple(map(str, relay.sources)),
+    )  # fmt: skip
 
 
 class Zones:
@@ -116,12 +144,11 @@ def _input_findings(name: str, relay: Relay) -> Iterator[Finding]:
             yield Finding((name, "fec"), f"{where}.fec: makes {n_legs} streams of one relay, at most {LEGS_MAX} can be")
         elif relay.from_[0].port + (2 if relay.fec == "columns" else 4) > 65_535:
             yield Finding((name, "fec"), f"{where}.fec: its ports would be beyond 65535")
+    yield from _connection_findings(name, relay)
     for index, url in enumerate(relay.from_):
         address = ip_address(url.host)
         path = (name, "from", index)
-        if url.scheme in ("srt", "rist"):
-            yield Finding(path, f"{where}.from: {url.scheme} inputs are not taken by this version: rtp and udp are")
-        elif url.is_group and needs_source(address) and not url.source:
+        if url.is_group and needs_source(address) and not url.source:
             message = (
                 f"{address} is source-specific (RFC 4607): write {url.scheme}://SOURCE@{Address(url.host, url.port)}"
             )
@@ -134,6 +161,36 @@ def _input_findings(name: str, relay: Relay) -> Iterator[Finding]:
     n_receivers = sum(len(output.unicast or ()) + (output.group is not None) for output in relay.to)
     if n_receivers > relay.receivers:
         yield Finding((name, "receivers"), f"{where}.receivers: {n_receivers} are listed, {relay.receivers} may be")
+
+
+def _connection_findings(name: str, relay: Relay) -> Iterator[Finding]:
+    where, scheme, said = f"relays.{name}", relay.from_[0].scheme, relay.connection or Connection()
+    below, key = (name, "connection"), f"relays.{name}.connection"
+    if scheme not in CONNECTED:
+        if relay.connection is not None:
+            yield Finding(below, f"{key}: is for srt:// and rist:// inputs, which connect: {scheme} doesn't")
+        return
+    if relay.mode == "legs" and len(relay.from_) > 1:
+        message = f"{scheme} connections number their packets each for itself and can't be merged: mode: backup"
+        yield Finding((name, "from"), f"{where}.from: {message}")
+    for index, url in enumerate(relay.from_):
+        if ip_address(url.host).is_unspecified and said.mode == "caller":
+            yield Finding((name, "from", index), f"{where}.from: a caller connects to an address, {url.host} is none")
+        if scheme == "rist" and said.profile == "simple" and url.port % 2:
+            message = "the simple profile has its media on an even port, its control on the next (TR-06-1 5.1.1)"
+            yield Finding((name, "from", index), f"{where}.from: {message}")
+    if relay.interface is not None or relay.interfaces:
+        yield Finding((name, "interface"), f"{where}.interface: has no effect with {scheme}: it joins no group", True)
+    if relay.payload_type is not None:
+        yield Finding((name, "payload_type"), f"{where}.payload_type: {scheme} carries none")
+    if scheme == "rist" and said.stream_id is not None:
+        yield Finding((*below, "stream_id"), f"{key}.stream_id: is SRT's, RIST has none")
+    if said.profile == "simple" and (scheme == "srt" or said.passphrase is not None):
+        what = "is RIST's" if scheme == "srt" else "can't encrypt: leave passphrase out, or take the main one"
+        yield Finding((*below, "profile"), f"{key}.profile: simple {what}")
+    if said.mode == "listener" and not relay.sources and said.passphrase is None:
+        message = "whoever reaches this port may be the sender: sources or a passphrase would say who is"
+        yield Finding((*below, "mode"), f"{key}.mode: {message}", True)
 
 
 def _output_findings(policy: Policy, relay: Relay, output: RelayOutput) -> Iterator[tuple[str, str, bool]]:
@@ -180,7 +237,7 @@ def _inputs_taken_twice(policy: Policy) -> Iterator[Finding]:
     taken: dict[tuple[str, int], str] = {}
     for name, relay in policy.relays.items():
         for each in inputs_of(relay):
-            if ip_address(each.host).is_multicast:
+            if ip_address(each.host).is_multicast or (each.session is not None and not each.session.is_listener):
                 continue
             owner = taken.setdefault((each.host, each.port), name)
             if owner != name:
@@ -193,6 +250,8 @@ def _loops(policy: Policy) -> Iterator[Finding]:
     sources: dict[tuple[str, int], list[tuple[str, str | None]]] = {}
     for name, relay in policy.relays.items():
         for each in inputs_of(relay):
+            if each.session is not None:  # what we send there is no handshake
+                continue
             sources.setdefault((each.host, each.port), []).append((name, each.interface))
     for name, relay in policy.relays.items():
         for index, output in enumerate(relay.to):

@@ -99,7 +99,7 @@ class Appliance:
         self.pulse = Pulse(self)
         self.overload = Overload(self.dataplane, events, loop)
         self.netd = NetdClient(state_dir / "netd.sock", events)
-        self.relays = Relays(events)
+        self.relays = Relays(events, credentials)
         self._waiting_relays: Prepared | None = None
         self.admin_token: AdminToken | None = None
         self.extra_counters: Any = dict

@@ -25,6 +25,7 @@ from accelerator.dataplane import (
 )
 from accelerator.errors import AcceleratorError
 from accelerator.io.datagram import Membership, destination_row, join, leave, open_output, point_output
+from accelerator.io.intakes import Intake
 from accelerator.io.links import Link, speed_bps
 from accelerator.policy.compile import RelayOutputRow, RelayRow
 from accelerator.policy.relay_rules import Input
@@ -45,13 +46,16 @@ Receiver = tuple[str, int]
 
 @dataclass(slots=True)
 class Leg:
-    """An input's socket. `link`: as it was when the group was joined, by which a change is seen."""
+    """An input's socket. `link`: as it was when the group was joined, by which a change is seen. `intake`: what brings
+    its packets, of SRT or RIST."""
 
     spec: Input
     socket: socket.socket
     is_joined: bool = False
     link: tuple[object, ...] = ()
     trouble: str = ""
+    intake: Intake | None = None
+    n_refused_told: int = 0
 
     @property
     def membership(self) -> Membership:
@@ -87,7 +91,9 @@ def settings_of(row: RelayRow, legs: Iterable[Leg]) -> RelaySettings:
     rows = []
     for leg in legs:
         own = [_packed(leg.spec.source)] if leg.spec.source else []
-        rows.append((leg.socket.fileno(), leg.spec.kind, tuple(listed or own)))
+        # The process admits senders itself; what it gives comes by a socket connected to it alone.
+        admitted = tuple(listed or own) if leg.intake is None else ()
+        rows.append((leg.socket.fileno(), leg.spec.kind, admitted))
     is_wide = len(rows) > 1 and not row.is_backup
     return RelaySettings(
         legs=rows,
@@ -252,7 +258,10 @@ class Flow:
         link, "" if it may. True: outputs have changed, and are published."""
         is_wanted = self.is_wanted(now_ns)
         for leg in self.legs:
-            if leg.is_group:
+            if leg.intake is not None:
+                leg.intake.follow(now_ns, is_wanted=is_wanted)
+                leg.is_joined, leg.trouble = leg.intake.state == "connected", leg.intake.trouble
+            elif leg.is_group:
                 self._follow_leg(leg, links, is_wanted=is_wanted)
         changed = False
         for outlet in self.outlets:
@@ -399,7 +408,8 @@ class Flow:
             legs.append(
                 {
                     "input": url_of(leg.spec), "kind": leg.spec.kind, "interface": leg.spec.interface,
-                    "joined": leg.is_joined if leg.is_group else None, "trouble": leg.trouble,
+                    "joined": leg.is_joined if leg.is_group or leg.intake is not None else None, "trouble": leg.trouble,
+                    "connection": _connection(leg.intake) if leg.intake is not None else None,
                     "active": leg.spec.kind == "media" and (not self.row.is_backup or index == self.active_leg),
                     "silent_s": round((now_ns - row["last_ns"]) / 1e9, 1) if row["last_ns"] else None,
                     "jitter_ms": round(row["jitter_ns"] / 1e6, 2),
@@ -434,7 +444,15 @@ class Flow:
 
 def url_of(spec: Input) -> str:
     source = f"{spec.source}@" if spec.source else ""
-    return f"{'rtp' if spec.is_rtp else 'udp'}://{source}{_address(spec.host, spec.port)}"
+    scheme = spec.session.scheme if spec.session is not None else "rtp" if spec.is_rtp else "udp"
+    return f"{scheme}://{source}{_address(spec.host, spec.port)}"
+
+
+def _connection(intake: Intake) -> dict[str, Any]:
+    return {
+        "state": intake.state, "why": intake.why, "pid": intake.pid, "crashes": intake.n_crashes,
+        **intake.stats, "refused": dict(intake.refused),
+    }  # fmt: skip
 
 
 def _address(host: str, port: int) -> str:

@@ -19,13 +19,16 @@ from typing import Any
 from accelerator import clock
 from accelerator.dataplane import RELAY_COUNTERS, RELAY_SLOTS, RelayPlane
 from accelerator.errors import AcceleratorError, ControlError
+from accelerator.io.credentials import Credentials
 from accelerator.io.datagram import open_input
+from accelerator.io.intakes import Intake, IntakeSpec, open_pair
 from accelerator.io.links import IpAddress, Link, Links
 from accelerator.policy.compile import RelayRow, Tables
 from accelerator.policy.relay_addresses import parse_receiver
-from accelerator.policy.relay_rules import Input, Zones
+from accelerator.policy.relay_rules import Input, Session, Zones
 from accelerator.protocols.relay_signal import State
-from accelerator.services.announce import Announcer, Session
+from accelerator.services.announce import Announcer
+from accelerator.services.announce import Session as Announced
 from accelerator.services.events import Events
 from accelerator.services.relay_flow import Flow, Leg, Receiver, input_key, settings_of, url_of
 
@@ -43,7 +46,9 @@ CHUNK = 250
 ADDED_MAX = 20_000
 _ADVICE_SILENT = "see that the sender runs and that the network brings its packets here: accelctl relay show NAME"
 
-LegKey = tuple[str, int, str, str | None]
+LegKey = tuple[str, int, str, str | None, Session | None]
+# Of an input: its socket, and what brings its packets where that is a process.
+Opened = tuple[socket.socket, Intake | None]
 
 
 @dataclass
@@ -51,14 +56,15 @@ class Prepared:
     """Of a policy: sockets, by relay and number of the input, for what is not open yet."""
 
     rows: tuple[RelayRow, ...]
-    opened: dict[tuple[str, int], socket.socket] = field(default_factory=dict)
+    opened: dict[tuple[str, int], Opened] = field(default_factory=dict)
 
 
 class Relays:
     """Lives on the control loop. `prepare` may refuse, `take_over` doesn't."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, credentials: Credentials) -> None:
         self._events = events
+        self._credentials = credentials
         self._flows: dict[str, Flow] = {}
         self._plane: RelayPlane | None = None
         self._links = Links()
@@ -90,6 +96,9 @@ class Relays:
             self._timer = None
         if not is_heir_there:  # whoever takes over announces the same
             self._announcer.close()
+        for leg in (leg for flow in self._flows.values() for leg in flow.legs):
+            if leg.intake is not None:
+                leg.intake.close()
         left = [leg.socket for flow in self._flows.values() for leg in flow.legs]
         left += [made for flow in self._flows.values() for made in flow.end()]
         left += [made for _, _, made in self._limbo]
@@ -118,7 +127,7 @@ class Relays:
                     if left[_leg_key(spec)]:
                         left[_leg_key(spec)] -= 1
                     else:
-                        prepared.opened[row.name, index] = open_input(spec.host, spec.port, interface=spec.interface)
+                        prepared.opened[row.name, index] = self._open(spec)
         except AcceleratorError as error:
             self.discard(prepared)
             raise AcceleratorError("relay-socket", f"relays.{row.name}.from: {error.message}") from error
@@ -126,8 +135,22 @@ class Relays:
 
     def discard(self, prepared: Prepared) -> None:
         """The policy was not taken over after all."""
-        for made in prepared.opened.values():
+        for made, intake in prepared.opened.values():
             made.close()
+            if intake is not None:
+                intake.close()
+
+    def _open(self, spec: Input) -> Opened:
+        if spec.session is None:
+            return open_input(spec.host, spec.port, interface=spec.interface), None
+        said = spec.session
+        passphrase = self._credentials.passphrase(said.passphrase) if said.passphrase else ""
+        reading, feed = open_pair()
+        wanted = IntakeSpec(
+            said.scheme, "listener" if said.is_listener else "caller", spec.host, spec.port, said.latency_ms,
+            said.stream_id, said.profile, said.sources, passphrase,
+        )  # fmt: skip
+        return reading, Intake(wanted, feed)
 
     def take_over(self, tables: Tables, prepared: Prepared) -> None:
         self._zones = Zones({name: tuple(map(ip_network, nets)) for name, nets in tables.zone_nets})
@@ -148,7 +171,10 @@ class Relays:
             begun += [flow] if row.name in gone or row.name not in known else []
             self._take_outputs(flow, row)
         # Groups that nobody asks for any more are left with their sockets.
-        self._limbo += [(None, 0, leg.socket) for legs in spare.values() for leg in legs]
+        for leg in (leg for legs in spare.values() for leg in legs):
+            self._limbo.append((None, 0, leg.socket))
+            if leg.intake is not None:
+                leg.intake.close()
         for name in set(self._waiting_told) - set(self._flows):
             del self._waiting_told[name]
         self._look()
@@ -168,13 +194,13 @@ class Relays:
         assert self._plane is not None
         legs = []
         for index, spec in enumerate(row.inputs):
-            made = prepared.opened.get((row.name, index))
-            if made is not None:
-                legs.append(Leg(spec, made))
+            opened = prepared.opened.get((row.name, index))
+            if opened is not None:
+                legs.append(Leg(spec, opened[0], intake=opened[1]))
                 continue
             # What is in a socket's buffer stays there: the new relay reads on where the old one has stopped.
             old = spare[_leg_key(spec)].pop()
-            legs.append(Leg(spec, old.socket.dup(), old.is_joined, old.link))
+            legs.append(Leg(spec, old.socket.dup(), old.is_joined, old.link, intake=old.intake))
             self._limbo.append((None, 0, old.socket))
         taken = {flow.slot for flow in self._flows.values()} | self._left_slots
         slot = next(each for each in range(RELAY_SLOTS) if each not in taken)
@@ -252,6 +278,7 @@ class Relays:
         for flow in self._flows.values():
             flow.follow(now_ns, self._seen, self._refusal)
             self._tell_waiting(flow)
+            self._tell_refused(flow)
             self._follow_signal(flow, now_ns)
         self._say_own()
 
@@ -280,6 +307,17 @@ class Relays:
                 self._events.note(
                     "relay-waiting", f"relay {name} waits", why=troubles, cause=f"relay-waiting:{name}:{troubles}",
                     advice="it goes on by itself when that is there; accelctl relay show NAME",
+                )  # fmt: skip
+
+    def _tell_refused(self, flow: Flow) -> None:
+        for leg in flow.legs:
+            refused = sum(leg.intake.refused.values()) if leg.intake is not None else 0
+            if leg.intake is not None and refused != leg.n_refused_told:
+                leg.n_refused_told = refused
+                name, why = flow.row.name, ", ".join(f"{name} {n}" for name, n in leg.intake.refused.items())
+                self._events.note(
+                    "relay-sender-refused", f"relay {name}: a sender was refused", why=f"{url_of(leg.spec)}: {why}",
+                    advice="sources and connection.stream_id say who may send", cause=f"relay-sender-refused:{name}",
                 )  # fmt: skip
 
     def _follow_signal(self, flow: Flow, now_ns: int) -> None:
@@ -405,7 +443,7 @@ class Relays:
     def show(self, name: str) -> dict[str, Any]:
         return self._flow(name).details(clock.monotonic_ns())
 
-    def sessions(self) -> list[Session]:
+    def sessions(self) -> list[Announced]:
         """What is announced: open output groups, each on its link."""
         found = []
         for flow in self._flows.values():
@@ -420,7 +458,7 @@ class Relays:
                     host, port = outlet.row.targets[0]
                     is_rtp = flow.sends_rtp(outlet)
                     found.append(
-                        Session(flow.row.announce, host, port, is_rtp, flow.row.payload_type, outlet.row.ttl,
+                        Announced(flow.row.announce, host, port, is_rtp, flow.row.payload_type, outlet.row.ttl,
                                 outlet.row.interface or "", str(source))
                     )  # fmt: skip
         return found
@@ -483,7 +521,7 @@ RELAY_COUNTER_HELP: Mapping[str, str] = {
 
 
 def _leg_key(spec: Input) -> LegKey:
-    return (spec.host, spec.port, spec.source, spec.interface)
+    return (spec.host, spec.port, spec.source, spec.interface, spec.session)
 
 
 def _mapped(address: IpAddress) -> bytes:

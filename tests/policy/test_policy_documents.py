@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from accelerator.policy import Policy, check_policy, check_texts, compile_policy
+from accelerator.policy.relay_model import Connection
 from accelerator.policy.schema import policy_schema, schema_text
 from accelerator.policy.shape import every_key, keys_of
 
@@ -106,6 +107,7 @@ def test_the_default_policy_has_every_key() -> None:
     tree["cache"]["disk"] = {"path": "", "size": "", "encrypt": ""}  # commented out too: without it there is no disk
     for name in ("reorder", "payload_type", "bitrate", "announce"):
         tree["relays"]["hall"][name] = "commented out: no value stands for their lack"
+    tree["relays"]["hall"]["connection"] = dict.fromkeys(Connection.model_fields, "commented out: is of srt and rist")
     tree["relays"]["hall"]["to"][1] |= {"http": "", "rate": ""}
     for path in KEYS:
         node: Any = tree

@@ -20,6 +20,7 @@ LINK = {"parameters": ["md5", "expires"], "verify": SIGNED}
 CLOUDFRONT = {
     "verify": {"scheme": "cloudfront", "algorithm": "RSA-SHA1", "keys": ["K"], "resource": "https://d.example"}
 }
+SRT = {"relays": {"hall": {"from": ["srt://10.9.0.1:9000"], "sources": ["10.9.0.0/16"]}}}
 ASK = {"parameters": ["s"], "ask": "origin"}
 # What has to stand beside a key for its example to mean anything.
 BESIDE: dict[str, dict[str, Any]] = {
@@ -32,6 +33,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "origins.NAME.via_credential": {"origins.NAME.via": "http://proxy.corp.example:3128"},
     "listen.NAME.zones": {"zones": {"desks": {"nets": ["10.12.0.0/22"]}}},
     "relays.NAME.interfaces": {"relays": {"hall": {"from": ["rtp://239.1.1.1:5004", "rtp://239.1.1.2:5004"]}}},
+    **{f"relays.NAME.connection{key}": SRT for key in ("", ".mode", ".latency", ".passphrase", ".stream_id")},
+    "relays.NAME.connection.profile": {"relays": {"hall": {"from": ["rist://10.9.0.1:9000"]}}},
     "relays.NAME.to.unicast": {"relays.NAME.to": [{}]},
     "relays.NAME.to.http": {"relays.NAME.to": [{}]},
     "relays.NAME.to.zones": {

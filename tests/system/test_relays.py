@@ -407,20 +407,21 @@ def test_what_is_sent_is_announced_and_taken_back(places: Places, tmp_path: Path
 def test_what_begins_anew_is_what_the_diff_says() -> None:
     """policy/diff.py tells of a gap for the keys that make input_key, and for no other."""
     text = "version: 1\nsite: {name: a}\n"
-    text += "relays: {r: {from: ['rtp://239.1.1.1:5004', 'rtp://239.1.1.2:5004'], interface: a}}\n"
+    text += "relays: {r: {from: ['rtp://239.1.1.1:5004', 'rtp://239.1.1.2:5004'], interface: a},\n"
+    text += "  s: {from: ['srt://10.0.0.1:9000']}}\n"
     policy, _ = check_texts([("p", text.encode())])
     assert policy is not None
     values: dict[str, Any] = {
         "from": ["rtp://239.1.1.3:5004"], "interface": "b", "interfaces": ["b", "c"], "mode": "backup",
         "failover": "1s", "reorder": "1s", "sources": ["10.0.0.0/8"], "payload_type": 33, "fec": "both",
         "bitrate": "1Mbit/s", "join": "always", "linger": "1s", "receivers": 5, "announce": "x",
-        "to": [{"unicast": []}],
+        "to": [{"unicast": []}], "connection": {"latency": "1s"},
     }  # fmt: skip
-    relay = policy.relays["r"].model_dump(mode="json", by_alias=True)
-    assert values.keys() == relay.keys()
-    before = input_key(compile_policy(policy).relays[0])
+    assert values.keys() == policy.relays["r"].model_dump(by_alias=True).keys()
     for key, value in values.items():
+        name = "s" if key == "connection" else "r"
         dumped = policy.model_dump(mode="json", by_alias=True)
-        dumped["relays"] = {"r": {**relay, key: value}}
+        dumped["relays"][name][key] = value
         changed = type(policy).model_validate(dumped)
-        assert (input_key(compile_policy(changed).relays[0]) != before) == (key in RELAY_INPUT_KEYS), key
+        before, after = ([input_key(row) for row in compile_policy(each).relays] for each in (policy, changed))
+        assert (after != before) == (key in RELAY_INPUT_KEYS), key
