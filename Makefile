@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup system build run test test-asan test-tsan qualify bench install lint lock clean distclean
+.PHONY: setup system build run test test-asan test-tsan fuzz-asan qualify bench install lint lock clean distclean
 
 # Debian's own interpreter, whatever python3 comes first on PATH: the extension and its headers belong to it.
 SYSTEM_PYTHON := /usr/bin/python3
@@ -56,6 +56,9 @@ test-asan: setup build/asan/.stamp
 
 test-tsan: setup build/tsan/.stamp
 	$(PYTHON) tools/sanitized_tests.py tsan $(PYTEST_ARGS)
+
+fuzz-asan: setup build/asan/.stamp
+	$(PYTHON) tools/sanitized_fuzz.py $(ARGS)
 
 qualify: setup
 	$(PYTHON) tools/qualify.py $(ARGS)

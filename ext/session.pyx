@@ -408,6 +408,7 @@ cdef void on_deadline(Worker* w, Connection* c) noexcept nogil:
         return
     if c.state == STATE_READ:
         if c.tls != NULL and not c.tls.is_ready:
+            c.tls.is_judged = 1
             count(&w.counters[C_TLS_FAILED_SLOW], 1)
             connection_close(w, c, False)
         elif c.has_head_begun:

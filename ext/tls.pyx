@@ -346,6 +346,9 @@ cdef ssize_t tls_read(Worker* w, Connection* c, uint8_t* into, size_t most) noex
         on_ready(w, c)
     if n > 0 or why == SSL_ERROR_WANT_READ or why == SSL_ERROR_WANT_WRITE:
         if w.tls_out_length and not spill(w, t):
+            if t.lacks_memory:
+                t.is_judged = 1
+                count(&w.counters[C_CLOSED_MEMORY], 1)
             acc_set_errno(ECONNRESET)
             return -1 if total == 0 else <ssize_t>total
         if total:
@@ -379,6 +382,7 @@ cdef void on_ready(Worker* w, Connection* c) noexcept nogil:
     cdef unsigned int n
     cdef int version = SSL_version(t.ssl)
     t.is_ready = 1
+    t.is_judged = 1
     SSL_get0_alpn_selected(t.ssl, &name, &n)
     c.protocol = PROTOCOL_H2 if n == 2 and memcmp(name, b"h2", 2) == 0 else PROTOCOL_HTTP1
     count(&w.counters[C_TLS_HANDSHAKES], 1)
@@ -397,6 +401,7 @@ cdef ssize_t on_failure(Worker* w, Connection* c, bint has_gone) noexcept nogil:
     cdef int reason = ERR_GET_REASON(error) if error else 0
     cdef int column = C_TLS_FAILED_BROKEN
     c.tls.is_broken = 1
+    c.tls.is_judged = 1
     ERR_clear_error()
     acc_set_errno(EIO)
     if reason == SSL_R_HTTP_REQUEST or reason == SSL_R_HTTPS_PROXY_REQUEST:
@@ -477,6 +482,8 @@ cdef void tls_end(Worker* w, Connection* c, bint is_in_order) noexcept nogil:
     cdef Tls* t = c.tls
     if is_in_order:
         say_end(w, t)
+    if not t.is_judged and not w.is_draining:
+        count(&w.counters[C_TLS_FAILED_LEFT], 1)
     c.tls = NULL
     SSL_free(t.ssl)
     drop_pending(w, t)

@@ -45,6 +45,7 @@ cdef struct Tls:                # of one connection
     void* worker                # a Worker and a Connection: connection.pxd needs this file
     void* connection
     uint8_t is_ready            # the handshake is over
+    uint8_t is_judged           # a counter has told how it ended
     uint8_t is_drained          # in this call, the socket was found empty
     uint8_t has_fin             # the socket has ended
     uint8_t has_left            # close_notify or the end was read

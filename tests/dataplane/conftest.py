@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from plane_rig import Rig
+from tls_rig import one_way_socket, tls_rig
 
 
 @pytest.fixture
@@ -26,3 +27,17 @@ def rigs() -> Iterator[Callable[..., Rig]]:
 def rig(rigs: Callable[..., Rig]) -> Rig:
     """One worker, slices of 4 KiB."""
     return rigs()
+
+
+@pytest.fixture(params=["plain", "tls-1.3"])
+def all_rigs(rigs: Callable[..., Rig], request: pytest.FixtureRequest) -> Callable[..., Rig]:
+    """Planes of each kind of listener, for what must not depend on it. Viewers over TLS can close one way only."""
+    if request.param == "plain":
+        return rigs
+
+    def make(**options: object) -> Rig:
+        rig = tls_rig(rigs, **options)
+        rig.secure = one_way_socket(request.param)
+        return rig
+
+    return make

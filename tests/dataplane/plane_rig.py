@@ -156,7 +156,8 @@ class Viewer:
 
     def is_silent(self) -> bool:
         """Nothing is there to read now."""
-        return not self.data and not select.select([self.socket], [], [], 0)[0]
+        has_more = getattr(self.socket, "pending", lambda: 0)()  # decrypted, or on its way to be
+        return not self.data and not has_more and not select.select([self.socket], [], [], 0)[0]
 
     def close(self) -> None:
         self.socket.close()
@@ -183,6 +184,7 @@ class Rig:
         self.body_max, self.http2 = body_max, http2
         self.tls = tls  # None: the listener is plain
         self.context: ssl.SSLContext | None = None  # how viewers speak TLS
+        self.secure: Callable[[socket.socket], socket.socket] | None = None  # instead of `context`
         self.rule = 0  # not 0: viewers' credentials are judged at /signed
         self.publish()
         self.plane.start()
@@ -241,7 +243,9 @@ class Rig:
     def viewer(self, receive_bytes: int = 0, source: str = "") -> Viewer:
         viewer = Viewer(receive_bytes, source)
         viewer.connect(self.address)
-        if self.context is not None:
+        if self.secure is not None:
+            viewer.socket = self.secure(viewer.socket)
+        elif self.context is not None:
             viewer.socket = self.context.wrap_socket(viewer.socket, server_hostname="a", suppress_ragged_eofs=False)
         self.viewers.append(viewer)
         return viewer
@@ -340,6 +344,11 @@ class Rig:
 
     def passes(self) -> int:
         return sum(passes for _, passes, _ in self.plane.workers_state())
+
+    def kept(self) -> int:
+        """Bytes that connections hold, less what TLS takes of each that is idle (TLS_BYTES of ext/tls.pyx)."""
+        tls = 16384 * self.plane.n_connections if self.tls is not None else 0
+        return self.plane.memory["outside"] - self.empty["outside"] - tls
 
     # --- the end
 

@@ -7,7 +7,7 @@ import random
 import socket
 import struct
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from ext.frames import frame_ends
@@ -18,8 +18,8 @@ SECOND_NS = 10**9
 
 
 @pytest.fixture
-def tunnels(rig: Rig) -> Iterator[Tunnels]:
-    tunnels = Tunnels(rig)
+def tunnels(all_rigs: Callable[..., Rig]) -> Iterator[Tunnels]:
+    tunnels = Tunnels(all_rigs())
     yield tunnels
     tunnels.close()
 
@@ -114,18 +114,18 @@ def test_a_slow_reader_stops_the_sender_and_costs_little(tunnels: Tunnels) -> No
             before = rig.passes()
             rig.plane.poke()
             wait_until(lambda before=before: rig.passes() > before, "a pass")
-    outside = rig.plane.memory["outside"] - rig.empty["outside"]
+    outside = rig.kept()
     assert outside < 40_000, "one read's worth waits in the box"
     received = viewer.until(sent)
     assert received == (data * (sent // 65536 + 1))[:sent]
-    wait_until(lambda: rig.plane.memory["outside"] - rig.empty["outside"] < 2000, "the buffer is given back")
+    wait_until(lambda: rig.kept() < 2000, "the buffer is given back")
 
 
 def test_an_idle_tunnel_holds_no_buffer(tunnels: Tunnels) -> None:
     rig = tunnels.rig
     viewer, peer = tunnels.open(early=b"x" * 5000, first=b"y" * 5000)
     peer.until(5000), viewer.until(5000)
-    wait_until(lambda: rig.plane.memory["outside"] - rig.empty["outside"] <= 1024, "buffers given back")
+    wait_until(lambda: rig.kept() <= 1024, "buffers given back")
     print(f"one idle tunnel: {rig.plane.memory['outside'] - rig.empty['outside']} bytes of ours")
 
 

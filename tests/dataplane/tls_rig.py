@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 import functools
 import os
+import socket
 import ssl
 from collections.abc import Callable
 
 import trustme
 from plane_rig import Rig, Viewer
+from tls_wire import TlsSocket
 
 from ext.tls_context import TlsServer
 
@@ -64,6 +66,20 @@ def tls_rig(rigs: Callable[..., Rig], **options: object) -> Rig:
     rig.plane.set_ticket_keys([ticket_key()], 0)
     rig.context = authority().context()
     return rig
+
+
+def one_way_socket(kind: str) -> Callable[[socket.socket], socket.socket]:
+    """Puts TLS of the version that `kind` ends with over a viewer's socket, for Rig.secure."""
+    context = authority().context()
+    version = ssl.TLSVersion.TLSv1_2 if kind.endswith("1.2") else ssl.TLSVersion.TLSv1_3
+    context.minimum_version = context.maximum_version = version
+
+    def secure(raw: socket.socket) -> socket.socket:
+        secured = TlsSocket(raw, context)
+        secured.handshake()
+        return secured  # type: ignore[return-value]
+
+    return secure
 
 
 def connect(
