@@ -72,6 +72,9 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     ACCEPTS_PER_PASS = 64
     ACCEPT_REST_NS = 250000000
+    SURPLUS_MOST = 32           # connections above a cap that are told so over TLS, of one worker at once,
+    SURPLUS_PER_S = 50          # and begun in one second (docs/decisions/0185-turned-away-over-tls.md)
+    ANY_NUMBER = 4294967295
 
 
 cdef void on_listen(Worker* w, Message* m) noexcept nogil:
@@ -103,8 +106,8 @@ cdef inline TlsSettings* settings_of(Worker* w, uint32_t listener) noexcept nogi
 
 
 cdef void turn_away(Worker* w, Listener* listener, int fd, int counter) noexcept nogil:
-    """A connection above a cap: one 503 where the socket takes it, then closed. Nothing is kept of it. Over TLS the
-    answer would need a handshake, which is what there is no room for."""
+    """A connection above a cap: one 503 where the socket takes it, then closed. Nothing is kept of it. Over TLS nothing
+    can be said without a handshake: see explains()."""
     cdef char text[512]
     cdef int n = snprintf(
         text, sizeof(text),
@@ -116,6 +119,20 @@ cdef void turn_away(Worker* w, Listener* listener, int fd, int counter) noexcept
     shutdown(fd, SHUT_WR)
     recv(fd, w.input, READ_BYTES, MSG_DONTWAIT)     # a close with unread input would reset the answer away
     close(fd)
+
+
+cdef bint explains(Worker* w, Listener* listener) noexcept nogil:
+    """Whether one more who is turned away is told so over TLS: he gets a handshake, a 503 to what he asks, and the end.
+    Bounded, because a handshake costs what there is no room for."""
+    if settings_of(w, listener.index) == NULL or w.n_surplus >= SURPLUS_MOST:
+        return False
+    if w.now_ns - w.surplus_since_ns >= 1000000000:
+        w.surplus_since_ns = w.now_ns
+        w.surplus_begun = 0
+    if w.surplus_begun >= SURPLUS_PER_S:
+        return False
+    w.surplus_begun += 1
+    return True
 
 
 cdef void rest_listeners(Worker* w) noexcept nogil:
@@ -146,7 +163,8 @@ cdef void watch_listener(Worker* w, Listener* listener) noexcept nogil:
 
 
 cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
-    cdef int i, fd
+    cdef int i, fd, because     # `because`: the counter of why it is turned away, or -1
+    cdef uint64_t before
     cdef uint8_t address[16]
     cdef epoll_event event
     cdef Connection* c
@@ -168,36 +186,43 @@ cdef void on_accept(Worker* w, Listener* listener) noexcept nogil:
             if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
                 rest_listeners(w)
             return
+        because = -1
+        before = add_u64(&w.shared.n_connections, 1)
         if load_u32_relaxed(&w.shared.overload) >= OVERLOAD_REFUSE:
-            turn_away(w, listener, fd, C_REFUSED_CONNECTIONS_OVERLOAD)
-            continue
-        if add_u64(&w.shared.n_connections, 1) >= w.tables.limits.connections:
-            add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
-            turn_away(w, listener, fd, C_REFUSED_CONNECTIONS_ALL)
-            continue
-        if not address_enter(&w.shared.addresses, address, w.tables.limits.connections_per_address):
-            add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
-            turn_away(w, listener, fd, C_REFUSED_CONNECTIONS_ADDRESS)
-            continue
+            because = C_REFUSED_CONNECTIONS_OVERLOAD
+        elif before >= w.tables.limits.connections:
+            because = C_REFUSED_CONNECTIONS_ALL
+        elif not address_enter(&w.shared.addresses, address, w.tables.limits.connections_per_address):
+            because = C_REFUSED_CONNECTIONS_ADDRESS
+        if because >= 0:
+            if not explains(w, listener) or not address_enter(&w.shared.addresses, address, ANY_NUMBER):
+                add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
+                turn_away(w, listener, fd, because)
+                continue
+            count(&w.counters[because], 1)
         c = connection_new(w, NULL)
         if c == NULL:
             address_leave(&w.shared.addresses, address)
             add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
             turn_away(w, listener, fd, C_CLOSED_MEMORY)
             continue
+        # From here on closing it gives back all that was counted, the address too.
         c.fd = fd
         c.is_what = IS_CONNECTION
+        c.listener = listener.index
+        memcpy(c.address, address, 16)
+        count(&w.counters[C_CONNECTIONS_ACCEPTED], 1)
+        if because >= 0:
+            c.is_surplus = 1
+            w.n_surplus += 1
         settings = settings_of(w, listener.index)
         if settings != NULL and not tls_begin(w, c, settings):
             count(&w.counters[C_CLOSED_MEMORY], 1)
             connection_close(w, c, True)
             continue
-        c.listener = listener.index
-        memcpy(c.address, address, 16)
-        count(&w.counters[C_CONNECTIONS_ACCEPTED], 1)
         event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
         event.data.ptr = c
         if epoll_ctl(w.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
             connection_close(w, c, False)
             continue
-        set_deadline(w, c, w.now_ns + w.tables.limits.head_timeout_ns)
+        set_deadline(w, c, w.now_ns + (SURPLUS_NS if c.is_surplus else w.tables.limits.head_timeout_ns))

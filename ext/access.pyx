@@ -52,6 +52,15 @@ cdef bint is_mapped(const uint8_t* address) noexcept nogil:
     return True
 
 
+cdef uint8_t protocol_of(const Connection* c) noexcept nogil:
+    """What the viewer speaks: a stream's TLS is its carrier's."""
+    cdef const Connection* below = c if c.carrier == NULL else c.carrier
+    cdef uint8_t spoken = SPOKE_H2 if c.carrier != NULL else SPOKE_HTTP10 if c.minor == 0 else 0
+    if below.tls != NULL:
+        spoken |= below.tls.generation << SPOKE_TLS_SHIFT
+    return spoken
+
+
 cdef void put_target(AccessRecord* record, const uint8_t* target, uint32_t n) noexcept nogil:
     cdef uint32_t i = 0
     while i < n and target[i] != 63:
@@ -90,6 +99,7 @@ cdef void access_write(Worker* w, Connection* c, uint32_t status, uint32_t how, 
     record.origin = origin
     record.status = <uint16_t>status
     record.path_length = 0
+    record.protocol = protocol_of(c)
     record.method = 0
     record.how = <uint8_t>how
     record.fwd_reason = c.fwd_reason

@@ -36,6 +36,8 @@ HOW = ("hit", "miss", "collapsed", "passed", "refused", "tunnel")
 cdef const char* NOTHING = b""
 cdef const char** HOW_NAMES = [b"hit", b"miss", b"collapsed", b"passed", b"refused", b"tunnel"]
 cdef const char** FWD_NAMES = [b"", b"uri-miss", b"vary-miss", b"stale", b"partial", b"bypass", b"request", b"method"]
+cdef const char** HTTP_NAMES = [b"HTTP/1.1", b"HTTP/1.0", b"h2", b"h2"]
+cdef const char** TLS_NAMES = [b"", b"old", b"1.2", b"1.3"]
 cdef const char** METHOD_NAMES = [b"", b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT", b"DELETE", b"PATCH", b"CONNECT", b"TRACE"]
 
 
@@ -132,6 +134,8 @@ cdef void put_line(Writing* to, const AccessRecord* record) noexcept nogil:
     to.used += snprintf(to.out + to.used, LINE_BYTES, "{\"at\":\"%s.%03dZ\"", to.stamp, <int>(at_ns % 1000000000 // 1000000))
     put_name(to, b"listener", name_of(&to.listeners, record.listener))
     put_name(to, b"origin", name_of(&to.origins, record.origin))
+    put_name(to, b"http", HTTP_NAMES[record.protocol & 3])
+    put_name(to, b"tls", TLS_NAMES[record.protocol >> SPOKE_TLS_SHIFT & 3])
     if record.method < 10:
         put_name(to, b"method", METHOD_NAMES[record.method])
     if record.path_length:

@@ -9,6 +9,11 @@ cdef enum:                      # AccessRecord.how: the first four are respond.p
     HOW_REFUSED = 4
     HOW_TUNNEL = 5
 
+cdef enum:                      # AccessRecord.protocol: bits; HTTP/1.1 without TLS is 0
+    SPOKE_HTTP10 = 1
+    SPOKE_H2 = 2
+    SPOKE_TLS_SHIFT = 2         # 0: plain; 1: before 1.2; 2: 1.2; 3: 1.3
+
 cdef enum:                      # AccessRecord.flags
     RECORD_IS_CUT = 1           # the answer broke off
     RECORD_HAS_ADDRESS = 2      # whole: for the hash that the reader makes of it, and never for a disk
@@ -30,6 +35,7 @@ cdef struct AccessRecord:
     uint8_t how
     uint8_t fwd_reason
     uint8_t flags
+    uint8_t protocol
     uint8_t address[16]
     uint8_t path[296]
 

@@ -35,6 +35,9 @@ cdef void address_leave(Addresses* addresses, const uint8_t* address) noexcept n
     cdef uint64_t i, j, home
     pthread_mutex_lock(&addresses.lock)
     found = address_find(addresses, hash)
+    if found.n == 0:            # it never entered; an empty bucket that is counted down would never be empty again
+        pthread_mutex_unlock(&addresses.lock)
+        return
     found.n -= 1
     if found.n == 0:
         addresses.n_used -= 1

@@ -79,6 +79,7 @@ cdef struct Connection:
     uint8_t must_linger         # closing could overtake the answer: see close_gently
     uint8_t protocol            # transport.pxd; of TLS known when c.tls.is_ready
     uint8_t is_misplaced        # speaks plain HTTP where TLS is spoken
+    uint8_t is_surplus          # above a cap, and kept over TLS only to be told so (accept.pyx)
     uint8_t minor               # HTTP/1.minor of the request under way
     uint8_t fwd_reason
     uint8_t n_tries
@@ -182,6 +183,9 @@ cdef struct Worker:
     Connection* all
     Connection* graveyard
     int64_t accept_again_ns     # not even the spare descriptor helped: listeners rest until then; 0: they don't
+    uint32_t n_surplus          # see accept.pyx
+    uint32_t surplus_begun
+    int64_t surplus_since_ns
     int spare_fd                # given up for a moment to turn a connection away when descriptors run out
     int64_t wheel_tick
     Connection* wheel[1024]
@@ -212,6 +216,9 @@ cdef struct Worker:
 cdef enum:                      # Shared.overload
     OVERLOAD_NO_KEEP_ALIVE = 2
     OVERLOAD_REFUSE = 3
+
+cdef enum:
+    SURPLUS_NS = 3000000000     # what one above a cap has for his handshake and his request
 
 cdef inline bint is_last_answer(Worker* w) noexcept nogil:
     """Whether connections are closed after their answer, whatever the viewer says."""

@@ -206,6 +206,8 @@ cdef void connection_close(Worker* w, Connection* c, bint abruptly) noexcept nog
         add_u64_relaxed(&w.shared.n_connections, <uint64_t>-1)
         store_u64_relaxed(&w.n_connections, w.n_connections - 1)
         count(&w.counters[C_CONNECTIONS_CLOSED], 1)
+        if c.is_surplus:
+            w.n_surplus -= 1
     if c.previous_all != NULL:
         c.previous_all.next_all = c.next_all
     else:

@@ -323,7 +323,7 @@ cdef void advance(Worker* w, Connection* c) noexcept nogil:
     cdef Session* s = session_of(c)
     if c.state != STATE_STREAMS:
         return
-    if is_last_answer(w) and not s.leaving:
+    if (is_last_answer(w) or c.is_surplus) and not s.leaving:
         leave(w, c, SETTLE_NS)
     flush(w, c)
     if c.state != STATE_STREAMS:

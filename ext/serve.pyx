@@ -444,6 +444,8 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
         c.is_restored = 0
     c.window_bytes = 0
     w.origin = NULL
+    if (c if c.carrier == NULL else c.carrier).is_surplus:
+        return respond_error(w, c, 503, True)
     if path_length == 0 or path[0] != 47:
         path = <const uint8_t*>ROOT_PATH
         path_length = 1

@@ -202,8 +202,9 @@ cdef void keep_rest(Worker* w, Connection* c, const uint8_t* data, uint32_t n) n
         return
     if n and not c.has_head_begun:
         c.has_head_begun = 1
-        clear_deadline(w, c)
-        set_deadline(w, c, w.now_ns + w.tables.limits.head_timeout_ns)
+        if not c.is_surplus:
+            clear_deadline(w, c)
+            set_deadline(w, c, w.now_ns + w.tables.limits.head_timeout_ns)
 
 
 cdef bint may_prior_knowledge(Worker* w, Connection* c) noexcept nogil:

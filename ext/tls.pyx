@@ -388,11 +388,15 @@ cdef void on_ready(Worker* w, Connection* c) noexcept nogil:
     count(&w.counters[C_TLS_HANDSHAKES], 1)
     if SSL_session_reused(t.ssl):
         count(&w.counters[C_TLS_RESUMED], 1)
+    t.generation = 3
     if version == TLS1_2_VERSION:
+        t.generation = 2
         count(&w.counters[C_TLS_VERSION_12], 1)
     elif version < TLS1_2_VERSION:
+        t.generation = 1
         count(&w.counters[C_TLS_VERSION_OLD], 1)
-    set_deadline(w, c, w.now_ns + w.tables.limits.head_timeout_ns)
+    if not c.is_surplus:
+        set_deadline(w, c, w.now_ns + w.tables.limits.head_timeout_ns)
 
 
 cdef ssize_t on_failure(Worker* w, Connection* c, bint has_gone) noexcept nogil:

@@ -45,6 +45,7 @@ cdef struct Tls:                # of one connection
     void* worker                # a Worker and a Connection: connection.pxd needs this file
     void* connection
     uint8_t is_ready            # the handshake is over
+    uint8_t generation          # of what was agreed on: 1 before TLS 1.2, 2 that, 3 TLS 1.3; 0: nothing yet
     uint8_t is_judged           # a counter has told how it ended
     uint8_t is_drained          # in this call, the socket was found empty
     uint8_t has_fin             # the socket has ended

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from ext.access_reader import AccessReader, digest_of_query
-from plane_rig import Rig, wait_until
+from h2_rig import CLEARTEXT, H2Viewer
+from plane_rig import Rig, Viewer, wait_until
+from tls_rig import authority, certificate, connect, server, tls_rig
 
 from ext.layout import COUNTERS
 
 Rigs = Callable[..., Rig]
+OFFERED = 1  # layout.pxd: HTTP/2 by ALPN
 KEY = bytes(range(16))
 ZONE, HASH, TRUNCATE = range(3)
 V4 = bytes(10) + b"\xff\xff"
@@ -231,3 +235,42 @@ def test_records_of_all_workers_while_they_are_written(rigs: Rigs) -> None:
                 n += 1
         log.read()
     wait_until(lambda: len(log.read()) + rig.plane.totals()["access_log_dropped"] == n)
+
+
+def test_what_the_viewer_spoke(rigs: Rigs) -> None:
+    plain = rigs(http2=CLEARTEXT)
+    log = logged(plain)
+    plain.store("/x", b"abc")
+    assert plain.viewer().get("/x").status == plain.viewer().get("/x", minor=0).status == 200
+    assert H2Viewer(plain).fetch("/x").status == 200
+    plain.viewer().send(b"nonsense\r\n\r\n")
+    assert [each["http"] for each in log.until(4)] == ["HTTP/1.1", "HTTP/1.0", "h2", "HTTP/1.1"]
+    assert not any("tls" in each for each in log.found)
+
+    secure = tls_rig(rigs, http2=OFFERED)
+    log = logged(secure)
+    secure.store("/x", b"abc")
+    assert H2Viewer(secure).fetch("/x").status == 200
+    old = authority().context()
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    for context in (authority().context(), old):
+        assert connect(secure, context).get("/x").status == 200
+    misplaced = Viewer()
+    misplaced.connect(secure.address)
+    assert misplaced.get("/x").status == 400
+    misplaced.close()
+    spoken = [(each["http"], each.get("tls")) for each in log.until(4)]
+    assert spoken == [("h2", "1.3"), ("HTTP/1.1", "1.3"), ("HTTP/1.1", "1.2"), ("HTTP/1.1", None)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_old_version_is_told_as_such(rigs: Rigs) -> None:
+    rig = rigs(tls=server(certificate(), legacy=True))
+    log = logged(rig)
+    rig.store("/x", b"abc")
+    context = authority().context()
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    assert connect(rig, context).get("/x").status == 200
+    assert log.until(1)[0]["tls"] == "old"

@@ -1,8 +1,9 @@
-"""TLS as bytes, for tests that send what no TLS library would: ClientHellos with any extension, records cut anywhere, and
-records sealed with a real connection's keys. And a socket over TLS that can close one way only. No test lives here."""
+"""TLS as bytes, for tests that send what no TLS library would: ClientHellos with any extension, records cut anywhere,
+and records sealed with a real connection's keys. And a socket over TLS that can close one way only. No test lives here."""
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import os
 import socket
@@ -191,10 +192,8 @@ class TlsSocket:
 
     def flight(self) -> bytes:
         """Takes the handshake a step on. Returns what is to be sent now; b"": it is over, or more must come first."""
-        try:
+        with contextlib.suppress(ssl.SSLWantReadError):
             self.tls.do_handshake()
-        except ssl.SSLWantReadError:
-            pass
         data = self._outgoing.read()
         self.hello = self.hello or data
         return data
@@ -280,10 +279,8 @@ class TlsSocket:
     def shutdown(self, how: int) -> None:
         """close_notify, and the other way stays open (RFC 8446 section 6.1)."""
         assert how == socket.SHUT_WR
-        try:
+        with contextlib.suppress(ssl.SSLError):  # it wants to read the other side's, too
             self.tls.unwrap()
-        except (ssl.SSLWantReadError, ssl.SSLError):
-            pass
         self.flush()
 
     def close(self) -> None:

@@ -1,5 +1,5 @@
-"""Fuzz target: TLS into a worker. ClientHellos with hostile names, protocols, tickets and key shares, flights and records
-cut and changed anywhere, and records sealed with a connection's own keys: alerts, key updates, renegotiation, messages
+"""Fuzz target: TLS into a worker. ClientHellos with hostile names, protocols, tickets and key shares, flights and
+records cut and changed anywhere, and records sealed with a connection's own keys: alerts, key updates, renegotiation, messages
 out of place, early ends. What was only cut is answered to the byte. Other viewers get their bytes, each connection is
 counted as one handshake or one failure, and when all have left nothing is kept.
 
@@ -43,8 +43,8 @@ REQUESTS = [
     b"PUT /generic/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n" + GET,
     b"GET /generic/chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x80abcd",
 ]
-HOSTS = [b"a", b"A.", b"www.corp.example", b".corp.example", b"", b".", b"..", b"*", b"a\0b", b"\xff" * 300, b"127.0.0.1",
-         b"x" * 255, b"xn--", b"a" * 65000]  # fmt: skip
+HOSTS = [b"a", b"A.", b"www.corp.example", b".corp.example", b"", b".", b"..", b"*", b"a\0b", b"\xff" * 300,
+         b"127.0.0.1", b"x" * 255, b"xn--", b"a" * 65000]  # fmt: skip
 PROTOCOLS = [b"h2", b"http/1.1", b"", b"h2c", b"acme-tls/1", b"\0", b"h2\0", b"x" * 255]
 FAILURES = ("broken", "left", "plain", "refused", "slow", "suite", "version")
 SUITES = {
@@ -266,7 +266,7 @@ class Target:
         self.send(source, connected.raw, mutated(source, [data, data, data, *self.flights]))
 
     def phase(self, source: random.Random, client: Client, connected: wire.TlsSocket) -> None:
-        """Records sealed with the handshake's own keys (TLS 1.3) in the place of Finished; else plain messages there."""
+        """Records sealed with the handshake's own keys (TLS 1.3) in the place of Finished; else plain messages."""
         connected.raw.sendall(connected.flight())
         while not (data := connected.flight()):
             connected.feed(self.take(connected))

@@ -241,7 +241,8 @@ def test_the_access_log_says_which_listener(tmp_path: Path, made: Certified, ori
             assert body_over(viewer) == GOOD_BODY
         folder = running.state / "logs"
         lines = wait_for(lambda: [line for path in folder.glob("access*") for line in path.read_text().splitlines()])
-        assert json.loads(lines[0])["listener"] == "lan-tls"
+        line = json.loads(lines[0])
+        assert (line["listener"], line["http"], line["tls"]) == ("lan-tls", "HTTP/1.1", "1.3")
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
