@@ -1,5 +1,5 @@
 """TLS as bytes, for tests that send what no TLS library would: ClientHellos with any extension, records cut anywhere,
-and records sealed with a real connection's keys. And a socket over TLS that can close one way only. No test lives here."""
+and records sealed with a real connection's keys. And a socket over TLS that can close one way only. No test is here."""
 
 from __future__ import annotations
 

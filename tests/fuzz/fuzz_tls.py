@@ -1,7 +1,7 @@
 """Fuzz target: TLS into a worker. ClientHellos with hostile names, protocols, tickets and key shares, flights and
-records cut and changed anywhere, and records sealed with a connection's own keys: alerts, key updates, renegotiation, messages
-out of place, early ends. What was only cut is answered to the byte. Other viewers get their bytes, each connection is
-counted as one handshake or one failure, and when all have left nothing is kept.
+records cut and changed anywhere, and records sealed with a connection's own keys: alerts, key updates, renegotiation,
+messages out of place, early ends. What was only cut is answered to the byte. Other viewers get their bytes, each
+connection is counted as one handshake or one failure, and when all have left nothing is kept.
 
     .venv/bin/python tests/fuzz/fuzz_tls.py 600   so many seconds; prints the number of runs
 """
