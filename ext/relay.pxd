@@ -18,6 +18,7 @@ cdef enum:
 cdef enum:
     LEG_MEDIA = 0
     LEG_FEC
+    LEG_RTX                     # asks for what is missing, and hears the answers (RFC 4588)
     MODE_MERGE = 0              # SMPTE 2022-7: every leg carries the same packets
     MODE_BACKUP                 # the first leg that lives
     OUT_KEEP = 0                # as it came
@@ -58,6 +59,9 @@ cdef enum:                      # columns of a relay's counter row
     R_DROP_RATE
     R_DROP_FEC_MALFORMED
     R_DROP_FEC_REFUSED
+    R_ASKED
+    R_RETRANSMITTED
+    R_DROP_RETRANSMITTED
     R_TS_PACKETS
     R_TS_DAMAGED
     R_TS_CONTINUITY
@@ -141,6 +145,12 @@ cdef struct FecSlot:
     uint8_t offset
     uint8_t count
 
+cdef struct Ask:                # of a packet that was passed over
+    uint64_t sequence           # in window numbers; 0: none
+    int64_t asked_ns            # the last time
+    int64_t next_ns
+    uint32_t n
+
 cdef struct Output:
     int fd
     uint8_t format
@@ -207,6 +217,16 @@ cdef struct Relay:
     FecSlot* fec                # NULL: no leg of repair packets
     uint8_t* fec_data
     uint32_t fec_next
+    Ask* asks                   # by slot; NULL: nothing is asked for again
+    int64_t ask_ns              # when to ask next
+    int64_t ask_again_ns
+    int64_t ask_trip_ns
+    uint32_t ask_leg
+    uint32_t ask_ssrc
+    uint32_t ask_length
+    uint8_t ask_to[28]          # struct sockaddr_in or sockaddr_in6
+    uint8_t ask_name[16]        # RFC 7022: random
+    uint8_t rtx_type
     Fanout* seen                # of this pass
     TsState* ts
     uint64_t* counters

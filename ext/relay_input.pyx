@@ -5,6 +5,7 @@ from libc.string cimport memcpy, memset
 
 from ext.atomics cimport count, store_u64_relaxed
 from ext.relay cimport *
+from ext.relay_ask cimport ask_missed, ask_take
 from ext.relay_fec cimport fec_forget, fec_take, fec_try
 from ext.relay_wire cimport *
 
@@ -21,7 +22,7 @@ cdef bint relay_open(Relay* r, uint64_t window_packets, bint has_fec) noexcept n
     r.next = FIRST_NUMBER
     r.newest = FIRST_NUMBER - 1
     r.oldest_unsent = FIRST_NUMBER
-    r.hole_ns = r.due_ns = INT64_MAX
+    r.hole_ns = r.due_ns = r.ask_ns = INT64_MAX
     r.seen_type = 255
     r.format = r.wanted_format
     r.ready = <uint64_t*>calloc(window_packets, sizeof(uint64_t))
@@ -45,6 +46,8 @@ cdef void relay_close(Relay* r) noexcept nogil:
     free(r.ts)
     free(r.fec)
     free(r.fec_data)
+    free(r.asks)
+    r.asks = NULL
     r.ready = NULL
     r.slots = NULL
     r.data = r.fec_data = NULL
@@ -220,6 +223,8 @@ cdef void accept(Relay* r, uint32_t leg, uint64_t sequence, const uint8_t* data,
     r.good_ns = now
     r.late_run = 0
     if sequence > r.newest:
+        if r.asks != NULL:
+            ask_missed(r, r.newest + 1, sequence - 1, now)
         r.newest = sequence
         r.newest_rtp = rtp.sequence
         r.newest_leg = <uint8_t>leg
@@ -256,6 +261,12 @@ cdef void take_rtp(Relay* r, uint32_t index, const uint8_t* data, uint32_t lengt
     cdef int said = read_rtp(data, length, &rtp)
     if said != WIRE_OK:
         count(&r.counters[R_DROP_RTCP if said == WIRE_RTCP else R_DROP_MALFORMED], 1)
+        return
+    if r.asks != NULL and (rtp.payload_type == r.rtx_type or leg.kind == LEG_RTX):
+        if rtp.payload_type == r.rtx_type:
+            ask_take(r, data, length, &rtp, now)
+        else:
+            count(&r.counters[R_DROP_TYPE], 1)
         return
     if r.payload_type != 255 and rtp.payload_type != r.payload_type:
         count(&r.counters[R_DROP_TYPE], 1)
@@ -354,9 +365,12 @@ cdef void relay_take(Relay* r, uint32_t index, const uint8_t* data, uint32_t len
     if is_over_cap(r, leg, length, now):
         count(&r.counters[R_DROP_RATE], 1)
         return
-    if leg.kind == LEG_FEC:
+    if leg.kind != LEG_MEDIA:
         leg.last_ns = now
-        fec_take(r, data, length, now)
+        if leg.kind == LEG_FEC:
+            fec_take(r, data, length, now)
+        else:
+            take_rtp(r, index, data, length, now)
         return
     if r.mode == MODE_BACKUP and index != r.active and not takes_over(r, index, now):
         leg.last_ns = now

@@ -10,6 +10,7 @@ import numpy as np
 
 from ext.atomics cimport *
 from ext.relay cimport *
+from ext.relay_ask cimport ASK_AGAIN_NS, ASK_BYTES, ask_write
 from ext.relay_input cimport relay_close, relay_expire, relay_gauges, relay_open, relay_take, source_allowed
 from ext.relay_send cimport Sender, relay_pump
 from ext.relay_wire cimport FORMAT_DETECT, FORMAT_RTP
@@ -34,7 +35,7 @@ RELAY_COUNTERS = (
     (R_PACKETS, "packets", "packets sent on in order, each once"),
     (R_PACKET_BYTES, "packet_bytes", "their payload bytes"),
     (R_LOST, "lost", "packets that never came, from no leg and no repair"),
-    (R_REPAIRED, "repaired", "packets given back by repair packets (SMPTE 2022-1)"),
+    (R_REPAIRED, "repaired", "packets given back by repair packets (SMPTE 2022-1) or retransmission (RFC 4588)"),
     (R_MERGED, "merged", "packets that one leg missed and another brought (SMPTE 2022-7)"),
     (R_REORDERED, "reordered", "packets put back in order"),
     (R_DUPLICATE, "duplicate", "packets that were there already"),
@@ -57,6 +58,9 @@ RELAY_COUNTERS = (
     (R_DROP_RATE, "drop_rate", "dropped: beyond the relay's bitrate"),
     (R_DROP_FEC_MALFORMED, "drop_fec_malformed", "dropped: repair packets that can't be read"),
     (R_DROP_FEC_REFUSED, "drop_fec_refused", "dropped: repair packets of no stream that there is"),
+    (R_ASKED, "asked", "requests for missing packets (RFC 4585), each packet's and each time"),
+    (R_RETRANSMITTED, "retransmitted", "packets that came by retransmission (RFC 4588)"),
+    (R_DROP_RETRANSMITTED, "drop_retransmitted", "retransmissions of what was not asked for, or is there already"),
     (R_TS_PACKETS, "ts_packets", "transport packets in what was sent on"),
     (R_TS_DAMAGED, "ts_damaged", "transport packets that are damaged or unreadable"),
     (R_TS_CONTINUITY, "ts_continuity", "transport packets out of continuity"),
@@ -86,13 +90,13 @@ cdef object rows(uint32_t n, uint32_t stride):
 
 
 cdef class Settings:
-    """Of one relay, checked. `legs`: (fd, "media"|"fec", ((16-byte address, bits), ...)); -1 for fd without sockets."""
+    """Of one relay, checked. `legs`: (fd, "media"|"fec"|"rtx", ((16-byte address, bits), ...)); -1 for fd without sockets."""
 
     cdef readonly object legs
     cdef Relay* relay
 
     def __cinit__(self, *, legs, mode="merge", is_rtp=False, wait_ns=0, failover_ns=500_000_000, window_packets=256,
-                  slot_bytes=1536, payload_type=255, clock_hz=90000, cap_bytes_s=0):
+                  slot_bytes=1536, payload_type=255, clock_hz=90000, cap_bytes_s=0, ask_to=b"", ask_ssrc=0, ask_name=b"", rtx_type=255):
         cdef Relay* r
         cdef Leg* leg
         if not 1 <= len(legs) <= MAX_LEGS or mode not in MODES or not 0 <= wait_ns <= 10_000_000_000:
@@ -121,9 +125,10 @@ cdef class Settings:
         for i, (fd, kind, sources) in enumerate(legs):
             leg = &r.legs[i]
             leg.fd = fd
-            leg.kind = LEG_FEC if kind == "fec" else LEG_MEDIA
+            leg.kind = {"media": LEG_MEDIA, "fec": LEG_FEC, "rtx": LEG_RTX}[kind]
             has_fec = has_fec or kind == "fec"
-            r.n_media += kind != "fec"
+            r.n_media += kind == "media"
+            r.ask_leg = i if kind == "rtx" else r.ask_leg
             if len(sources) > MAX_SOURCES:
                 raise ValueError("too many source networks")
             leg.n_sources = len(sources)
@@ -134,6 +139,23 @@ cdef class Settings:
                 leg.sources[j].bits = bits
         if not relay_open(r, window_packets, has_fec):
             raise MemoryError
+        if ask_to:
+            self._ask(ask_to, ask_ssrc, ask_name, rtx_type)
+
+    cdef _ask(self, bytes to, uint32_t ssrc, bytes name, uint8_t rtx_type):
+        """`to`: a row of a fan-out table, whom missing packets are asked from."""
+        cdef Relay* r = self.relay
+        if len(to) != sizeof(Destination) or len(name) != sizeof(r.ask_name) or rtx_type > 127 or r.legs[r.ask_leg].kind != LEG_RTX:
+            raise ValueError("asking needs a leg of kind rtx, a destination, 16 bytes of name and a payload type")
+        r.asks = <Ask*>calloc(r.mask + 1, sizeof(Ask))
+        if r.asks == NULL:
+            raise MemoryError
+        memcpy(r.ask_to, <const char*>to, sizeof(r.ask_to))
+        memcpy(&r.ask_length, <const char*>to + sizeof(r.ask_to), sizeof(r.ask_length))
+        memcpy(r.ask_name, <const char*>name, sizeof(r.ask_name))
+        r.ask_ssrc = ssrc
+        r.rtx_type = rtx_type
+        r.ask_again_ns = ASK_AGAIN_NS
 
     def __dealloc__(self):
         if self.relay != NULL:
@@ -446,6 +468,12 @@ cdef class RelayBench:
             raise IndexError("no such leg")
         relay_take(self.settings.relay, leg, <const uint8_t*><const char*>data, <uint32_t>len(data), now)
         return self._released()
+
+    def ask(self, int64_t now) -> bytes:
+        """The RTCP packet that asks for what is missing; empty: nothing is due."""
+        cdef uint8_t packet[ASK_BYTES]
+        cdef uint32_t size = ask_write(self.settings.relay, now, packet) if self.settings.relay.asks != NULL else 0
+        return (<const char*>packet)[:size]
 
     def expire(self, int64_t now) -> list:
         """Packets released because a hole was given up."""

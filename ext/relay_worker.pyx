@@ -7,6 +7,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from ext.atomics cimport *
 from ext.relay cimport *
+from ext.relay_ask cimport ASK_BYTES, ask_write
 from ext.relay_input cimport relay_expire, relay_gauges, relay_take, source_allowed
 from ext.relay_send cimport *
 
@@ -52,6 +53,9 @@ cdef extern from * nogil:
         }
         return size;
     }
+    static void acc_send_to(int fd, const void *data, uint32_t size, const void *to, uint32_t to_size) {
+        sendto(fd, data, size, MSG_DONTWAIT, (const struct sockaddr *)to, to_size);
+    }
     /* The sender as 16 bytes (IPv4 mapped) and port; -1 for what is neither family. */
     static int acc_source(const void *name, uint8_t *address) {
         const struct sockaddr *s = name;
@@ -85,6 +89,7 @@ cdef extern from * nogil:
     int64_t acc_now_ns()
     uint32_t acc_received(msghdr*, int64_t*)
     int acc_source(const void*, uint8_t*)
+    void acc_send_to(int, const void*, uint32_t, const void*, uint32_t)
     enum: MSG_TRUNC
     enum: MSG_DONTWAIT
     int recvmmsg(int, mmsghdr*, unsigned int, int, void*)
@@ -230,6 +235,14 @@ cdef void receive(RelayWorker* w, Relay* r, uint32_t leg) noexcept nogil:
             return
 
 
+cdef void ask(Relay* r, int64_t now) noexcept nogil:
+    """Asks for what is missing and due. One that can't be sent is as one that was lost: it is asked again."""
+    cdef uint8_t packet[ASK_BYTES]
+    cdef uint32_t size = ask_write(r, now, packet)
+    if size:
+        acc_send_to(r.legs[r.ask_leg].fd, packet, size, r.ask_to, r.ask_length)
+
+
 cdef void attend(RelayWorker* w, RelayList* relays, int64_t now, bint with_gauges) noexcept nogil:
     """What time brings: holes given up, trains due."""
     cdef Relay* r
@@ -244,6 +257,8 @@ cdef void attend(RelayWorker* w, RelayList* relays, int64_t now, bint with_gauge
             relay_see(r)
             relay_expire(r, now)
             relay_pump(&w.sender, r, now)
+        if r.ask_ns <= now:
+            ask(r, now)
         r.seen = NULL
 
 
@@ -251,8 +266,12 @@ cdef int64_t earliest(RelayList* relays) noexcept nogil:
     cdef int64_t due = INT64_MAX
     cdef uint32_t i
     for i in range(relays.n):
-        if relays.relays[i] != NULL and relays.relays[i].due_ns < due:
+        if relays.relays[i] == NULL:
+            continue
+        if relays.relays[i].due_ns < due:
             due = relays.relays[i].due_ns
+        if relays.relays[i].ask_ns < due:
+            due = relays.relays[i].ask_ns
     return due
 
 

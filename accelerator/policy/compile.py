@@ -15,7 +15,14 @@ from ipaddress import IPv4Network, IPv6Network
 from accelerator.policy.credentials import places_of
 from accelerator.policy.model import Origin, Policy, Relay, RelayOutput
 from accelerator.policy.relay_addresses import dscp_value
-from accelerator.policy.relay_rules import CONNECTED, REORDER_FEC_S, REORDER_LEGS_S, REORDER_S, inputs_of
+from accelerator.policy.relay_rules import (
+    CONNECTED,
+    REORDER_FEC_S,
+    REORDER_LEGS_S,
+    REORDER_RETRANSMIT_S,
+    REORDER_S,
+    inputs_of,
+)
 from accelerator.policy.relay_rules import Input as RelayInput
 
 PROFILES = ("media", "generic")
@@ -136,6 +143,9 @@ class RelayRow:
     bitrate_bps: int
     outputs: tuple[RelayOutputRow, ...]
     announce: str = ""
+    # Whom missing packets are asked from, and the payload type of the answers; None: nobody.
+    asks: tuple[str, int] | None = None
+    asks_type: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +301,7 @@ def _relay_row(name: str, relay: Relay) -> RelayRow:
     reorder_s = relay.reorder
     if reorder_s is None:
         reorder_s = REORDER_LEGS_S if len(relay.from_) > 1 and relay.mode == "legs" else REORDER_S
+        reorder_s = max(reorder_s, REORDER_RETRANSMIT_S) if relay.retransmit is not None else reorder_s
         reorder_s = max(reorder_s, REORDER_FEC_S) if relay.fec != "none" else reorder_s
     return RelayRow(
         name=name,
@@ -306,6 +317,8 @@ def _relay_row(name: str, relay: Relay) -> RelayRow:
         bitrate_bps=relay.bitrate or 0,
         outputs=tuple(_relay_output_row(each, keeps_rtp=relay.from_[0].scheme not in CONNECTED) for each in relay.to),
         announce=relay.announce or "",
+        asks=relay.retransmit.from_ if relay.retransmit is not None else None,
+        asks_type=relay.retransmit.payload_type if relay.retransmit is not None else -1,
     )
 
 

@@ -28,7 +28,7 @@ WAY_KEYS = ("from", "resolve", "via", "via_credential", "ca", "client_certificat
 # What a relay's input is made of: with another value it begins anew.
 RELAY_INPUT_KEYS = (
     "from", "interface", "interfaces", "mode", "failover", "reorder", "sources", "payload_type", "fec", "bitrate",
-    "connection",
+    "connection", "retransmit",
 )  # fmt: skip
 # What a process is built with once: a running daemon refuses another value.
 RESTART_KEYS = ("workers", "cache.memory", "cache.disk", "admin")

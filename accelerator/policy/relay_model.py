@@ -94,6 +94,18 @@ class Connection(Section):
     )
 
 
+class Retransmit(Section):
+    from_: Receiver = Field(
+        alias="from", description="Who is asked for missing packets (RTCP feedback): the sender, or its repair server."
+    )
+    payload_type: Annotated[int, *whole_between(0, 127)] = Field(
+        default=97, description="The RTP payload type of what is sent again (RFC 4588)."
+    )
+    port: Annotated[int, *whole_between(0, 65_535)] = Field(
+        default=0, description="The own UDP port that asks, where answers may come too; 0: any."
+    )
+
+
 class Relay(Section):
     from_: tuple[RelayUrl, ...] = Field(
         alias="from",
@@ -125,7 +137,7 @@ class Relay(Section):
     )
     reorder: Annotated[float, *time_between("0ms", "5s")] | None = Field(
         default=None,
-        description="How long a missing packet is waited for; left out: 50ms, 250ms with legs, 600ms with fec.",
+        description="How long a missing packet is waited for; left out: 50ms; legs, retransmit: 250ms; fec: 600ms.",
     )
     sources: Annotated[tuple[Network, ...], empty_means(tuple)] = Field(
         default=(), max_length=8, description="Whose packets are taken; left out: the input's source, else anybody's."
@@ -136,6 +148,9 @@ class Relay(Section):
     fec: Literal["none", "columns", "both"] = Field(
         default="none",
         description="Repair packets (SMPTE 2022-1) of the first input: columns on its port + 2, rows on its port + 4.",
+    )
+    retransmit: Retransmit | None = Field(
+        default=None, description="Missing packets are asked for again (RFC 4585, RFC 4588); left out: they are not."
     )
     announce: ShortText | None = Field(
         default=None, description="The name by which its groups are announced (SAP); left out: they are not."

@@ -17,6 +17,7 @@ from accelerator.policy.units import nearest
 REORDER_S = 0.05
 REORDER_LEGS_S = 0.25
 REORDER_FEC_S = 0.6
+REORDER_RETRANSMIT_S = 0.25
 # Schemes that connect: their packets come by a process.
 CONNECTED = ("srt", "rist")
 
@@ -44,7 +45,8 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One socket of a relay. `kind`: media or fec. `session`: its packets come by a process (SRT, RIST), as RTP."""
+    """One socket of a relay. `kind`: media, fec, or rtx: what asks for missing packets. `session`: its packets come by
+    a process (SRT, RIST), as RTP."""
 
     url_index: int
     kind: str
@@ -68,6 +70,9 @@ def inputs_of(relay: Relay) -> tuple[Input, ...]:
     first = found[0]
     for offset in {"none": (), "columns": (2,), "both": (2, 4)}[relay.fec]:
         found.append(Input(0, "fec", first.host, first.port + offset, first.source, first.interface, True))
+    if relay.retransmit is not None:
+        whom = relay.retransmit.from_.host
+        found.append(Input(0, "rtx", "::" if ":" in whom else "0.0.0.0", relay.retransmit.port, whom, None, True))
     return tuple(found)
 
 
@@ -144,6 +149,7 @@ def _input_findings(name: str, relay: Relay) -> Iterator[Finding]:
             yield Finding((name, "fec"), f"{where}.fec: makes {n_legs} streams of one relay, at most {LEGS_MAX} can be")
         elif relay.from_[0].port + (2 if relay.fec == "columns" else 4) > 65_535:
             yield Finding((name, "fec"), f"{where}.fec: its ports would be beyond 65535")
+    yield from _retransmit_findings(name, relay)
     yield from _connection_findings(name, relay)
     for index, url in enumerate(relay.from_):
         address = ip_address(url.host)
@@ -161,6 +167,20 @@ def _input_findings(name: str, relay: Relay) -> Iterator[Finding]:
     n_receivers = sum(len(output.unicast or ()) + (output.group is not None) for output in relay.to)
     if n_receivers > relay.receivers:
         yield Finding((name, "receivers"), f"{where}.receivers: {n_receivers} are listed, {relay.receivers} may be")
+
+
+def _retransmit_findings(name: str, relay: Relay) -> Iterator[Finding]:
+    if relay.retransmit is None:
+        return
+    below, key = (name, "retransmit"), f"relays.{name}.retransmit"
+    if relay.from_[0].scheme != "rtp":
+        yield Finding(below, f"{key}: asks by RTP's numbers, so the input has to be rtp://")
+    elif len(relay.from_) > 1:
+        yield Finding(below, f"{key}: asks one sender for one stream: with several inputs they fill each other's gaps")
+    if relay.payload_type == relay.retransmit.payload_type:
+        yield Finding((*below, "payload_type"), f"{key}.payload_type: is that of the stream itself")
+    if relay.reorder is not None and relay.reorder < 0.02:
+        yield Finding((name, "reorder"), f"relays.{name}.reorder: is over before an answer can come", True)
 
 
 def _connection_findings(name: str, relay: Relay) -> Iterator[Finding]:
@@ -239,6 +259,8 @@ def _inputs_taken_twice(policy: Policy) -> Iterator[Finding]:
         for each in inputs_of(relay):
             if ip_address(each.host).is_multicast or (each.session is not None and not each.session.is_listener):
                 continue
+            if each.kind == "rtx" and each.port == 0:
+                continue
             owner = taken.setdefault((each.host, each.port), name)
             if owner != name:
                 message = f"{Address(each.host, each.port)} is the input of relay '{owner}' already"
@@ -250,7 +272,7 @@ def _loops(policy: Policy) -> Iterator[Finding]:
     sources: dict[tuple[str, int], list[tuple[str, str | None]]] = {}
     for name, relay in policy.relays.items():
         for each in inputs_of(relay):
-            if each.session is not None:  # what we send there is no handshake
+            if each.session is not None or each.kind == "rtx":  # what we send there is no handshake, and no answer
                 continue
             sources.setdefault((each.host, each.port), []).append((name, each.interface))
     for name, relay in policy.relays.items():

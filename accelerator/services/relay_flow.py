@@ -5,7 +5,9 @@ When it begins, changes and ends is relays.py's matter; packets are the data pla
 
 from __future__ import annotations
 
+import base64
 import random
+import secrets
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -83,7 +85,8 @@ class Outlet:
 
 def input_key(row: RelayRow) -> tuple[object, ...]:
     """What the data plane's relay is made of: with another one it begins anew."""
-    return (row.inputs, row.is_backup, row.failover_ns, row.wait_ns, row.sources, row.payload_type, row.bitrate_bps)
+    return (row.inputs, row.is_backup, row.failover_ns, row.wait_ns, row.sources, row.payload_type, row.bitrate_bps,
+            row.asks, row.asks_type)  # fmt: skip
 
 
 def settings_of(row: RelayRow, legs: Iterable[Leg]) -> RelaySettings:
@@ -92,7 +95,7 @@ def settings_of(row: RelayRow, legs: Iterable[Leg]) -> RelaySettings:
     for leg in legs:
         own = [_packed(leg.spec.source)] if leg.spec.source else []
         # The process admits senders itself; what it gives comes by a socket connected to it alone.
-        admitted = tuple(listed or own) if leg.intake is None else ()
+        admitted = () if leg.intake is not None else tuple(own if leg.spec.kind == "rtx" else listed or own)
         rows.append((leg.socket.fileno(), leg.spec.kind, admitted))
     is_wide = len(rows) > 1 and not row.is_backup
     return RelaySettings(
@@ -105,6 +108,11 @@ def settings_of(row: RelayRow, legs: Iterable[Leg]) -> RelaySettings:
         slot_bytes=DATAGRAM_BYTES_MAX,
         payload_type=255 if row.payload_type < 0 else row.payload_type,
         cap_bytes_s=row.bitrate_bps // 8,
+        ask_to=destination_row(*row.asks) if row.asks is not None else b"",
+        # RFC 7022 section 4.2: 96 random bits in Base64. RFC 3550 section 5.1: a random SSRC.
+        ask_name=base64.b64encode(secrets.token_bytes(12)),
+        ask_ssrc=secrets.randbits(32),
+        rtx_type=row.asks_type if row.asks is not None else 255,
     )
 
 

@@ -108,6 +108,7 @@ def test_the_default_policy_has_every_key() -> None:
     for name in ("reorder", "payload_type", "bitrate", "announce"):
         tree["relays"]["hall"][name] = "commented out: no value stands for their lack"
     tree["relays"]["hall"]["connection"] = dict.fromkeys(Connection.model_fields, "commented out: is of srt and rist")
+    tree["relays"]["hall"]["retransmit"] = {"from": "", "payload_type": "", "port": ""}
     tree["relays"]["hall"]["to"][1] |= {"http": "", "rate": ""}
     for path in KEYS:
         node: Any = tree

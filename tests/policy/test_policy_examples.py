@@ -34,6 +34,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "listen.NAME.zones": {"zones": {"desks": {"nets": ["10.12.0.0/22"]}}},
     "relays.NAME.interfaces": {"relays": {"hall": {"from": ["rtp://239.1.1.1:5004", "rtp://239.1.1.2:5004"]}}},
     **{f"relays.NAME.connection{key}": SRT for key in ("", ".mode", ".latency", ".passphrase", ".stream_id")},
+    **{f"relays.NAME.retransmit.{key}": {"relays.NAME.retransmit": {"from": "10.1.0.1:5005"}}
+       for key in ("payload_type", "port")},
     "relays.NAME.connection.profile": {"relays": {"hall": {"from": ["rist://10.9.0.1:9000"]}}},
     "relays.NAME.to.unicast": {"relays.NAME.to": [{}]},
     "relays.NAME.to.http": {"relays.NAME.to": [{}]},

@@ -416,6 +416,7 @@ def test_what_begins_anew_is_what_the_diff_says() -> None:
         "failover": "1s", "reorder": "1s", "sources": ["10.0.0.0/8"], "payload_type": 33, "fec": "both",
         "bitrate": "1Mbit/s", "join": "always", "linger": "1s", "receivers": 5, "announce": "x",
         "to": [{"unicast": []}], "connection": {"latency": "1s"},
+        "retransmit": {"from": "10.0.0.1:5005"},
     }  # fmt: skip
     assert values.keys() == policy.relays["r"].model_dump(by_alias=True).keys()
     for key, value in values.items():
