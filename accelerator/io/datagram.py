@@ -76,10 +76,11 @@ def join(made: socket.socket, membership: Membership) -> None:
     _change(made, membership, _MCAST_JOIN_GROUP, _MCAST_JOIN_SOURCE_GROUP)
 
 
-def leave(made: socket.socket, membership: Membership) -> None:
-    """Leaves; one that is gone already, with its interface or address, is no error."""
+def leave(made: socket.socket, membership: Membership, index: int = 0) -> None:
+    """Leaves; one that is gone already, with its interface or address, is no error. `index`: of the interface where it
+    was joined, which may have another name by now."""
     with contextlib.suppress(AcceleratorError):
-        _change(made, membership, _MCAST_LEAVE_GROUP, _MCAST_LEAVE_SOURCE_GROUP)
+        _change(made, membership, _MCAST_LEAVE_GROUP, _MCAST_LEAVE_SOURCE_GROUP, index)
 
 
 def open_output(
@@ -200,11 +201,11 @@ def _packed(address: str) -> bytes:
     return packed.ljust(_SOCKADDR_STORAGE_BYTES, b"\0")
 
 
-def _change(made: socket.socket, membership: Membership, of_any: int, of_source: int) -> None:
+def _change(made: socket.socket, membership: Membership, of_any: int, of_source: int, index: int = 0) -> None:
     level = socket.IPPROTO_IPV6 if made.family == socket.AF_INET6 else socket.IPPROTO_IP
     try:
         # struct group_req, struct group_source_req: the index is padded to eight bytes.
-        head = struct.pack("=II", _index(membership.interface), 0) + _packed(membership.group)
+        head = struct.pack("=II", index or _index(membership.interface), 0) + _packed(membership.group)
         if not membership.sources:
             _set_membership(made, level, of_any, head)
         for source in membership.sources:

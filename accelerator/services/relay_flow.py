@@ -28,7 +28,7 @@ from accelerator.dataplane import (
 from accelerator.errors import AcceleratorError
 from accelerator.io.datagram import Membership, destination_row, join, leave, open_output, point_output
 from accelerator.io.intakes import Intake
-from accelerator.io.links import Link, speed_bps
+from accelerator.io.links import IpAddress, Link, speed_bps
 from accelerator.policy.compile import RelayOutputRow, RelayRow
 from accelerator.policy.relay_rules import Input
 from accelerator.protocols.relay_signal import Signal, State
@@ -54,7 +54,7 @@ class Leg:
     spec: Input
     socket: socket.socket
     is_joined: bool = False
-    link: tuple[object, ...] = ()
+    link: tuple[int, tuple[IpAddress, ...]] | tuple[()] = ()
     trouble: str = ""
     intake: Intake | None = None
     n_refused_told: int = 0
@@ -283,7 +283,7 @@ class Flow:
         link = links.get(name) if name is not None else None
         seen = (link.index, link.addresses) if link is not None else ()
         if leg.is_joined and (not is_wanted or (name is not None and seen != leg.link)):
-            leave(leg.socket, leg.membership)
+            leave(leg.socket, leg.membership, leg.link[0] if leg.link else 0)
             leg.is_joined = False
         if not is_wanted:
             leg.trouble = ""
