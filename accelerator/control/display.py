@@ -121,7 +121,27 @@ def status_page(status: Mapping[str, Any]) -> RenderableType:
         state = Text("alive", style="green") if worker["alive"] else Text("dead", style="bold red")
         workers.add_row(str(worker["index"]), count_text(worker["connections"]), state)
     certificates = _certificates(status.get("certificates", ()))
-    return Group(verdict, facts, listeners, *certificates, workers, *_upstreams(status.get("upstreams", ())))
+    links = _links(status.get("links", ()))
+    return Group(verdict, facts, listeners, *certificates, workers, *links, *_upstreams(status.get("upstreams", ())))
+
+
+def _links(rows: Any) -> list[RenderableType]:
+    """WAN links, and of each class what it fetches against the link's budget."""
+    table = _table("link", "state", "budget", "class", "now", "bytes", "transfers", "waiting",
+                   right=("budget", "now", "bytes", "transfers", "waiting"))  # fmt: skip
+    for row in rows:
+        state = Text("up", style="green") if row["up"] else Text(printable(row["why"]) or "down", style="bold red")
+        budget = f"{row['video_bps'] / 1e6:.6g} Mbit/s" if row["video_bps"] else "none"
+        first = (printable(f"{row['name']} ({row['interface']})"), state, budget)
+        busy = [each for each in row["classes"] if each["bytes"] or each["transfers"]]
+        for each in busy:
+            figures = (each["bytes"], each["transfers"], each["waiting"])
+            rate = f"{each['bps'] / 1e6:.1f} Mbit/s"
+            table.add_row(*first, printable(each["name"]), rate, *(count_text(figure) for figure in figures))
+            first = ("", Text(""), "")
+        if not busy:
+            table.add_row(*first, "", "", "", "", "")
+    return [table] if rows else []
 
 
 def _certificates(rows: Any) -> list[RenderableType]:

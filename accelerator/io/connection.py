@@ -16,7 +16,8 @@ from accelerator.io.body_writer import Body, BodyWriter
 from accelerator.io.deadline import Deadline
 from accelerator.io.head_reader import HEAD_BYTES_MAX, HeadReader
 from accelerator.io.origin import OriginCounters, ParentProxy, Upstream
-from accelerator.io.phase import BODY, Owner, Phase, is_kept
+from accelerator.io.pacing import Flow, Lane
+from accelerator.io.phase import BODY, Owner, Phase, is_kept, late, why_lost
 from accelerator.io.response import ParseResponse, Response, Sink, SwitchSink
 from accelerator.io.switch import Switch
 from accelerator.protocols.chunked import ChunkedDecoder
@@ -70,6 +71,8 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._gave_sink_memory = False
         self._in_get_buffer = False
         self._paused = False
+        self._flow: Flow | None = None
+        self._is_held = False  # by the link's budget; the sink and its memory know nothing of it
         self._is_transport_paused = False
         self._pending = bytearray()  # body bytes that came while paused: at most what one read gave
         self._deadline = Deadline(loop, self._timed_out)
@@ -104,10 +107,12 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         head_timeout_s: float,
         body_timeout_s: float,
         allows_switch: bool = False,
+        lane: Lane | None = None,
     ) -> None:
         """Sends `request`, then `body` as it comes; an idle connection only.
 
-        `allows_switch`: the request asks for another protocol, and the sink is a SwitchSink."""
+        `allows_switch`: the request asks for another protocol, and the sink is a SwitchSink. `lane`: whose budget the
+        answer counts in."""
         assert self._phase is Phase.IDLE
         assert self._transport is not None
         self.exchanges += 1
@@ -123,6 +128,10 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         )
         self._body_timeout_s, self._head_timeout_s = body_timeout_s, head_timeout_s
         self._deadline.set(head_timeout_s)
+        self._flow = lane.begin(self, self._sock) if lane is not None else None
+        if self._flow is not None and self._ssl_object is not None:
+            # uvloop's TLS reads 256 KiB ahead of who has paused it: so much more in the WAN's queue at once.
+            self._transport.set_read_buffer_limits(self._flow.quantum)  # type: ignore[attr-defined]
         self._transport.write(request)
         if body is not None:
             self._deadline.clear()  # the head's time begins when the body has ended
@@ -184,10 +193,26 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         if self._phase in BODY or self._phase is Phase.DONE:
             self._loop.call_soon(self._resume_soon, self._call)
 
+    def hold(self) -> None:
+        """As `pause`, but for the budget of the link: what was read already still goes to the sink."""
+        self._is_held = True
+        if self._phase in BODY:
+            self._pause_transport()
+
+    def let_go(self) -> None:
+        self._is_held = False
+        if not self._paused and self._phase in BODY:
+            self._read_on()
+
     def abandon(self) -> None:
         """Ends the exchange without another word to anybody, and the connection with it."""
         self._detach()
         self._abort()
+
+    def way_lost(self) -> None:
+        """What it goes over is dead: the exchange fails now instead of at its time-out."""
+        if self._call is not None and self._phase is not Phase.DONE:
+            self._fail(OriginError("reset", f"{self.upstream}: its link is down", can_retry=True))
 
     def close(self) -> None:
         """An idle connection, in good order."""
@@ -237,7 +262,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
                     raise ValueError("a sink gave an empty buffer")
                 if self._sink is sink and not self._paused:
                     self._gave_sink_memory = True
-                    return memory
+                    return memory if self._flow is None else memory[: self._flow.quantum]
             except Exception as exc:
                 self._sink_broke(exc)
         if self._scratch is None:
@@ -256,6 +281,8 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             else:
                 assert self._scratch is not None
                 self._take(memoryview(self._scratch)[:nbytes])
+            if self._flow is not None:
+                self._flow.read()
         except OriginError as error:
             error.message = f"{self.upstream}: {error.message}"
             self._fail(error)
@@ -272,7 +299,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         is_clean = self._drain_tls() and exc is None
         self._stream_ended(is_clean)
         if self._call is not None and self._phase is not Phase.DONE:
-            self._fail(self._why_lost(exc))
+            self._fail(why_lost(self.upstream, exc, self._received_any))
         if self._phase is not Phase.DONE:
             self._deadline.cancel()
             self._phase = Phase.CLOSED
@@ -326,7 +353,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         if self._writer is not None and not self._writer.is_done and response.status >= 400:
             # Who has refused need not read on, and writing to who has closed would reset his answer away.
             self._writer.is_done = self._is_cut = True
-        if self._paused:
+        if self._paused or self._is_held:
             self._pause_transport()
         sink.head_received(response, self.upstream)
         if self._call is not call:
@@ -355,7 +382,8 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
     def _body_arrived_in_place(self, n: int) -> None:
         sink, call = self._sink, self._call
         assert sink is not None
-        self._deadline.move(self._body_timeout_s)
+        if not self._is_held:
+            self._deadline.move(self._body_timeout_s)
         if self._phase is Phase.LENGTH:
             self._remaining -= n
             sink.bytes_received(n)
@@ -367,7 +395,7 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
     def _take(self, data: memoryview) -> None:
         """Bytes after the head that stand in the scratch buffer. None at all may complete an empty body."""
         call = self._call
-        if data and self._phase in BODY and not self._paused:
+        if data and self._phase in BODY and not self._paused and not self._is_held:
             self._deadline.move(self._body_timeout_s)
         if self._phase is Phase.LENGTH:
             body = data[: self._remaining]
@@ -459,7 +487,11 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             return
         if self._phase is Phase.DONE:
             self._finish(call)
-        elif self._transport is not None and self._deadline.at_s is None:
+        elif not self._is_held:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if self._transport is not None and self._deadline.at_s is None:
             self._deadline.set(self._left_s)
             self._resume_transport()
 
@@ -493,16 +525,6 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             self.buffer_updated(n)
         return False
 
-    def _why_lost(self, exc: Exception | None) -> OriginError:
-        message = f"{self.upstream}: {exc or 'closed'}"
-        if isinstance(exc, ssl.SSLError):
-            return OriginError("tls", message)
-        if exc is not None:
-            return OriginError("reset", message, can_retry=True)
-        if not self._received_any:
-            return OriginError("closed", f"{self.upstream}: closed without a response", can_retry=True)
-        return OriginError("truncated", f"{self.upstream}: closed within the response", can_retry=True)
-
     def _fail(self, error: OriginError) -> None:
         call, received_any = self._call, self._received_any
         self._detach()
@@ -519,7 +541,10 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._call = self._sink = self._decoder = self._reader = self._writer = None
         self._phase = Phase.CLOSED
         self._pending = bytearray()
-        self._paused = False
+        self._paused = self._is_held = False
+        if self._flow is not None:
+            self._flow.end()
+            self._flow = None
         self._deadline.clear()
 
     def _abort(self) -> None:
@@ -556,7 +581,8 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
             self._pause_transport_if_needed()
 
     def _pause_transport_if_needed(self) -> None:
-        if self._transport is None or self._is_transport_paused or not self._paused or self._phase not in BODY:
+        is_wanted = self._phase in BODY and not self._paused and not self._is_held
+        if self._transport is None or self._is_transport_paused or is_wanted or self._phase not in BODY:
             return
         self._is_transport_paused = True
         self._transport.pause_reading()
@@ -569,15 +595,6 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
     def _timed_out(self) -> None:
         if self._phase is Phase.IDLE:
             self.close()
-        elif self._phase is Phase.HEAD and self._writer is not None and not self._writer.is_done:
+        elif self._phase is Phase.HEAD or self._phase in BODY:
             self._counters.timeouts += 1
-            message = f"{self.upstream}: takes no byte of the request's body for {self._body_timeout_s:g} s"
-            self._fail(OriginError("upload-timeout", message, status=504))
-        elif self._phase is Phase.HEAD:
-            self._counters.timeouts += 1
-            message = f"{self.upstream}: no response head in time"
-            self._fail(OriginError("head-timeout", message, status=504, can_retry=True))
-        elif self._phase in BODY:
-            self._counters.timeouts += 1
-            message = f"{self.upstream}: no byte for {self._body_timeout_s:g} s"
-            self._fail(OriginError("body-timeout", message, status=504, can_retry=True))
+            self._fail(late(self.upstream, self._phase, self._body_timeout_s, is_sending=not self.awaits_head))

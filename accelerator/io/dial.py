@@ -15,6 +15,7 @@ from typing import TypeVar
 from accelerator.errors import OriginError
 from accelerator.io.connection import Connection
 from accelerator.io.origin import OriginCounters, OriginSettings, ParentProxy, Upstream
+from accelerator.io.pacing import Lane
 from accelerator.io.request import build_connect
 from accelerator.io.resolve import Address, Resolver
 from accelerator.io.response import ParseResponse
@@ -48,11 +49,17 @@ class Dialler:
         self._tls_context: ssl.SSLContext | None = None
 
     async def connect(
-        self, upstream: Upstream, make: Callable[[socket.socket], Connection[CallT]], *, by_tunnel: bool = False
+        self,
+        upstream: Upstream,
+        make: Callable[[socket.socket], Connection[CallT]],
+        *,
+        by_tunnel: bool = False,
+        lane: Lane | None = None,
     ) -> Connection[CallT]:
         """A connection to one of its addresses (with `via`: of the proxy's). Raises OriginError, the last address's.
 
-        `by_tunnel`: a proxy is asked for a tunnel also where the upstream is plain HTTP.
+        `by_tunnel`: a proxy is asked for a tunnel also where the upstream is plain HTTP. `lane`: what its
+        socket is made for.
         """
         settings = self._settings
         first_hop = settings.via or upstream
@@ -75,7 +82,7 @@ class Dialler:
             async with asyncio.timeout(settings.connect_timeout_s):
                 while left:
                     try:
-                        sock, address = await self._race(upstream, left)
+                        sock, address = await self._race(upstream, left, lane or Lane())
                         return await self._establish(upstream, sock, address, make, by_tunnel)
                     except OriginError as error:
                         failure = error
@@ -89,7 +96,9 @@ class Dialler:
 
     # -- TCP ---------------------------------------------------------------------------------------------------------
 
-    async def _race(self, upstream: Upstream, left: list[Address]) -> tuple[socket.socket, Address]:
+    async def _race(
+        self, upstream: Upstream, left: list[Address], lane: Lane
+    ) -> tuple[socket.socket, Address]:
         """The first to connect; `left` then has those that did not fail. Raises OriginError when all have."""
         attempts: dict[asyncio.Task[socket.socket], Address] = {}
         failure: OriginError | None = None
@@ -97,7 +106,7 @@ class Dialler:
             while left or attempts:
                 if left:
                     address = left.pop(0)
-                    attempts[self._loop.create_task(self._reach(address))] = address
+                    attempts[self._loop.create_task(self._reach(address, lane))] = address
                 stagger_s = STAGGER_S if left else None
                 done, _ = await asyncio.wait(attempts, timeout=stagger_s, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -117,11 +126,12 @@ class Dialler:
         assert failure is not None
         raise failure
 
-    async def _reach(self, address: Address) -> socket.socket:
+    async def _reach(self, address: Address, lane: Lane) -> socket.socket:
         # The socket is ours so that nothing between the check and connect() can look the name up again.
         sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            lane.prepare(sock)
             await self._loop.sock_connect(sock, (address.ip, address.port))
         except BaseException:
             sock.close()

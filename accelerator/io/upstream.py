@@ -18,6 +18,7 @@ from accelerator.io.dial import Dialler
 from accelerator.io.failover import UpstreamOrder
 from accelerator.io.health import Attempt, Health, NoteEvent, UpstreamHealth
 from accelerator.io.origin import OriginCounters, OriginSettings, ParentProxy, Upstream, UpstreamEvent
+from accelerator.io.pacing import Lane
 from accelerator.io.request import build_request
 from accelerator.io.resolve import GetAddrInfo, IPAddress, Resolver, is_own_address
 from accelerator.io.response import ParseResponse, Response, Sink, SwitchSink
@@ -58,6 +59,7 @@ class UpstreamClient:
         self._upstreams = UpstreamOrder(settings.upstreams)
         self._health = self._new_health()
         self._generation = 0
+        self.lane = Lane()
         self._n_active = 0
         self._n_streams = 0
         self._old_upstreams: set[Upstream] = set()
@@ -167,6 +169,18 @@ class UpstreamClient:
             self._health = self._new_health()
             self._close_idle()
         self._pump()
+
+    def set_lane(self, lane: Lane) -> None:
+        """For requests that start from now on. Another interface: connections over the old one are not reused."""
+        if lane.device != self.lane.device:
+            self._generation += 1
+            self._close_idle()
+        self.lane = lane
+
+    def leave_way(self) -> None:
+        """The way that transfers are under way on is dead: they end now, so that what can be resumed is, elsewhere."""
+        for connection in list(self._open):
+            connection.way_lost()
 
     async def finish(self) -> None:
         """Lets the calls under way end as they would, however long that takes, then closes. No new ones may come."""
@@ -342,6 +356,8 @@ class UpstreamClient:
             head_timeout_s=self.settings.head_timeout_s,
             body_timeout_s=self.settings.body_timeout_s,
             allows_switch=call.is_upgrade,
+            # A tunnel's socket is given away; its bytes are few.
+            lane=None if call.is_upgrade else self.lane,
         )
         is_counted = not call.is_upgrade and not call._is_stream
         if self.settings.long_poll_s is not None and call._long_timer is None and is_counted:
@@ -415,6 +431,7 @@ class UpstreamClient:
                     self._loop, self, upstream, sock, self.counters, self._parse_response, self._head_error, generation
                 ),
                 by_tunnel=is_upgrade,
+                lane=self.lane,
             )
         connection.proxy = proxy
         self._open.add(connection)

@@ -419,10 +419,11 @@ def _share(size_bytes: int, quota: int) -> int:
 def digest_of(policy: Policy) -> str:
     """SHA-256 (hex) of what the policy says: comments, files, key order and defaults written out change nothing.
 
-    The order of zones and classes counts, as the first zone wins and classes are priorities.
+    The order of zones, links and classes counts: the first zone and link win, classes are priorities.
     """
     data = policy.model_dump(mode="json", by_alias=True, exclude={"locked"})
     data["zones"] = list(data["zones"].items())
+    data["links"] = list(data["links"].items())
     data["classes"] = list(data["classes"].items())
     return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -21,8 +21,8 @@ _SETS = {("Zone", "nets"), ("Listener", "zones"), ("Origin", "hosts"), ("Origin"
          ("Origin", "methods"), ("MulticastProxy", "downstream"), ("MulticastProxy", "groups"),
          ("MulticastProxy", "sources"), ("Relay", "sources"),
          ("Policy", "locked")}  # fmt: skip
-# Collections whose order means something: the first zone wins, classes are priorities.
-_ORDERED = ("zones", "classes")
+# Collections whose order means something: the first zone and link win, classes are priorities.
+_ORDERED = ("zones", "links", "classes")
 # What decides which connection reaches an origin: like io.origin.OriginSettings.reaches_same (a test holds them equal).
 WAY_KEYS = ("from", "resolve", "via", "via_credential", "ca", "client_certificate")
 # What a relay's input is made of: with another value it begins anew.
@@ -48,7 +48,7 @@ class Change:
 @dataclass(frozen=True, slots=True)
 class Effect:
     """What a change does to those who watch. `kind`: listener, origin, route, credential, limit, restart, zone, cache,
-    relay, multicast, privacy."""
+    relay, multicast, privacy, link."""
 
     kind: str
     subject: str
@@ -146,6 +146,7 @@ def _effects(old: Policy, new: Policy, changes: Sequence[Change]) -> Iterator[Ef
     for name in new.origins:
         if name not in old.origins:
             yield Effect("origin", name, f"origin '{name}' is new: it begins with nothing stored")
+    yield from _link_effects(old, new, keys)
     for name in new.classes:
         if f"classes.{name}.max_offline" in keys:
             yield Effect("cache", name, f"class '{name}': another time for which content is used unchecked, at once")
@@ -159,6 +160,17 @@ def _effects(old: Policy, new: Policy, changes: Sequence[Change]) -> Iterator[Ef
     yield from _privacy_effects(new, keys)
     if "site.name" in keys:
         yield Effect("cache", "site", f"Cache-Status and Via say '{new.site.name}' from now on")
+
+
+def _link_effects(old: Policy, new: Policy, keys: set[str]) -> Iterator[Effect]:
+    is_shared = any(key.endswith((".guarantee", ".ceiling")) for key in keys) or list(old.classes) != list(new.classes)
+    if any(_is_below(key, "links") for key in keys) or (new.links and is_shared):
+        yield Effect("link", "links", "WAN links or their budgets change, at once, for transfers under way too")
+    for name, before in old.origins.items():
+        after = new.origins.get(name)
+        if after is not None and before.link != after.link:
+            way = f"by link {', else '.join(after.link)}" if after.link else "as the system's routes say"
+            yield Effect("origin", name, f"origin '{name}': new connections go {way}")
 
 
 def _relay_effects(old: Policy, new: Policy, keys: set[str]) -> Iterator[Effect]:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 from accelerator.policy import addresses
+from accelerator.policy.link_model import LINKS_MAX, Link
 from accelerator.policy.origin_model import Credential, Origin, Timeouts, Verify
 from accelerator.policy.relay_model import RELAYS_MAX, Relay, RelayOutput
 from accelerator.policy.values import (
@@ -35,7 +36,7 @@ from accelerator.policy.values import (
     worker_count,
 )
 
-__all__ = ["Credential", "Origin", "Policy", "Relay", "RelayOutput", "Timeouts", "Verify"]
+__all__ = ["Credential", "Link", "Origin", "Policy", "Relay", "RelayOutput", "Timeouts", "Verify"]
 
 # Zones travel to the data plane as bits of one 64-bit word.
 ZONES_MAX = 64
@@ -70,6 +71,12 @@ class Class(Section):
     pin: bool = Field(
         default=False,
         description="Whether what of this class is on the disk stays there until it is purged, up to the quota.",
+    )
+    guarantee: Annotated[int, *percent_between("0%", "100%")] = Field(
+        default=0, description="What of its link's video budget this class has for sure while it fetches."
+    )
+    ceiling: Annotated[int, *percent_between("1%", "100%")] = Field(
+        default=100, description="The most of its link's video budget that this class may fetch with."
     )
     max_offline: Annotated[float, *time_between("1s", "3650d")] | None = Field(
         default=None,
@@ -240,6 +247,11 @@ class Policy(Section):
     site: Site = Field(description="Which box this is.")
     zones: Annotated[Mapping[Name, Zone], empty_means(dict)] = Field(
         default={}, max_length=ZONES_MAX, description="Who is where: viewers' networks, by name."
+    )
+    links: Annotated[Mapping[Name, Link], empty_means(dict)] = Field(
+        default={},
+        max_length=LINKS_MAX,
+        description="Ways out of the site, by name; the first one is where origins go that name none.",
     )
     classes: Annotated[Mapping[Name, Class], empty_means(dict)] = Field(
         default={},

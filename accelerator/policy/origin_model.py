@@ -13,6 +13,7 @@ from accelerator.policy.values import (
     HostPattern,
     Method,
     Name,
+    Names,
     OriginUrl,
     ParameterName,
     PathPrefix,
@@ -138,6 +139,12 @@ class Origin(Section):
         default=None,
         alias="class",
         description="The class that its objects are kept in; left out: none, kept in memory.",
+    )
+    link: Names = Field(
+        default=(),
+        max_length=16,
+        description="The WAN link that it is reached by, or several: the next one while one is down. Left out: the "
+        "system's routes, with the budget of the first link.",
     )
     profile: Literal["media", "generic"] = Field(
         default="media",

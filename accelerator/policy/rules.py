@@ -10,6 +10,7 @@ from accelerator.errors import Problem
 from accelerator.policy.addresses import Address, literal
 from accelerator.policy.compile import ROUTES_MAX, n_routes
 from accelerator.policy.credentials import problems_of
+from accelerator.policy.link_rules import link_findings
 from accelerator.policy.model import Listener, Origin, Policy
 from accelerator.policy.relay_rules import relay_findings
 from accelerator.policy.shape import keys_of, section_at
@@ -39,7 +40,8 @@ class Rules:
         self._problems = problems
         self._zones = self._names("zones")
         self._classes = self._names("classes")
-        self._collections = {name: self._names(name) for name in ("zones", "classes", "listen", "origins", "relays")}
+        collections = ("zones", "links", "classes", "listen", "origins", "relays")
+        self._collections = {name: self._names(name) for name in collections}
 
     def check(self, policy: Policy) -> None:
         """Every rule, on a policy from which wrong values may have been taken out."""
@@ -48,6 +50,8 @@ class Rules:
         self._origins(policy)
         self._pins(policy)
         self._multicast(policy)
+        for place, message, is_warning in link_findings(policy):
+            (self._warn if is_warning else self._error)(self._value(*place), message)
         for below, message, is_warning in relay_findings(policy):
             (self._warn if is_warning else self._error)(self._value("relays", *below), message)
         self._privacy(policy)

@@ -60,6 +60,7 @@ class Answers:
             ],
             "tunnels": self._box.fetcher.tunnels.n_open_all,
             "relays": self._box.relays.state(),
+            "links": self._box.wan.rows(),
             **({"disk": self._box.disk.state()} if self._box.disk is not None else {}),
             "certificates": self._box.certificates.rows(),
             "health": {"ok": not reasons, "reasons": reasons},

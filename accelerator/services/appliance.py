@@ -36,6 +36,7 @@ from accelerator.services.request_log import RequestLog
 from accelerator.services.rollout import Rollout
 from accelerator.services.security_log import SecurityLog
 from accelerator.services.succession import Succession
+from accelerator.services.wan import Wan
 
 log = logging.getLogger("accelerator")
 
@@ -99,6 +100,7 @@ class Appliance:
         self.pulse = Pulse(self)
         self.overload = Overload(self.dataplane, events, loop)
         self.netd = NetdClient(state_dir / "netd.sock", events)
+        self.wan = Wan(loop, self.origins, events)
         self.relays = Relays(events, credentials)
         self._waiting_relays: Prepared | None = None
         self.admin_token: AdminToken | None = None
@@ -224,6 +226,7 @@ class Appliance:
             self.relays.discard(self._waiting_relays)
         self.relays.close()
         await self.netd.stop()
+        await self.wan.stop()
         if self.disk is not None:
             await self.disk.log.close()
         self._plane.close()
@@ -246,6 +249,7 @@ class Appliance:
         if self.admin_address is not None:
             own.add(self.admin_address)
         self.origins.apply(policy, frozenset(own), secrets)
+        self.wan.apply(policy)
         self.fetcher.authoriser.apply({name: each.judge for name, each in secrets.items()})
         self.request_log.prepare(tables, self._plane.generation + 1)
         self.generation = self.dataplane.publish(tables, served.servers)

@@ -126,6 +126,7 @@ class BoxCollector(Collector):
             ends.add_metric([printable(row["name"])], row["not_after_s"])
         yield ends
         yield from self._upstreams(status["upstreams"])
+        yield from self._links(status["links"])
         yield from self._origins()
         yield from self._relays()
 
@@ -143,6 +144,22 @@ class BoxCollector(Collector):
                 family = families.setdefault(key, GaugeMetricFamily(key, f"By relay, now: {gauge}", labels=["relay"]))
                 family.add_metric([printable(name)], figure)  # type: ignore[attr-defined]
         return families.values()
+
+    @staticmethod
+    def _links(rows: Iterable[Mapping[str, Any]]) -> Iterable[Metric]:
+        is_up = GaugeMetricFamily("accelerator_link_up", "1 while the WAN link may be used", labels=["link"])
+        budget = GaugeMetricFamily("accelerator_link_video_bps", "The link's video budget; 0: none", labels=["link"])
+        labels = ["link", "class"]
+        arrived = CounterMetricFamily("accelerator_link_bytes", "By link and class: bytes fetched", labels=labels)
+        held = CounterMetricFamily("accelerator_link_held", "By link and class: waits for the budget", labels=labels)
+        for row in rows:
+            link = printable(row["name"])
+            is_up.add_metric([link], int(row["up"]))
+            budget.add_metric([link], row["video_bps"])
+            for each in row["classes"]:
+                arrived.add_metric([link, printable(each["name"])], each["bytes"])
+                held.add_metric([link, printable(each["name"])], each["held"])
+        return (is_up, budget, arrived, held)
 
     @staticmethod
     def _upstreams(rows: Iterable[Mapping[str, Any]]) -> Iterable[Metric]:

@@ -29,6 +29,7 @@ HAS_NO_DEFAULT = {
     "version",
     "site",
     "zones",
+    "links",
     "classes",
     "listen",
     "admin",
@@ -104,6 +105,7 @@ def test_the_default_policy_has_every_key() -> None:
         tree["origins"]["media"][name] = "commented out, as it names what has no default"
     tree["origins"]["media"]["max_offline"] = tree["classes"]["webcast"]["max_offline"] = "commented out: no limit"
     tree["origins"]["media"]["timeouts"]["head"] = "commented out, as the profile decides"
+    tree["links"]["main"] |= {"down": "", "video": "", "gateway": "", "probe": ""}  # they stand for facts of a site
     tree["cache"]["disk"] = {"path": "", "size": "", "encrypt": ""}  # commented out too: without it there is no disk
     for name in ("reorder", "payload_type", "bitrate", "announce"):
         tree["relays"]["hall"][name] = "commented out: no value stands for their lack"

@@ -1,0 +1,60 @@
+"""What links and classes of a policy mean together: budgets that add up, links that are there. Parses no value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from accelerator.policy.model import Policy
+from accelerator.policy.units import format_rate, nearest
+
+Finding = tuple[tuple[str | int, ...], str, bool]
+
+
+def link_findings(policy: Policy) -> Iterator[Finding]:
+    """(place, message, whether it is only a warning)."""
+    places: dict[str, str] = {}
+    for name, link in policy.links.items():
+        path = ("links", name)
+        other = places.setdefault(link.interface, name)
+        if other != name:
+            what = f"links.{name}.interface: {link.interface} is link '{other}' already"
+            yield (*path, "interface"), what, False
+        if link.video is not None and link.down is not None and link.video > link.down:
+            what = f"links.{name}.video: {format_rate(link.video)} is more than the link's {format_rate(link.down)}"
+            yield (*path, "video"), what, False
+    yield from _classes(policy)
+    yield from _origins(policy)
+
+
+def _classes(policy: Policy) -> Iterator[Finding]:
+    total = 0
+    for name, row in policy.classes.items():
+        total += row.guarantee
+        if row.guarantee > row.ceiling:
+            what = f"classes.{name}.guarantee: {row.guarantee}% is more than the class's ceiling of {row.ceiling}%"
+            yield ("classes", name, "guarantee"), what, False
+        if total > 100 >= total - row.guarantee:
+            what = f"classes.{name}.guarantee: all guarantees together are {total}% of a link, the most is 100%"
+            yield ("classes", name, "guarantee"), what, False
+        is_bounded = any(link.video is not None for link in policy.links.values())
+        for key, is_set in (("guarantee", row.guarantee > 0), ("ceiling", row.ceiling < 100)):
+            if is_set and not is_bounded:
+                what = f"classes.{name}.{key}: has no effect without a link that has a video budget (links.NAME.video)"
+                yield ("classes", name, key), what, True
+
+
+def _origins(policy: Policy) -> Iterator[Finding]:
+    known = list(policy.links)
+    for name, origin in policy.origins.items():
+        for index, link in enumerate(origin.link):
+            place = ("origins", name, "link", index)
+            if link not in policy.links:
+                yield place, f"origins.{name}.link: unknown link '{link}'{nearest(link, known)}", False
+            elif link in origin.link[:index]:
+                yield place, f"origins.{name}.link: '{link}' stands there twice", False
+        if len(origin.link) > 1:
+            for index, link in enumerate(origin.link[:-1]):
+                row = policy.links.get(link)
+                if row is not None and row.probe is None:
+                    what = f"origins.{name}.link: link '{link}' has no probe: it is left only when its interface fails"
+                    yield ("origins", name, "link", index), what, True
