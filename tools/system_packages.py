@@ -43,7 +43,7 @@ OPTIONAL = {
     "librist4": "RIST inputs of relays",
     "libsrt1.5-gnutls": "SRT inputs of relays",
     "multicat": "peer of relays in the tests",
-    "nftables": "tests in network namespaces",
+    "nftables": "accelerator-netd keeps its packet rules with it; tests in network namespaces",
     "nghttp2-client": "load for benchmarks",
     "nginx-light": "peer of the benchmarks",
     "openssl": "certificates of the tests",

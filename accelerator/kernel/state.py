@@ -3,19 +3,16 @@ from a socket and from disk, so every key and value is checked; what is carried 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_network
 from typing import Any
 
-from accelerator.errors import AcceleratorError
+from accelerator.kernel import checked, objects
+from accelerator.kernel.checked import StateError
+from accelerator.kernel.objects import PacketRule, Route, Rule
 
 _QUERIER_MODES = ("if-none", "always", "never")
-_INTERFACE_NAME_MAX = 15
 
-
-class StateError(AcceleratorError):
-    """A desired state that makes no sense: nothing of it is taken over."""
+__all__ = ["DesiredState", "MulticastProxy", "StateError", "check_interfaces", "decode", "encode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +38,24 @@ class DesiredState:
     """Of one service, whole."""
 
     multicast: tuple[MulticastProxy, ...] = ()
+    routes: tuple[Route, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    packet_rules: tuple[PacketRule, ...] = ()
 
 
 def decode(document: object) -> DesiredState:
     """From JSON's values. StateError names the first problem."""
-    top = _mapping(document, "the state", {"multicast"})
-    proxies = tuple(_proxy(each) for each in _list(top.get("multicast", []), "multicast"))
+    top = checked.mapping(document, "the state", {"multicast", "routes", "rules", "packet_rules"})
+    proxies = tuple(_proxy(each) for each in checked.items(top.get("multicast", []), "multicast"))
     check_interfaces(proxies)
-    return DesiredState(proxies)
+    routes = objects.routes(top.get("routes", []))
+    objects.check_routes(routes)
+    return DesiredState(
+        proxies,
+        routes,
+        objects.rules(top.get("rules", [])),
+        objects.packet_rules(top.get("packet_rules", [])),
+    )
 
 
 def encode(state: DesiredState) -> dict[str, Any]:
@@ -57,7 +64,11 @@ def encode(state: DesiredState) -> dict[str, Any]:
     for each in state.multicast:
         known = {name: getattr(each, name) for name in MulticastProxy.__slots__}
         proxies.append({name: list(value) if isinstance(value, tuple) else value for name, value in known.items()})
-    return {"multicast": proxies}
+    encoded: dict[str, Any] = {"multicast": proxies}
+    for key, rows in (("routes", state.routes), ("rules", state.rules), ("packet_rules", state.packet_rules)):
+        if rows:
+            encoded[key] = [objects.encode(row) for row in rows]
+    return encoded
 
 
 def check_interfaces(proxies: tuple[MulticastProxy, ...]) -> None:
@@ -75,10 +86,11 @@ def check_interfaces(proxies: tuple[MulticastProxy, ...]) -> None:
 
 def _proxy(document: object) -> MulticastProxy:
     known = set(MulticastProxy.__slots__)
-    given = _mapping(document, "a multicast proxy", known)
-    name = _text(given, "name")
+    given = checked.mapping(document, "a multicast proxy", known)
+    name = checked.text(given, "name", "a multicast proxy")
     where = f"multicast proxy {name}"
-    downstream = tuple(_interface(each, where) for each in _list(given.get("downstream", []), f"{where}: downstream"))
+    named = checked.items(given.get("downstream", []), f"{where}: downstream")
+    downstream = tuple(checked.interface(each, where) for each in named)
     if not downstream:
         raise StateError("value", f"{where}: downstream names no interface")
     querier = given.get("querier", "if-none")
@@ -89,65 +101,15 @@ def _proxy(document: object) -> MulticastProxy:
         raise StateError("value", f"{where}: fast_leave is true or false")
     return MulticastProxy(
         name,
-        _interface(given.get("upstream"), where),
+        checked.interface(given.get("upstream"), where),
         downstream,
         querier,
-        _number(given, "interval_s", 125.0, 1, 3600, where),
-        int(_number(given, "robustness", 2, 1, 7, where)),
-        _number(given, "last_member_interval_s", 1.0, 0.1, 25, where),
+        checked.number(given, "interval_s", 125.0, 1, 3600, where),
+        int(checked.number(given, "robustness", 2, 1, 7, where)),
+        checked.number(given, "last_member_interval_s", 1.0, 0.1, 25, where),
         fast_leave,
-        _networks(given.get("groups"), where),
-        _networks(given.get("sources"), where),
-        int(_number(given, "n_groups_max", 4096, 1, 65536, where)),
-        int(_number(given, "version_min", 1, 1, 3, where)),
+        checked.networks(given.get("groups"), where),
+        checked.networks(given.get("sources"), where),
+        int(checked.number(given, "n_groups_max", 4096, 1, 65536, where)),
+        int(checked.number(given, "version_min", 1, 1, 3, where)),
     )
-
-
-def _mapping(value: object, what: str, keys: set[str]) -> Mapping[str, object]:
-    if not isinstance(value, dict):
-        raise StateError("value", f"{what} is no mapping")
-    unknown = sorted(str(key) for key in value.keys() - keys)
-    if unknown:
-        raise StateError("value", f"{what} has no key {unknown[0]!r:.60}")
-    return value
-
-
-def _list(value: object, what: str) -> list[object]:
-    if not isinstance(value, list):
-        raise StateError("value", f"{what} is no list")
-    return value
-
-
-def _text(given: Mapping[str, object], key: str) -> str:
-    value = given.get(key)
-    if not isinstance(value, str) or not 0 < len(value) <= 64:
-        raise StateError("value", f"a multicast proxy's {key} is a text of 1 to 64 characters")
-    return value
-
-
-def _interface(value: object, where: str) -> str:
-    """What the kernel takes as a name (dev_valid_name)."""
-    if (
-        not isinstance(value, str)
-        or not 0 < len(value) <= _INTERFACE_NAME_MAX
-        or value in (".", "..")
-        or any(each in "/:" or each.isspace() or not each.isprintable() for each in value)
-    ):
-        raise StateError("value", f"{where}: {value!r:.40} is no interface name")
-    return value
-
-
-def _number(given: Mapping[str, object], key: str, usual: float, low: float, high: float, where: str) -> float:
-    value = given.get(key, usual)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise StateError("value", f"{where}: {key} is a number from {low} to {high}")
-    return value
-
-
-def _networks(value: object, where: str) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(str(ip_network(each)) for each in _list(value, where) if isinstance(each, str))
-    except ValueError as error:
-        raise StateError("value", f"{where}: {error}") from None
