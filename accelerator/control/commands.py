@@ -121,7 +121,12 @@ COMMANDS: tuple[Command, ...] = (
         ),
         box_method="top",
     ),
-    Command("routes", "multicast: what is wanted, what the kernel has, what is missing", box_method="routes"),
+    Command(
+        "routes",
+        "routes, rules, multicast: what is wanted of the kernel, what it has, what is missing",
+        (Argument("dry-run", "switch", "only the steps that are left to do, as commands; does none", is_local=True),),
+        box_method="routes",
+    ),
     Command("relay ls", "datagram relays: signal, rates, loss, receivers", box_method="relay_list"),
     Command(
         "relay show",

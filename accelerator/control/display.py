@@ -154,7 +154,11 @@ def _certificates(rows: Any) -> list[RenderableType]:
 
 
 def routes_page(shown: Mapping[str, Any]) -> RenderableType:
-    """Each proxy's routes, those that the kernel doesn't have marked, and what is asked for upstream."""
+    """Each proxy's routes, those that the kernel doesn't have marked, and what is asked for upstream; then unicast
+    routes, rules and packet rules, and what is left to do. Only with steps: a dry run's."""
+    if "multicast" not in shown:
+        left = "\n".join(printable(step) for step in shown["steps"])
+        return Text(left or "nothing is left to do: the kernel has what is wanted")
     table = _table("proxy", "source", "group", "from", "to", "kernel")
     notes: list[str] = []
     for family, proxies in shown["multicast"].items():
@@ -167,9 +171,36 @@ def routes_page(shown: Mapping[str, Any]) -> RenderableType:
             for interface, link in proxy["downstreams"].items():
                 if not link["is_querier"] and link["querier"] is not None:
                     notes.append(f"{name}: {link['querier']} asks on {interface}, so we don't forward there")
-    if not shown["multicast"]:
+    kernel = shown.get("kernel", {})
+    pages: list[RenderableType] = [table] if shown["multicast"] else []
+    wanted = kernel.get("wanted", {})
+    if any(wanted.values()) or kernel.get("n_steps"):
+        pages.append(_kernel_table(kernel))
+        notes += [f"waits for interface {each}" for each in kernel["waiting_for"]]
+        notes += [f"table {each}: has another program's routes: ours stay out" for each in kernel["taken_tables"]]
+        notes += [f"{each}: another program undoes it, so it is left alone for a while" for each in kernel["stopped"]]
+        notes += [f"the kernel refuses: {kernel['problem']}"] if kernel["problem"] else []
+        notes += [f"to do: {each}" for each in kernel["steps"][:20]]
+    if not pages:
         return Text("nothing is wanted of the kernel")
-    return Group(table, *(Text(printable(note), style="yellow") for note in notes))
+    return Group(*pages, *(Text(printable(note), style="yellow") for note in notes))
+
+
+def _kernel_table(kernel: Mapping[str, Any]) -> RenderableType:
+    """Ours in the kernel, as `ip` writes it."""
+    table = _table("kind", "wanted", "there now")
+    rows = (("routes", "routes", kernel["routes"]), ("rules", "rules", kernel["rules"]))
+    for label, key, there in rows:
+        count = count_text(kernel["wanted"][key])
+        for line in there[:50] or [""]:
+            table.add_row(label, count, printable(line))
+            label = count = ""
+    counted = [line.strip() for line in kernel["nft"] if "counter" in line]
+    label, count = "nft", count_text(kernel["wanted"]["packet_rules"])
+    for line in counted[:50]:
+        table.add_row(label, count, printable(line))
+        label = count = ""
+    return table
 
 
 _RELAY_STATES = {"live": "green", "silent": "bold red", "waiting": "yellow", "idle": ""}

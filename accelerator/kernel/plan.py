@@ -3,16 +3,15 @@ what comes of a state that is right."""
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
 from accelerator.kernel.objects import Route, Rule
-from accelerator.kernel.wire import METRIC6, RouteRow, RuleRow
+from accelerator.kernel.wire import INET, INET6, METRIC6, RouteRow, RuleRow
 
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_FAMILIES = {4: INET, 6: INET6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +133,14 @@ def _packed_network(network: str | None) -> tuple[bytes, int]:
 
 def route_text(row: RouteRow, names: Mapping[int, str]) -> str:
     kind = "" if row.kind == "unicast" else f"{row.kind} "
-    text = f"{kind}{_text(row.family, row.destination)}/{row.length}"
+    text = f"{kind}{ip_address(row.destination)}/{row.length}"
     if row.gateway:
-        text += f" via {_text(row.family, row.gateway)}"
+        text += f" via {ip_address(row.gateway)}"
     if row.interface:
         text += f" dev {names.get(row.interface, row.interface)}"
     if row.source:
-        text += f" src {_text(row.family, row.source)}"
-    if row.metric and not (row.family == socket.AF_INET6 and row.metric == METRIC6):
+        text += f" src {ip_address(row.source)}"
+    if row.metric and not (row.family == INET6 and row.metric == METRIC6):
         text += f" metric {row.metric}"
     return f"{text} table {row.table}"
 
@@ -149,17 +148,13 @@ def route_text(row: RouteRow, names: Mapping[int, str]) -> str:
 def rule_text(row: RuleRow) -> str:
     text = f"pref {row.priority}"
     if row.source:
-        text += f" from {_text(row.family, row.source)}/{row.source_length}"
+        text += f" from {ip_address(row.source)}/{row.source_length}"
     if row.destination:
-        text += f" to {_text(row.family, row.destination)}/{row.destination_length}"
+        text += f" to {ip_address(row.destination)}/{row.destination_length}"
     if row.interface_in:
         text += f" iif {row.interface_in}"
     if row.interface_out:
         text += f" oif {row.interface_out}"
     if row.mask:
         text += f" fwmark {row.mark:#x}/{row.mask:#x}"
-    return f"{'-6 ' if row.family == socket.AF_INET6 else ''}{text} lookup {row.table}"
-
-
-def _text(family: int, address: bytes) -> str:
-    return socket.inet_ntop(family, address)
+    return f"{'-6 ' if row.family == INET6 else ''}{text} lookup {row.table}"

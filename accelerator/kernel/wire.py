@@ -23,6 +23,7 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4
 _FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE = 1, 2, 3, 6, 10, 15
 _FRA_FWMASK, _FRA_OIFNAME, _FRA_PROTOCOL = 16, 17, 21
 _TO_TABLE = 1  # FR_ACT_TO_TBL
+INET, INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 _TABLE_COMPAT = 252  # RT_TABLE_COMPAT: the number stands in the attribute
 _KINDS = {"unicast": 1, "local": 2, "blackhole": 6, "unreachable": 7, "throw": 9}
 _KIND_NAMES = {number: name for name, number in _KINDS.items()}

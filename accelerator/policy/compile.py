@@ -212,6 +212,17 @@ class MulticastRow:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkRow:
+    """One WAN link, for netd. `number`: its place, which its table's and its rule's numbers go by. `gateway` empty: as
+    the system's routes say."""
+
+    number: int
+    name: str
+    interface: str
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tables:
     """One policy for the data plane. `workers` 0 = auto.
 
@@ -237,6 +248,7 @@ class Tables:
     # Zones by name, for who may have what of relays; and those of them that get no multicast.
     zone_nets: tuple[tuple[str, tuple[str, ...]], ...] = ()
     zones_without_multicast: tuple[str, ...] = ()
+    links: tuple[LinkRow, ...] = ()
     memory_quotas: tuple[int, ...] = ()  # of each class in the policy's order; 0: no bound of its own
 
 
@@ -290,6 +302,10 @@ def compile_policy(policy: Policy) -> Tables:
         relays=tuple(_relay_row(name, row) for name, row in policy.relays.items()),
         zone_nets=tuple((name, tuple(map(str, zone.nets))) for name, zone in policy.zones.items()),
         zones_without_multicast=tuple(name for name, zone in policy.zones.items() if zone.multicast == "never"),
+        links=tuple(
+            LinkRow(number, name, row.interface, row.gateway or "")
+            for number, (name, row) in enumerate(policy.links.items())
+        ),
         memory_quotas=tuple(
             _share(policy.cache.memory, row.quota) if row.store == "memory" or policy.cache.disk is None else 0
             for row in policy.classes.values()

@@ -10,13 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accelerator.kernel.state import DesiredState, MulticastProxy, encode
-from accelerator.policy.compile import MulticastRow, Tables
+from accelerator.kernel.state import DesiredState, encode
+from accelerator.policy.compile import Tables
 from accelerator.services.events import Events
+from accelerator.services.netd_wishes import desired
 
 SERVICE = "policy"
 RETRY_S = 2.0
-_LINE_MAX = 1 << 20
+_LINE_MAX = 16 << 20  # 100,000 routes
 _ADVICE = "see systemctl status accelerator-netd, or start accelerator-netd --state-dir with the same directory"
 
 
@@ -38,7 +39,7 @@ class NetdClient:
 
     def want(self, tables: Tables) -> None:
         """What this policy wants, in place of all that was wanted before."""
-        wanted = DesiredState(tuple(_proxy(row) for row in tables.multicast))
+        wanted = desired(tables)
         if wanted != self._wanted:
             self._wanted = wanted
             self._changed.set()
@@ -76,7 +77,7 @@ class NetdClient:
         shown = await _ask(self._path, "show")
         known = shown["services"].get(SERVICE)
         generation = known["generation"] if known is not None else 0
-        # A box without multicast doesn't make netd begin anything.
+        # A box without any of it doesn't make netd begin anything.
         is_said = known is None and self._wanted == DesiredState()
         follower = asyncio.get_running_loop().create_task(self._follow())
         try:
@@ -110,24 +111,9 @@ class NetdClient:
         """Once, until it works."""
         if self._wanted != DesiredState() and not self._is_waiting_told:
             self._is_waiting_told = True
-            what = "multicast waits for accelerator-netd"
+            parts = {"multicast": self._wanted.multicast, "links' routes": self._wanted.routes}
+            what = f"{' and '.join(name for name, rows in parts.items() if rows)}: waiting for accelerator-netd"
             self._events.note("netd-waiting", what, why=why, advice=_ADVICE)
-
-
-def _proxy(row: MulticastRow) -> MulticastProxy:
-    return MulticastProxy(
-        row.name,
-        row.upstream,
-        row.downstream,
-        row.querier,
-        row.interval_s,
-        row.robustness,
-        row.last_member_s,
-        row.fast_leave,
-        row.groups or None,
-        row.sources or None,
-        row.group_limit,
-    )
 
 
 async def _ask(path: Path, command: str, **arguments: object) -> dict[str, Any]:

@@ -1,0 +1,49 @@
+"""What a policy's tables want of the kernel, as netd's desired state. Pure; nothing is sent here, and what becomes of
+it is kernel/'s business."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+from accelerator.kernel.objects import Route, Rule
+from accelerator.kernel.state import DesiredState, MulticastProxy
+from accelerator.policy.compile import LinkRow, MulticastRow, Tables
+
+# A table and a rule for each link: policy/link_model.py has at most 16.
+LINK_TABLE, LINK_PRIORITY = 86_010, 8610
+
+
+def desired(tables: Tables) -> DesiredState:
+    routes, rules = link_routes(tables.links)
+    return DesiredState(tuple(map(_proxy, tables.multicast)), routes, rules)
+
+
+def link_routes(links: Iterable[LinkRow]) -> tuple[tuple[Route, ...], tuple[Rule, ...]]:
+    """A default route that only packets use that are bound to the link's interface: io/dial binds them."""
+    routes, rules = [], []
+    for link in links:
+        if not link.gateway:
+            continue
+        family = ip_address(link.gateway).version
+        table, priority = LINK_TABLE + link.number, LINK_PRIORITY + link.number
+        everywhere = "0.0.0.0/0" if family == 4 else "::/0"
+        routes.append(Route(table, everywhere, link.gateway, link.interface))
+        rules.append(Rule(priority, table, family, interface_out=link.interface))
+    return tuple(routes), tuple(rules)
+
+
+def _proxy(row: MulticastRow) -> MulticastProxy:
+    return MulticastProxy(
+        row.name,
+        row.upstream,
+        row.downstream,
+        row.querier,
+        row.interval_s,
+        row.robustness,
+        row.last_member_s,
+        row.fast_leave,
+        row.groups or None,
+        row.sources or None,
+        row.group_limit,
+    )
