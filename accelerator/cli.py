@@ -96,7 +96,7 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         {
             each.name: getattr(options, each.name)
             for each in command.arguments
-            if getattr(options, each.name) is not None
+            if not each.is_local and getattr(options, each.name) is not None
         },
     )
     given = {name: value for name, value in arguments.items() if value is not None}

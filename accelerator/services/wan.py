@@ -151,20 +151,20 @@ class Wan:
         health = running.health
         if not why:
             if health.worked(now_s):
-                self._tell("link-up", f"link {name} is used again", "it has been well long enough")
+                self._events.note("link-up", f"link {name} is used again", why="it has been well long enough")
                 self._steer()
             return
         if health.lost(why, now_s) if is_certain else health.failed(why, now_s):
             moved = self._steer().get(name, [])
             others = sorted({origin.client.lane.link for origin in self._origins.by_id.values()} - {name, ""})
             goes = f": {', '.join(moved)} by {', '.join(others)}" if moved else ""
-            self._tell("link-down", f"link {name} is down{goes}", why, "look at the link; it is tried again by itself")
+            self._events.note(
+                "link-down", f"link {name} is down{goes}", why=why,
+                advice="look at the link; it is tried again by itself",
+            )  # fmt: skip
             for origin in self._origins.by_id.values():
                 if origin.name in moved:
                     origin.client.leave_way()
-
-    def _tell(self, kind: str, what: str, why: str, advice: str = "") -> None:
-        self._events.note(kind, what, why=why, advice=advice)
 
     # -- what operators are shown --------------------------------------------------------------------------------------
 
