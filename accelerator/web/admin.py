@@ -126,7 +126,7 @@ class BoxCollector(Collector):
             ends.add_metric([printable(row["name"])], row["not_after_s"])
         yield ends
         yield from self._upstreams(status["upstreams"])
-        yield from self._links(status["links"])
+        yield from self._links(status.get("links", ()))
         yield from self._origins()
         yield from self._relays()
 
