@@ -79,7 +79,7 @@ class Netd:
     async def run(self, until: asyncio.Event) -> None:
         """Serves until the event is set. Routes stay when it ends: the keeper has them, for the next netd."""
         loop = asyncio.get_running_loop()
-        self._reconciler.start()
+        reconciler = self._reconciler.start()
         self._load()
         self._apply()
         loop.add_reader(self._watch.fileno(), self._links_event)
@@ -89,10 +89,11 @@ class Netd:
         follower = loop.create_task(self._follow_links())
         ending = loop.create_task(until.wait())
         try:
-            await asyncio.wait({ending, follower}, return_when=asyncio.FIRST_COMPLETED)
-            if follower.done():
-                # A netd that no longer follows interfaces must not look well: the next one takes over from the keeper.
-                follower.result()
+            await asyncio.wait({ending, follower, reconciler}, return_when=asyncio.FIRST_COMPLETED)
+            # A netd that no longer follows interfaces must not look well: the next one takes over from the keeper.
+            for each in (follower, reconciler):
+                if each.done():
+                    each.result()
         finally:
             ending.cancel()
             follower.cancel()

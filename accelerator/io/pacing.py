@@ -30,6 +30,7 @@ LOOKED_AT = 256
 FIRST_BUFFER_BYTES = 8 << 10
 # Until the kernel has measured it: a branch's usual way.
 ROUND_TRIP_S = 0.03
+UNBOUNDED_BPS = 1e12
 _TCP_INFO_BYTES = 232
 # <asm-generic/socket.h>; 0: the kernel tunes the buffers by itself.
 _SO_BUF_LOCK = 72
@@ -102,6 +103,10 @@ class Pacer:
                 self._waiting[flow.index].append(flow)
         self._mark_waiting()
         self._tick_soon()
+
+    def release(self) -> None:
+        """There is no budget any more: whoever waits reads on."""
+        self.change(UNBOUNDED_BPS, self.names, self._shares)
 
     @property
     def names(self) -> list[str]:

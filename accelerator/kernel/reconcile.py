@@ -70,13 +70,14 @@ class Reconciler:
         self._is_filter_right = True
         self.n_passes = 0
         self.n_repairs = 0
-        self.is_settled = asyncio.Event()
 
-    def start(self) -> None:
+    def start(self) -> asyncio.Task[None]:
+        """The work, which never ends by itself: who starts it watches that."""
         loop = asyncio.get_running_loop()
         for each in self._watches:
             loop.add_reader(each.fileno(), self._event, each)
         self._task = loop.create_task(self._run())
+        return self._task
 
     async def stop(self) -> None:
         """What is in the kernel stays there."""
@@ -101,7 +102,6 @@ class Reconciler:
         # Whoever changes what is wanted wants it tried anew.
         self._stopped_until_s.clear()
         self._repairs.clear()
-        self.is_settled.clear()
         self._wake.set()
 
     def links_changed(self, links: Mapping[str, Link]) -> None:
@@ -138,7 +138,6 @@ class Reconciler:
             except (OSError, FilterError) as error:
                 self._problem = str(error)
                 self._say("kernel-refused", "kernel", f"the kernel's routes can't be kept: {error}")
-            self.is_settled.set()
             await asyncio.sleep(SETTLE_S)
 
     def _patience_s(self, now_s: float) -> float | None:

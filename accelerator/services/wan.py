@@ -57,8 +57,11 @@ class Wan:
         for name, row in policy.links.items():
             known = before.get(name)
             pacer = known.pacer if known is not None else None
-            if row.video is None:
+            if row.video is None and pacer is not None:
+                pacer.release()
                 pacer = None
+            elif row.video is None:
+                pass
             elif pacer is None:
                 pacer = Pacer(self._loop, row.video, self._classes, shares)
             else:
@@ -67,9 +70,11 @@ class Wan:
             if known is not None and (known.row.interface, known.row.probe) == (row.interface, row.probe):
                 running.health = known.health
             self._links[name] = running
+        for name, gone in before.items():
+            if name not in self._links and gone.pacer is not None:
+                gone.pacer.release()
         self._steer()
-        if self._links and self._task is None:
-            self.start()
+        self.start()
 
     def start(self) -> None:
         if self._links and self._task is None:
@@ -109,14 +114,21 @@ class Wan:
     async def _watch(self) -> None:
         while True:
             started_s = self._loop.time()
-            links = dict(self._links)
-            assert self._interfaces is not None
-            self._seen = self._interfaces.look({running.row.interface for running in links.values()})
-            outcomes = await asyncio.gather(*(self._look(running) for running in links.values()))
-            for (name, running), why in zip(links.items(), outcomes, strict=True):
-                if self._links.get(name) is not None and self._links[name].health is running.health:
-                    self._judge(name, running, why)
+            try:
+                await self._look_at_all()
+            except Exception as fault:
+                # Of ours; links are looked at again, as nobody else would.
+                self._loop.call_exception_handler({"message": "looking at WAN links failed", "exception": fault})
             await asyncio.sleep(max(0.0, started_s + LOOK_EACH_S - self._loop.time()))
+
+    async def _look_at_all(self) -> None:
+        links = dict(self._links)
+        assert self._interfaces is not None
+        self._seen = self._interfaces.look({running.row.interface for running in links.values()})
+        outcomes = await asyncio.gather(*(self._look(running) for running in links.values()))
+        for (name, running), why in zip(links.items(), outcomes, strict=True):
+            if self._links.get(name) is not None and self._links[name].health is running.health:
+                self._judge(name, running, why)
 
     async def _look(self, running: _Running) -> tuple[str, bool]:
         """("", _): it works; else why it doesn't, and whether that is certain."""
