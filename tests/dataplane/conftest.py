@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import pytest
 from plane_rig import Rig
-from tls_rig import one_way_socket, tls_rig
+from tls_rig import rig_of
 
 
 @pytest.fixture
@@ -32,12 +33,4 @@ def rig(rigs: Callable[..., Rig]) -> Rig:
 @pytest.fixture(params=["plain", "tls-1.3"])
 def all_rigs(rigs: Callable[..., Rig], request: pytest.FixtureRequest) -> Callable[..., Rig]:
     """Planes of each kind of listener, for what must not depend on it. Viewers over TLS can close one way only."""
-    if request.param == "plain":
-        return rigs
-
-    def make(**options: object) -> Rig:
-        rig = tls_rig(rigs, **options)
-        rig.secure = one_way_socket(request.param)
-        return rig
-
-    return make
+    return functools.partial(rig_of, rigs, request.param)

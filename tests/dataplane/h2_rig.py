@@ -11,7 +11,7 @@ import h2.events
 import h2.settings
 from plane_rig import Rig, Viewer
 
-GOAWAY = 7
+HEADERS, GOAWAY = 1, 7
 CLEARTEXT = 2  # layout.pxd: HTTP2_CLEARTEXT
 NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM = 0, 1, 2, 7, 8, 11
 
@@ -54,7 +54,9 @@ class H2Viewer(Viewer):
         super().__init__(receive_bytes)
         self.connect(rig.address)
         rig.viewers.append(self)
-        if rig.context is not None:
+        if rig.secure is not None:
+            self.socket = rig.secure(self.socket)
+        elif rig.context is not None:
             rig.context.set_alpn_protocols(["h2"])
             self.socket = rig.context.wrap_socket(self.socket, server_hostname="a", suppress_ragged_eofs=False)
         self.takes = takes
@@ -69,6 +71,7 @@ class H2Viewer(Viewer):
         self.answers: dict[int, Answer] = {}
         self.order: list[tuple[int, int]] = []  # (stream, bytes) of each DATA frame, as they came
         self.goaways: list[tuple[int, int]] = []  # (last stream, code)
+        self.taken_back: set[int] = set()  # streams that we have reset
         self.is_settled = False
         self.frames = b""  # not whole yet
         self.flush()
@@ -101,8 +104,10 @@ class H2Viewer(Viewer):
         self.flush()
 
     def body(self, stream: int, data: bytes, *, end: bool = True) -> None:
-        """Sends all of it, as the windows allow."""
+        """Sends all of it, as the windows allow, or until the stream is over for the other side."""
         while data:
+            if self.answers[stream].reset is not None:
+                return
             n = min(self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size, len(data))
             if n == 0:
                 assert self.step(), "ended"
@@ -127,6 +132,9 @@ class H2Viewer(Viewer):
             frame, self.frames = self.frames[:n], self.frames[n:]
             if frame[3] == GOAWAY:  # hyper-h2 would take nothing more after the first one
                 self.goaways.append((int.from_bytes(frame[9:13], "big"), int.from_bytes(frame[13:17], "big")))
+                continue
+            if frame[3] == HEADERS and int.from_bytes(frame[5:9], "big") in self.taken_back:
+                self.h2.decoder.decode(frame[9:])  # hyper-h2 takes a 103 that was on its way for a fault
                 continue
             for event in self.h2.receive_data(frame):
                 self.on(event)

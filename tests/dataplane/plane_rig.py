@@ -242,13 +242,17 @@ class Rig:
 
     def viewer(self, receive_bytes: int = 0, source: str = "") -> Viewer:
         viewer = Viewer(receive_bytes, source)
+        self.connect(viewer)
+        self.viewers.append(viewer)
+        return viewer
+
+    def connect(self, viewer: Viewer) -> None:
+        """Over TLS, where the listener speaks it, the handshake too."""
         viewer.connect(self.address)
         if self.secure is not None:
             viewer.socket = self.secure(viewer.socket)
         elif self.context is not None:
             viewer.socket = self.context.wrap_socket(viewer.socket, server_hostname="a", suppress_ragged_eofs=False)
-        self.viewers.append(viewer)
-        return viewer
 
     # --- the control plane's part
 

@@ -9,8 +9,11 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Callable
 
+import pytest
 from plane_rig import PATIENCE_S, Rig, pattern, wait_until
+from tls_rig import rig_of
 from tunnel_rig import HEAD, UPGRADE, Tunnels
 
 SECONDS = float(os.environ.get("TORTURE_S", "4"))
@@ -44,7 +47,7 @@ class End:
                 self.receive() if what < 0.5 else self.send()
             except BlockingIOError:
                 pass
-            except (ConnectionError, OSError):
+            except (ConnectionError, OSError):  # SSLError is one of them
                 self.break_off()
 
     def receive(self) -> None:
@@ -114,10 +117,11 @@ def play(rig: Rig, tunnels: Tunnels, chance: random.Random) -> None:
         open_pairs = still
 
 
-def test_torture(rigs: object) -> None:
+@pytest.mark.parametrize("kind", ["plain", "tls-1.2", "tls-1.3"])
+def test_torture(rigs: Callable[..., Rig], kind: str) -> None:
     chance = random.Random(SEED)
     print(f"TORTURE_SEED={SEED}")
-    rig: Rig = rigs(workers=2, send_bytes=16384)  # type: ignore[operator]
+    rig = rig_of(rigs, kind, workers=2, send_bytes=16384)
     tunnels = Tunnels(rig)
     end = time.monotonic() + SECONDS
     try:

@@ -7,12 +7,14 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 from plane_rig import GENERIC, Rig, Viewer, wait_until
+from tls_rig import rig_of
 
 from ext.asked import Exchange
 
@@ -111,12 +113,12 @@ class Client(threading.Thread):
 
     def visit(self) -> None:
         viewer = Viewer()
-        viewer.connect(self.rig.address)
         try:
+            self.rig.connect(viewer)
             for _ in range(self.chance.randrange(1, 8)):
                 if not self.upload(viewer):
                     return
-        except (ConnectionError, AssertionError) as error:
+        except (ConnectionError, ssl.SSLError, AssertionError) as error:
             if isinstance(error, AssertionError) and "ended after" not in str(error):
                 raise
             self.n_cut += 1
@@ -160,10 +162,12 @@ class Client(threading.Thread):
 
 
 @pytest.mark.timeout(120 + 2 * SECONDS)
-@pytest.mark.parametrize("memory", [6 << 20, 64 << 20], ids=["tight", "wide"])
-def test_uploads_against_a_control_plane(rigs: Callable[..., Rig], memory: int) -> None:
+@pytest.mark.parametrize(
+    ("memory", "kind"), [(6 << 20, "plain"), (64 << 20, "plain"), (6 << 20, "tls-1.3")], ids=["tight", "wide", "tls"]
+)
+def test_uploads_against_a_control_plane(rigs: Callable[..., Rig], memory: int, kind: str) -> None:
     print(f"seed {SEED}")
-    rig = rigs(workers=2, memory=memory)
+    rig = rig_of(rigs, kind, workers=2, memory=memory)
     control = Control(rig, SEED)
     clients = [Client(rig, SEED + i) for i in range(1, 9)]
     threads = (control, *clients)

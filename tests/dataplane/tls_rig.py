@@ -68,11 +68,13 @@ def tls_rig(rigs: Callable[..., Rig], **options: object) -> Rig:
     return rig
 
 
-def one_way_socket(kind: str) -> Callable[[socket.socket], socket.socket]:
+def one_way_socket(kind: str, *protocols: str) -> Callable[[socket.socket], socket.socket]:
     """Puts TLS of the version that `kind` ends with over a viewer's socket, for Rig.secure."""
     context = authority().context()
     version = ssl.TLSVersion.TLSv1_2 if kind.endswith("1.2") else ssl.TLSVersion.TLSv1_3
     context.minimum_version = context.maximum_version = version
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
 
     def secure(raw: socket.socket) -> socket.socket:
         secured = TlsSocket(raw, context)
@@ -80,6 +82,15 @@ def one_way_socket(kind: str) -> Callable[[socket.socket], socket.socket]:
         return secured  # type: ignore[return-value]
 
     return secure
+
+
+def rig_of(rigs: Callable[..., Rig], kind: str, **options: object) -> Rig:
+    """`kind`: "plain", "tls-1.2" or "tls-1.3". Viewers over TLS can close one way only."""
+    if kind == "plain":
+        return rigs(**options)
+    rig = tls_rig(rigs, **options)
+    rig.secure = one_way_socket(kind)
+    return rig
 
 
 def connect(

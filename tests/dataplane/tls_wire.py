@@ -185,7 +185,7 @@ class TlsSocket:
         self.raw = raw
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name, session=session)
-        self._left = b""
+        self._left, self._plain = b"", b""  # not sent yet; read ahead
         self.has_ended = False  # by close_notify
         self.hello = b""
         self.answer = b""  # the server's first bytes
@@ -257,6 +257,9 @@ class TlsSocket:
     def recv(self, n: int) -> bytes:
         """As a socket's: b"" after close_notify. Raises ConnectionResetError where the end came without one."""
         while True:
+            if self._plain:
+                piece, self._plain = self._plain[:n], self._plain[n:]
+                return piece
             if self.has_ended:
                 return b""
             if self._left:
@@ -274,12 +277,16 @@ class TlsSocket:
             self.feed(piece)
 
     def pending(self) -> int:
-        return self.tls.pending() or self._incoming.pending
+        return len(self._plain) or self.tls.pending() or self._incoming.pending
 
     def shutdown(self, how: int) -> None:
         """close_notify, and the other way stays open (RFC 8446 section 6.1)."""
         assert how == socket.SHUT_WR
-        with contextlib.suppress(ssl.SSLError):  # it wants to read the other side's, too
+        # unwrap() reads on until the other side's, and throws away what it finds before it: so that goes first.
+        with contextlib.suppress(ssl.SSLError):  # wants more, or it has ended
+            while piece := self.tls.read(1 << 16):
+                self._plain += piece
+        with contextlib.suppress(ssl.SSLError):
             self.tls.unwrap()
         self.flush()
 
