@@ -32,9 +32,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first run's; later runs count on from it")
     arguments = parser.parse_args()
     built = PROJECT / "build" / "asan"
-    reports = built / "fuzz-reports"
     failed = []
     for name in arguments.targets:
+        reports = built / f"reports-{name}"
         shutil.rmtree(reports, ignore_errors=True)
         reports.mkdir()
         environment = {

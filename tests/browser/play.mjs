@@ -1,15 +1,17 @@
-// Opens the demo's page in headless Chromium, lets it play, and prints what `window.demo` says as one JSON line.
-// Judges nothing: tests/browser/test_live_channel.py does. Usage: node play.mjs PAGE_URL SECONDS SCREENSHOT [CHROMIUM]
+// Opens the demo's page in headless Chromium, lets it play, and prints what `window.demo` says as one JSON line,
+// with how many answers came by which protocol. Judges nothing: tests/browser/test_live_channel.py does.
+// Usage: node play.mjs PAGE_URL SECONDS SCREENSHOT [PIN [CHROMIUM]]; PIN: the digest of a certificate's key to be trusted.
 import { chromium } from "playwright-core";
 
-const [url, secondsText, screenshot, executablePath = "/usr/bin/chromium"] = process.argv.slice(2);
+const [url, secondsText, screenshot, pin = "", executablePath = "/usr/bin/chromium"] = process.argv.slice(2);
 const seconds = Number(secondsText);
 
 const browser = await chromium.launch({
   executablePath,
   // Debian's Chromium, as root in a container, and with nobody outside to call.
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required"],
+    "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required",
+    ...(pin ? [`--ignore-certificate-errors-spki-list=${pin}`] : [])],
 });
 try {
   const page = await browser.newPage({ viewport: { width: 1000, height: 900 } });
@@ -28,7 +30,15 @@ try {
   await page.waitForTimeout(seconds * 1000);
   await page.screenshot({ path: screenshot });
   const demo = await page.evaluate(() => window.demo);
-  console.log(JSON.stringify({ ...demo, answers, complaints, userAgent: await page.evaluate(() => navigator.userAgent) }));
+  const hops = await page.evaluate(() => {
+    const counts = {};
+    for (const entry of [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]) {
+      if (entry.name.startsWith("http")) counts[entry.nextHopProtocol] = (counts[entry.nextHopProtocol] ?? 0) + 1;
+    }
+    return counts;
+  });
+  const time = await page.evaluate(() => document.querySelector("video").currentTime);
+  console.log(JSON.stringify({ ...demo, answers, hops, time, complaints, userAgent: await page.evaluate(() => navigator.userAgent) }));
 } finally {
   await browser.close();
 }

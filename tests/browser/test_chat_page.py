@@ -21,17 +21,18 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("hop", ["http/1.1", "h2"])
-def test_chromium_chats_through_the_box_and_hears_of_its_end(tmp_path: Path, hop: str) -> None:
-    """Over TLS Chromium's WebSocket is a stream of the connection that brought the page (RFC 8441)."""
+@pytest.mark.parametrize(("hop", "http2"), [("http/1.1", ""), ("http/1.1", "never"), ("h2", "tls")])
+def test_chromium_chats_through_the_box_and_hears_of_its_end(tmp_path: Path, hop: str, http2: str) -> None:
+    """Plain, over TLS, and over HTTP/2, where the WebSocket is a stream of the connection that brought the page (RFC
+    8441)."""
     listen = {}
-    if hop == "h2":
+    if http2:
         credentials = tmp_path / "state" / "credentials"
         credentials.mkdir(parents=True)
         made = trustme.CA().issue_cert("127.0.0.1")
         (credentials / "site.crt").write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
         (credentials / "site.key").write_bytes(made.private_key_pem.bytes())
-        listen = {"lan": {"tls": "site"}}
+        listen = {"lan": {"tls": "site", "http2": http2}}
     with WebSocketOrigin() as origin:
         policy = policy_for(
             origin.url,
@@ -41,7 +42,7 @@ def test_chromium_chats_through_the_box_and_hears_of_its_end(tmp_path: Path, hop
         )
         with RunningBox(tmp_path, policy) as box:
             host, port = box.address()
-            scheme = "https" if hop == "h2" else "http"
+            scheme = "https" if http2 else "http"
             command = ["node", str(PROJECT / "tests/browser/chat.mjs"), f"{scheme}://{host}:{port}/page"]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as browser:
                 assert browser.stdout is not None

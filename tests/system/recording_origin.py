@@ -7,6 +7,7 @@ that whatever one viewer can smuggle in is seen by the next one who is given the
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -158,6 +159,9 @@ class RecordingOrigin:
             await self._gate(words[1]).wait()
         elif words[0] == "bytes":  # /bytes/N/...: N bytes
             body = bytes(int(words[1]))
+        elif words[0] == "tagged":  # /tagged/N/...: N bytes, each place another, and a strong validator
+            body = hashlib.shake_128(path.encode()).digest(int(words[1]))
+            lines.append('ETag: "one"')
         elif words[0] == "good":
             body = GOOD_BODY
         elif words[0] == "silent":  # no caching field at all

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import trustme
+from certified import Certified
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509 import ocsp
@@ -25,29 +26,6 @@ from running_box import HOST, RunningBox, policy_for, read_response, wait_for
 from test_upgrade import UpgradedBox
 
 GET = f"GET /good/film HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
-
-
-class Certified:
-    """The credentials of a box, and who trusts them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.ca = trustme.CA()
-        self.folder = folder
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def put(self, name: str, *hosts: str, days: float | None = None) -> trustme.LeafCert:
-        until = None
-        if days is not None:
-            until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-        made = self.ca.issue_cert(*hosts, not_after=until, key_type=trustme.KeyType.ECDSA)
-        (self.folder / f"{name}.crt").write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
-        (self.folder / f"{name}.key").write_bytes(made.private_key_pem.bytes())
-        return made
-
-    def context(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self.ca.configure_trust(context)
-        return context
 
 
 def policy(origin: RecordingOrigin, **listen: Any) -> dict[str, Any]:
