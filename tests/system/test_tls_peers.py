@@ -63,7 +63,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Certified:
 
 @pytest.fixture(scope="module")
 def box(made: Certified, origin: RecordingOrigin) -> Iterator[RunningBox]:
-    policy = policy_for(origin.url, listen={"lan": {"tls": "site"}}, origins={"media": {"profile": "generic", "hosts": ["*"]}})
+    portal = {"media": {"profile": "generic", "hosts": ["*"]}}
+    policy = policy_for(origin.url, listen={"lan": {"tls": "site"}}, origins=portal)
     with RunningBox(made.folder.parent.parent, policy) as running:
         yield running
 
