@@ -7,17 +7,17 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import time
 from collections.abc import Callable
 
 import h2.events
 import h2.exceptions
 import pytest
 from h2_rig import CANCEL, CLEARTEXT, Answer, H2Viewer, raw_frame
-from plane_rig import Rig, wait_until
+from plane_rig import Rig
 from test_socket_torture import N_KEYS, SECONDS, SEED, Client, Control
 from test_upload_torture import SIZES, Reader
 from tls_rig import one_way_socket, tls_rig
+from torture_run import run_for
 
 from ext.asked import Exchange
 
@@ -187,22 +187,7 @@ def test_streams_against_a_control_plane(rigs: Callable[..., Rig], memory: int, 
         rig.secure = one_way_socket(kind, "h2")
     control = Both(rig, SEED)
     clients = [Streams(rig, SEED + i) for i in range(1, 7)]
-    threads = (control, *clients)
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + SECONDS
-    wait_until(
-        lambda: time.monotonic() > end or not all(thread.is_alive() for thread in threads), patience_s=SECONDS + 10
-    )
-    for client in clients:
-        client.must_stop.set()
-    for client in clients:
-        client.join()
-    control.must_stop.set()
-    control.join()
-    for thread in threads:
-        if thread.error is not None:
-            raise thread.error
+    run_for(SECONDS / 2, control, clients)
     control.bodies.clear()
     control.readers.clear()
     gc.collect()

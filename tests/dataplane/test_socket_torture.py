@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from plane_rig import MEDIA, SECOND_NS, Reply, Rig, Viewer, wait_until
+from plane_rig import MEDIA, SECOND_NS, Reply, Rig, Viewer
 from tls_rig import rig_of
+from torture_run import run_for
 
 from ext.asked import Exchange
 from ext.stored import StoredObject
@@ -252,22 +253,7 @@ def test_viewers_against_a_control_plane(rigs: Callable[..., Rig], memory: int, 
     rig = rig_of(rigs, kind, workers=2, memory=memory, slice_bytes=8192, send_bytes=16384)
     control = Control(rig, SEED)
     clients = [Client(rig, SEED + i) for i in range(1, 7)]
-    for thread in (control, *clients):
-        thread.start()
-    end = time.monotonic() + SECONDS
-    threads = (control, *clients)
-    wait_until(
-        lambda: time.monotonic() > end or not all(thread.is_alive() for thread in threads), patience_s=SECONDS + 10
-    )
-    for client in clients:
-        client.must_stop.set()
-    for client in clients:
-        client.join()
-    control.must_stop.set()
-    control.join()
-    for thread in (control, *clients):
-        if thread.error is not None:
-            raise thread.error
+    run_for(SECONDS, control, clients)
     control.bodies.clear()
     figures = {name: n for name, n in rig.plane.totals().items() if n}
     print(sum(client.n_replies for client in clients), sum(client.n_resets for client in clients), figures)

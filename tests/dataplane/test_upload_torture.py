@@ -9,12 +9,12 @@ import os
 import random
 import ssl
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
-from plane_rig import GENERIC, Rig, Viewer, wait_until
+from plane_rig import GENERIC, Rig, Viewer
 from tls_rig import rig_of
+from torture_run import run_for
 
 from ext.asked import Exchange
 
@@ -170,22 +170,7 @@ def test_uploads_against_a_control_plane(rigs: Callable[..., Rig], memory: int, 
     rig = rig_of(rigs, kind, workers=2, memory=memory)
     control = Control(rig, SEED)
     clients = [Client(rig, SEED + i) for i in range(1, 9)]
-    threads = (control, *clients)
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + SECONDS
-    wait_until(
-        lambda: time.monotonic() > end or not all(thread.is_alive() for thread in threads), patience_s=SECONDS + 10
-    )
-    for client in clients:
-        client.must_stop.set()
-    for client in clients:
-        client.join()
-    control.must_stop.set()
-    control.join()
-    for thread in threads:
-        if thread.error is not None:
-            raise thread.error
+    run_for(SECONDS, control, clients)
     figures = {name: n for name, n in rig.plane.totals().items() if n}
     whole = sum(client.n_whole for client in clients)
     print(whole, sum(client.n_left for client in clients), sum(client.n_cut for client in clients), figures)
