@@ -34,7 +34,7 @@ from tls_rig import authority, certificate, ticket_key  # noqa: E402
 from ext.tls_context import TlsServer  # noqa: E402
 
 OFFERED = 1  # layout.pxd: HTTP/2 by ALPN
-BODY = pattern(30_000)
+BODY, LARGE = pattern(30_000), pattern(400_000)
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
 REQUESTS = [
     GET * 3,
@@ -168,7 +168,7 @@ class Target:
         rig = Rig(tls=TlsServer(rows, is_legacy), http2=OFFERED, memory=32 << 20, send_bytes=8192)
         rig.context = authority().context()
         rig.store("/x", BODY)
-        rig.store("/large", pattern(400_000))
+        rig.store("/large", LARGE)
         return rig
 
     # --- one connection
@@ -324,8 +324,8 @@ class Target:
                 self.read(connected, BODY)
             return
         seal, out = wire.seal_of(connected, client.log), b""
-        path, body = source.choice([(b"/x", BODY), (b"/large", pattern(400_000))])
-        n_requests = source.choice([1, 1, 2, 5])
+        small = (b"/x", BODY, source.choice([1, 1, 3]))
+        path, body, n_requests = source.choice([small, small, small, (b"/large", LARGE, 1)])
         data = GET.replace(b"/x", path) * n_requests
         while data:
             n = source.choice([1, 7, 100, 1000])
