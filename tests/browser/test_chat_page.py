@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import trustme
+from certified import Certified
 from running_box import PROJECT, RunningBox, policy_for
 from websocket_origin import WebSocketOrigin
 
@@ -27,11 +27,7 @@ def test_chromium_chats_through_the_box_and_hears_of_its_end(tmp_path: Path, hop
     8441)."""
     listen = {}
     if http2:
-        credentials = tmp_path / "state" / "credentials"
-        credentials.mkdir(parents=True)
-        made = trustme.CA().issue_cert("127.0.0.1")
-        (credentials / "site.crt").write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
-        (credentials / "site.key").write_bytes(made.private_key_pem.bytes())
+        Certified(tmp_path / "state" / "credentials").put("site", "127.0.0.1")
         listen = {"lan": {"tls": "site", "http2": http2}}
     with WebSocketOrigin() as origin:
         policy = policy_for(

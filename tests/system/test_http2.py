@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trustme
+from certified import Certified
 from recording_origin import RecordingOrigin
 from running_box import HOST, RunningBox, policy_for
 
@@ -104,19 +104,14 @@ def test_without_tls_it_is_off_until_the_policy_says_otherwise(tmp_path: Path, o
 
 
 def test_over_tls_it_is_what_clients_agree_on(tmp_path: Path, origin: RecordingOrigin) -> None:
-    credentials = tmp_path / "state" / "credentials"
-    credentials.mkdir(parents=True)
-    authority = trustme.CA()
-    made = authority.issue_cert(HOST)
-    (credentials / "site.crt").write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
-    (credentials / "site.key").write_bytes(made.private_key_pem.bytes())
-    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    made = Certified(tmp_path / "state" / "credentials")
+    made.put("site", HOST)
     listen = {"lan": {"tls": "site"}, "old": {"address": "127.0.0.1:0", "tls": "site", "http2": "never"}}
     with RunningBox(tmp_path, policy_for(origin.url, listen=listen)) as box:
         for listener, version in (("lan", b"HTTP/2 200"), ("old", b"HTTP/1.1 200")):
             host, port = box.address(listener)
             done = subprocess.run(
-                ["curl", "-sS", "-i", "--cacert", str(tmp_path / "authority.pem"), "--resolve", f"{HOST}:{port}:{host}",
+                ["curl", "-sS", "-i", "--cacert", str(made.authority()), "--resolve", f"{HOST}:{port}:{host}",
                  f"https://{HOST}:{port}/bytes/50000/d"],
                 capture_output=True, timeout=30, check=False,
             )  # fmt: skip
