@@ -517,6 +517,8 @@ cdef void arm(Worker* w, Connection* c) noexcept nogil:
         due = c.window_ns + w.tables.limits.send_window_ns
     if s.leaving == LEAVING_SOON and s.leave_ns < due:
         due = s.leave_ns
+    if c.is_surplus and s.leave_ns + SURPLUS_NS < due:
+        due = s.leave_ns + SURPLUS_NS
     if c.timer_slot >= 0 and due < c.deadline_ns:
         clear_deadline(w, c)
     if c.timer_slot < 0:
@@ -547,6 +549,10 @@ cdef void h2_on_deadline(Worker* w, Connection* c) noexcept nogil:
         flush(w, c)
         if c.state == STATE_STREAMS:
             end(w, c)
+        return
+    if c.is_surplus and w.now_ns >= s.leave_ns + SURPLUS_NS:    # he could shut his window on our 503
+        count(&w.counters[C_CLOSED_IDLE], 1)
+        connection_close(w, c, True)
         return
     if s.leaving == LEAVING_SOON:
         leave(w, c, 0)

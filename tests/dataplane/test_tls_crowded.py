@@ -77,16 +77,23 @@ def test_only_so_many_are_told_and_the_others_cut_off_at_once(rigs: Rigs) -> Non
 
 
 def test_who_is_told_has_little_time(rigs: Rigs) -> None:
-    """Three seconds for handshake and request together, whatever limits.head_timeout says."""
-    rig = tls_rig(rigs, connections=1)
+    """Three seconds for handshake and request together, and over HTTP/2 to take the answer, whatever the limits say."""
+    rig = tls_rig(rigs, connections=1, http2=OFFERED)
     full(rig, "")
     silent = Viewer()
     silent.connect(rig.address)
     slow = connect(rig)
     slow.send(b"GET /x HT")
+    shut = H2Viewer(rig, window=0)
+    shut.request("/x")
     assert silent.rest() == b""
     assert slow.reply().status == 408
     assert rig.total("tls_failed_slow") == 1
+    with contextlib.suppress(OSError):  # a reset
+        while shut.step():
+            pass
+    assert rig.total("closed_idle") == 1
+    assert not shut.answers[1].is_whole
     silent.close()
 
 
