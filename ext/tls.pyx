@@ -155,6 +155,11 @@ cdef BIO_METHOD* viewer_method = make_method()
 
 # --- what leaves ------------------------------------------------------------------------------------------------------
 
+cdef enum:
+    # An answer leaves nothing pending beyond one batch. What comes on top are replies of TLS itself, which a viewer can ask
+    # for without end and not take: new keys (RFC 8446 section 4.6.3), refused renegotiations.
+    PENDING_MOST = 196608
+
 cdef bint send_pending(Worker* w, Tls* t) noexcept nogil:
     """Whether nothing is pending any more; if not, errno says why."""
     cdef ssize_t n
@@ -221,7 +226,10 @@ cdef bint spill(Worker* w, Tls* t) noexcept nogil:
             elif errno != EINTR:
                 t.is_broken = 1
     if sent < w.tls_out_length and not t.is_broken:
-        if not keep_pending(w, t, w.tls_out + sent, w.tls_out_length - sent):
+        if t.pending_length - t.pending_offset + w.tls_out_length - sent > PENDING_MOST:
+            t.is_broken = 1
+            count(&w.counters[C_TLS_BROKEN], 1)
+        elif not keep_pending(w, t, w.tls_out + sent, w.tls_out_length - sent):
             t.is_broken = 1     # a record with a hole is the end of the connection
             t.lacks_memory = 1
     w.tls_out_length = 0
@@ -364,10 +372,12 @@ cdef ssize_t tls_read(Worker* w, Connection* c, uint8_t* into, size_t most) noex
         return <ssize_t>total
     if not t.is_ready:
         return on_failure(w, c, why == SSL_ERROR_ZERO_RETURN or t.has_fin)
-    if ERR_peek_error() != 0:
+    if t.lacks_memory:
+        count(&w.counters[C_CLOSED_MEMORY], 1)
+    elif ERR_peek_error() != 0 and not t.is_broken:     # else it was the socket, or is counted
         count(&w.counters[C_TLS_BROKEN], 1)
         t.is_broken = 1
-    else:
+    elif not t.is_broken:
         t.has_left = 1
     ERR_clear_error()
     if total:

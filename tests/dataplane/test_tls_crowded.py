@@ -7,12 +7,13 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from h2_rig import NO_ERROR, H2Viewer
 from plane_rig import Rig, Viewer, wait_until
 from tls_rig import authority, certificate, connect, server, tls_rig
-from tls_wire import TlsSocket
+from tls_wire import DATA, HANDSHAKE, KEY_UPDATE, KeyLog, Seal13, TlsSocket, message, seal_of
 
 Rigs = Callable[..., Rig]
 OFFERED = 1  # layout.pxd: HTTP/2 by ALPN
@@ -204,3 +205,35 @@ def test_an_end_without_close_notify_is_an_end(rigs: Rigs) -> None:
     assert viewer.rest() == b""
     assert rig.total("tls_broken") == 0
     viewer.close()
+
+
+@pytest.mark.parametrize("is_reading", [False, True], ids=["idle", "among answers"])
+def test_who_asks_for_new_keys_without_end_and_takes_none_is_cut(rigs: Rigs, tmp_path: Path, is_reading: bool) -> None:
+    """Each KeyUpdate may ask for one of ours (RFC 8446 section 4.6.3). They were kept for a full socket, all of them:
+    one viewer could take the memory of everybody. While an answer is under way nothing is read, mostly."""
+    rig = tls_rig(rigs, send_bytes=8192)
+    rig.store("/x", bytes(3_000_000))
+    context = authority().context()
+    log = KeyLog(tmp_path / "keys", context)
+    viewer = Viewer(receive_bytes=4096)
+    viewer.connect(rig.address)
+    secured = TlsSocket(viewer.socket, context)
+    secured.handshake()
+    seal = seal_of(secured, log)
+    assert isinstance(seal, Seal13)
+    if is_reading:
+        viewer.send(seal(DATA, b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"))
+    most = 0
+    viewer.socket.settimeout(1)
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        for _ in range(500):
+            flood = b""
+            for _ in range(100):
+                flood += seal(HANDSHAKE, message(KEY_UPDATE, b"\1"))
+                seal.update()
+            viewer.send(flood)
+            most = max(most, rig.kept())
+    viewer.close()
+    assert most < 250_000
+    wait_until(lambda: is_reading or rig.total("tls_broken") == 1)
+    wait_until(lambda: rig.plane.n_connections == 0)
