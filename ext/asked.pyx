@@ -13,6 +13,7 @@ from ext.exchange cimport (
     ANSWER_MATCH,
     ANSWER_REFUSE,
     ANSWER_STALE,
+    ANSWER_STREAM,
     ANSWER_TUNNEL,
     MATCH_JOINED,
     MATCH_RESTORED,
@@ -25,13 +26,14 @@ from ext.exchange cimport (
 )
 from ext.store cimport Object
 from ext.stored cimport wrap
+from ext.stream_plane cimport Ring
 from ext.tunnel cimport Tunnel, tunnel_new
 from ext.upload cimport UPLOAD_ABORTED, UPLOAD_WHOLE, upload_release, upload_take, upload_there
 
 cdef extern from "<unistd.h>" nogil:
     int close(int)
 
-KINDS = ("miss", "stale", "refresh", "want", "alone", "pass", "tunnel", "authorise")
+KINDS = ("miss", "stale", "refresh", "want", "alone", "pass", "tunnel", "authorise", "stream")
 
 
 cdef class Exchange:
@@ -134,6 +136,24 @@ cdef class Exchange:
         message.tunnel = tunnel
         self.plane.post(self.worker, &message)
         return True
+
+
+    def stream(self, Ring ring) -> None:
+        """The asker reads `ring`; None: gets the head of such an answer."""
+        cdef Message message
+        if self.is_answered:
+            return
+        self.is_answered = True
+        memset(&message, 0, sizeof(Message))
+        message.kind = MESSAGE_ANSWER
+        message.index = self.index
+        message.generation = self.generation
+        message.disposition = ANSWER_STREAM
+        message.status = 200
+        if ring is not None:
+            add_u64(&ring.stream.refs, 1)
+            message.stream = ring.stream
+        self.plane.post(self.worker, &message)
 
 
 cdef class RequestBody:

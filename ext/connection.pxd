@@ -9,6 +9,7 @@ from ext.http_head cimport RequestHead
 from ext.layout cimport MAX_ORIGINS, ORIGIN_COLUMNS, OriginRow, Tables
 from ext.multipart cimport Parts
 from ext.store cimport Object, Store
+from ext.stream cimport Stream
 from ext.tunnel cimport Tunnel
 from ext.tls_types cimport TicketKeys, Tls
 from ext.upload cimport Upload
@@ -137,6 +138,8 @@ cdef struct Connection:
     uint8_t is_shut             # of a stream's tunnel: nothing more comes for the viewer
     uint32_t window_capacity    # of a carrier: bytes that one write gathers
     int64_t window_ns           # of a carrier: when the window began in which it is judged
+    Stream* stream              # a relay's that it reads; referenced
+    uint8_t reading             # of a stream: stream_reader.pxd
     int64_t credited            # body bytes that the viewer's window was opened again for
 
 cdef struct Listener:
@@ -190,6 +193,7 @@ cdef struct Worker:
     int64_t wheel_tick
     Connection* wheel[1024]
     List waiting[1024]          # readers of filling objects, by object
+    List stream_waiting[64]     # of streams, by the bit of its bell
     Exchange* exchanges
     uint32_t* free_exchanges
     uint32_t n_free_exchanges

@@ -10,6 +10,7 @@ from ext.h2 cimport h2_close, h2_free
 from ext.h2_answers cimport stream_left
 from ext.exchange cimport EXCHANGE_WANT, RING_CANCEL, RING_NUDGE, RING_REQUEST, ring_is_half_full, ring_push
 from ext.layout cimport *
+from ext.stream_reader cimport reader_leave
 from ext.store cimport OBJECT_FILLING, Directory, Store
 from ext.tls cimport tls_end
 from ext.tunnel cimport tunnel_free, tunnel_shut
@@ -335,6 +336,8 @@ cdef void attach(Connection* c, Object* object) noexcept nogil:
 
 cdef void detach(Worker* w, Connection* c) noexcept nogil:
     cdef Object* object = c.object
+    if c.stream != NULL:
+        reader_leave(c)
     if object == NULL:
         return
     c.object = NULL

@@ -18,6 +18,8 @@ from ext.respond cimport refresh_date, respond_error
 from ext.serve cimport MAX_TRIES, leave_bucket, now_ns
 from ext.session cimport flush_interim, give_up_waiting, linger, on_body, on_deadline, on_interim, on_split, on_readable, resume, settle
 from ext.store cimport *
+from ext.stream cimport Stream
+from ext.stream_reader cimport reader_end, reader_join, readers_wake
 from ext.tls cimport tls_flush, tls_worker_close
 from ext.tunnel cimport Tunnel, tunnel_free
 from ext.upload cimport Upload, upload_release
@@ -64,8 +66,10 @@ cdef void on_answer(Worker* w, Message* m) noexcept nogil:
     cdef Connection* c
     cdef uint32_t disposition
     cdef Tunnel* tunnel = m.tunnel if m.disposition == ANSWER_TUNNEL else NULL
+    cdef Stream* stream = <Stream*>m.stream if m.disposition == ANSWER_STREAM else NULL
     if e.is_free or e.generation != m.generation:
         lose_tunnel(w, tunnel)
+        lose_stream(stream)
         return
     leave_bucket(w, e)
     if e.kind == EXCHANGE_REFRESH and e.object != NULL:
@@ -101,10 +105,19 @@ cdef void on_answer(Worker* w, Message* m) noexcept nogil:
         if c.is_leader and tunnel != NULL:
             c.tunnel = tunnel
             tunnel = NULL
+        if stream != NULL:
+            reader_join(c, stream)
+            stream = NULL
         c.state = STATE_ANSWERED
         list_append(&w.ready, c)
     lose_tunnel(w, tunnel)
+    lose_stream(stream)
     exchange_give(w, e)
+
+
+cdef void lose_stream(Stream* stream) noexcept nogil:
+    if stream != NULL:
+        add_u64(&stream.refs, <uint64_t>-1)
 
 
 cdef void lose_tunnel(Worker* w, Tunnel* tunnel) noexcept nogil:
@@ -137,6 +150,8 @@ cdef void on_drain(Worker* w, uint32_t idle_ms, int64_t period_ms) noexcept nogi
     w.is_draining = DRAIN_HANDED_OVER if idle_ms else DRAIN_ENDING
     while c != NULL:
         following = c.next_all
+        if c.stream != NULL:
+            reader_end(w, c)
         if c.carrier != NULL or c.state == STATE_STREAMS:
             if c.carrier == NULL:
                 h2_drain(w, c, idle_ms)
@@ -200,7 +215,7 @@ cdef bint is_gone(Worker* w, Connection* c) noexcept nogil:
     """Whether who has ended his side has left. Of an endless stream there is no other sign until the next event; a
     long poll's viewer gets a moment more for an answer, as a half-closed connection may have asked (RFC 9112 section 9.6)."""
     if c.state == STATE_SEND:
-        return c.object != NULL and load_u32(&c.object.flags) & OBJECT_STREAM != 0
+        return c.stream != NULL or c.object != NULL and load_u32(&c.object.flags) & OBJECT_STREAM != 0
     if c.state == STATE_WAIT and c.upload == NULL and (c.exchange.kind == EXCHANGE_ALONE or c.exchange.kind == EXCHANGE_PASS):
         set_deadline(w, c, w.now_ns + HALF_CLOSED_NS)
     return False
@@ -314,6 +329,7 @@ cdef void edge_run(Worker* w) noexcept nogil:
             else:
                 read(w.mailbox.fd, &ignored, 8)
         read_mail(w)
+        readers_wake(w)
         ready = w.ready.n if w.ready.n < READY_PER_PASS else READY_PER_PASS
         while ready and w.ready.first != NULL:
             ready -= 1

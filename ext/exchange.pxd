@@ -15,6 +15,7 @@ cdef enum:                      # Exchange.kind
     EXCHANGE_PASS = 5           # a method that isn't cached, or a body: for the asker alone, never stored
     EXCHANGE_TUNNEL = 6         # asks for another protocol; nobody may join
     EXCHANGE_AUTHORISE = 7      # may this viewer have it? answered by MATCH (look again) or an error
+    EXCHANGE_STREAM = 8         # a relay over HTTP; answered by STREAM or an error, nobody may join
 
 cdef enum:                      # RingItem.what
     RING_REQUEST = 0
@@ -42,6 +43,7 @@ cdef enum:                      # Message.disposition of an answer
     ANSWER_DONE = 5             # only frees the slot (refreshes, wants)
     ANSWER_REFUSE = 6           # our own `status` to the leader alone: his request, not the resource, is at fault
     ANSWER_TUNNEL = 7           # `tunnel` is the leader's, and the worker's to free
+    ANSWER_STREAM = 8           # `stream` is the asker's, with one reference; NULL: its head alone
 
 cdef enum:                      # Message.value of an answer: what those who don't get it do; from 400 on, a status for them
     OTHERS_ALONE = 0            # requests of their own at once, not one after the other
@@ -111,12 +113,14 @@ cdef struct Message:
     uint32_t is_stored
     int64_t value               # of an answer: see above; of a drain: milliseconds that it may take
     Tunnel* tunnel              # of ANSWER_TUNNEL only
+    void* stream                # of ANSWER_STREAM only: a Stream, whose declaration needs Mailbox
     Upload* upload
     uint8_t* bytes              # freed by who reads the message
     uint32_t n_bytes
 
 cdef struct Mailbox:            # many producers (Treiber stack), one consumer that takes all
     Message* newest
+    uint64_t bell               # streams that have more, by bit; rung without a message, so without memory
     uint32_t is_sleeping
     int fd
     uint64_t wakeups
@@ -130,6 +134,8 @@ cdef bint ring_pop(Ring* ring, RingItem* item) noexcept nogil
 cdef void bell_ring(Bell* bell) noexcept nogil
 cdef void bell_hear(Bell* bell) noexcept nogil
 cdef bint mailbox_post(Mailbox* mailbox, const Message* message) noexcept nogil
+cdef void mailbox_ring(Mailbox* mailbox, uint64_t bits) noexcept nogil
+cdef uint64_t mailbox_hear(Mailbox* mailbox) noexcept nogil
 cdef Message* mailbox_take(Mailbox* mailbox) noexcept nogil
 cdef bint mailbox_may_sleep(Mailbox* mailbox) noexcept nogil
 cdef void mailbox_awake(Mailbox* mailbox) noexcept nogil

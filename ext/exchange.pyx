@@ -82,7 +82,6 @@ cdef bint mailbox_post(Mailbox* mailbox, const Message* message) noexcept nogil:
     """Copies `message` in; wakes the worker only when it sleeps. False: no memory, nothing was posted."""
     cdef Message* copy = <Message*>malloc(sizeof(Message))
     cdef void* newest
-    cdef uint64_t one = 1
     if copy == NULL:
         return False
     memcpy(copy, message, sizeof(Message))
@@ -91,10 +90,28 @@ cdef bint mailbox_post(Mailbox* mailbox, const Message* message) noexcept nogil:
         copy.next = <Message*>newest
         if cas_ptr(<void**>&mailbox.newest, newest, copy):
             break
+    wake_sleeper(mailbox)
+    return True
+
+
+cdef void wake_sleeper(Mailbox* mailbox) noexcept nogil:
+    cdef uint64_t one = 1
     if load_u32_seq(&mailbox.is_sleeping) and exchange_u32(&mailbox.is_sleeping, 0):
         add_u64_relaxed(&mailbox.wakeups, 1)
         write(mailbox.fd, &one, 8)
-    return True
+
+
+cdef void mailbox_ring(Mailbox* mailbox, uint64_t bits) noexcept nogil:
+    """As a message that says only which streams have more."""
+    or_u64(&mailbox.bell, bits)
+    wake_sleeper(mailbox)
+
+
+cdef uint64_t mailbox_hear(Mailbox* mailbox) noexcept nogil:
+    """The bits rung since the last call."""
+    if load_u64_relaxed(&mailbox.bell) == 0:
+        return 0
+    return exchange_u64(&mailbox.bell, 0)
 
 
 cdef Message* mailbox_take(Mailbox* mailbox) noexcept nogil:
@@ -116,7 +133,7 @@ cdef Message* mailbox_take(Mailbox* mailbox) noexcept nogil:
 cdef bint mailbox_may_sleep(Mailbox* mailbox) noexcept nogil:
     """Says that the worker is about to sleep; False when something came in between."""
     store_u32_seq(&mailbox.is_sleeping, 1)
-    if load_ptr_seq(<void**>&mailbox.newest) == NULL:
+    if load_ptr_seq(<void**>&mailbox.newest) == NULL and load_u64_seq(&mailbox.bell) == 0:
         return True
     store_u32_seq(&mailbox.is_sleeping, 0)
     return False

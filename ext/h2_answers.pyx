@@ -16,6 +16,7 @@ from ext.h2_requests cimport earn, spend_reset
 from ext.layout cimport *
 from ext.nghttp2 cimport *
 from ext.receive cimport upload_leave
+from ext.stream_reader cimport reader_frame
 from ext.send cimport next_part, note_sent, wait_for_body
 
 cdef enum:
@@ -51,11 +52,23 @@ cdef ssize_t read_body(nghttp2_session* engine, int32_t stream_id, uint8_t* out,
                         flags[0] |= NGHTTP2_DATA_FLAG_EOF
                     elif c.list == NULL:
                         list_append(&w.ready, c)        # there is room for more
-                elif c.object == NULL:
+                elif c.object == NULL and c.stream == NULL:
                     flags[0] |= NGHTTP2_DATA_FLAG_EOF
             return <ssize_t>n
         if c.state == STATE_TUNNEL and not c.is_shut:
             return NGHTTP2_ERR_DEFERRED
+        if c.stream != NULL:
+            data = reader_frame(w, c, length, &n, &step)
+            if data != NULL:
+                break
+            if step == PENDING:
+                return NGHTTP2_ERR_DEFERRED
+            if step == CLOSED:
+                return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+            if step == DONE:
+                flags[0] |= NGHTTP2_DATA_FLAG_EOF
+                return 0
+            continue
         if c.object == NULL:
             flags[0] |= NGHTTP2_DATA_FLAG_EOF
             return 0
@@ -81,11 +94,11 @@ cdef ssize_t read_body(nghttp2_session* engine, int32_t stream_id, uint8_t* out,
             return NGHTTP2_ERR_DEFERRED
         if step == CLOSED:
             return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
-    if <int64_t>n > end - c.offset:
+    if c.stream == NULL and <int64_t>n > end - c.offset:
         n = <uint64_t>(end - c.offset)
     if n > length:
         n = length
-    if total >= 0 and c.offset + <int64_t>n == end and c.parts == NULL:
+    if c.stream == NULL and total >= 0 and c.offset + <int64_t>n == end and c.parts == NULL:
         flags[0] |= NGHTTP2_DATA_FLAG_EOF
     flags[0] |= NGHTTP2_DATA_FLAG_NO_COPY
     engine_of(w).data = data
@@ -254,7 +267,7 @@ cdef int stream_answer(Worker* w, Connection* c, const uint8_t* data, uint32_t n
     c.offset = first if object != NULL else c.log_first
     if object != NULL:
         attach(c, object)
-    return submit(w, c, fields, n_fields, object != NULL)
+    return submit(w, c, fields, n_fields, object != NULL or c.stream != NULL)
 
 
 cdef int stream_short(Worker* w, Connection* c, const uint8_t* text, uint32_t n) noexcept nogil:

@@ -112,6 +112,9 @@ cdef enum:                      # one column each of the counter rows; the table
     C_TLS_FAILED_LEFT
     C_TLS_FAILED_SLOW
     C_TLS_BROKEN
+    C_RELAY_READERS
+    C_RELAY_SKIPS
+    C_RELAY_SILENT
     N_COUNTERS
     MAX_ORIGINS = 8192          # rows with figures of their own; those beyond count with row 0
     ORIGIN_COLUMNS = 8          # requests, hits, body bytes to viewers, then:
@@ -142,13 +145,15 @@ cdef packed struct OriginRow:
     uint32_t refusal            # the status of a no
     int64_t offline_ns          # what was not checked with the origin for longer isn't used; 0: no limit
     uint32_t judges_all         # methods other than GET and HEAD too: the box decides, not the origin
+    uint32_t is_relay           # no origin, but a relay's path
+    uint64_t zone_mask          # of a relay: whose viewers may read it; 0: every zone
 
 cdef packed struct HostRow:
     uint32_t pattern            # offset in strings
     uint32_t pattern_length
     uint32_t path               # first PathRow and how many
     uint32_t n_paths
-    uint32_t kind               # 0 exact, 1 suffix (pattern starts with a dot), 2 any
+    uint32_t kind               # 0 exact, 1 suffix (pattern starts with a dot), 2 any, 3 any, of which only paths are known
 
 cdef packed struct PathRow:
     uint32_t prefix

@@ -110,6 +110,9 @@ COUNTERS = (
     (C_TLS_FAILED_LEFT, "tls_failed_left", "TLS handshakes failed: the viewer left"),
     (C_TLS_FAILED_SLOW, "tls_failed_slow", "TLS handshakes failed: slower than limits.head_timeout"),
     (C_TLS_BROKEN, "tls_broken", "TLS connections closed: a record that can't be read"),
+    (C_RELAY_READERS, "relay_readers", "relays read over HTTP: readers that began"),
+    (C_RELAY_SKIPS, "relay_skips", "readers of relays that were too slow, and went on at a later random access point"),
+    (C_RELAY_SILENT, "relay_silent", "readers of relays closed: nothing came for them to read"),
 )
 
 N_COLUMNS = COUNTER_STRIDE
@@ -119,7 +122,7 @@ ORIGIN_DTYPE = np.dtype(
      ("methods", "u2"), ("method", "u4"), ("n_methods", "u4"), ("allow", "u4"), ("allow_length", "u4"),
      ("body_max", "u8"), ("wait_ns", "i8"), ("may_tunnel", "u4"),
      ("header", "u4"), ("n_headers", "u4"), ("cookie", "u4"), ("n_cookies", "u4"), ("rule", "u8"), ("refusal", "u4"),
-     ("offline_ns", "i8"), ("judges_all", "u4")]
+     ("offline_ns", "i8"), ("judges_all", "u4"), ("is_relay", "u4"), ("zone_mask", "u8")]
 )
 HOST_DTYPE = np.dtype([("pattern", "u4"), ("pattern_length", "u4"), ("path", "u4"), ("n_paths", "u4"), ("kind", "u4")])
 PATH_DTYPE = np.dtype([("prefix", "u4"), ("prefix_length", "u4"), ("origin", "u4")])

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.relay_wire cimport TsState
+from ext.stream cimport Stream
 
 cdef enum:
     MAX_RELAYS = 256            # of a plane; slots, reused
@@ -228,6 +229,7 @@ cdef struct Relay:
     uint8_t ask_name[16]        # RFC 7022: random
     uint8_t rtx_type
     Fanout* seen                # of this pass
+    Stream* stream              # read by acquire; NULL: nobody reads it over HTTP
     TsState* ts
     uint64_t* counters
     Leg legs[MAX_LEGS]

@@ -3,11 +3,12 @@ from libc.stdint cimport INT64_MAX, int16_t, uint16_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from ext.atomics cimport count, store_u64_relaxed
+from ext.atomics cimport count, load_ptr, store_u64_relaxed
 from ext.relay cimport *
 from ext.relay_ask cimport ask_missed, ask_take
 from ext.relay_fec cimport fec_forget, fec_take, fec_try
 from ext.relay_wire cimport *
+from ext.stream cimport Stream, stream_take
 
 cdef enum:
     # A video's largest frame comes at line rate; so much of it passes a cap that the stream keeps on average.
@@ -78,12 +79,17 @@ cdef void release(Relay* r) noexcept nogil:
     cdef Slot* slot = &r.slots[r.next & r.mask]
     cdef const uint8_t* data
     cdef uint64_t n = 0, size = 0
+    cdef Stream* stream = <Stream*>load_ptr(<void**>&r.stream)
     while r.next <= r.newest and slot.sequence == r.next:
         if slot.payload_bytes:
             data = slot_data(r, r.next) + slot.header_bytes
             if data[0] == 0x47 and slot.payload_bytes % TS_BYTES == 0:
                 if ts_measure(r.ts, data, slot.payload_bytes):
                     slot.flags |= SLOT_RANDOM_ACCESS
+                if stream != NULL:
+                    stream_take(stream, r.ts, data, slot.payload_bytes, slot.arrival_ns)
+            elif stream != NULL:
+                count(&stream.n_refused, 1)
             r.ready[r.n_ready & r.mask] = r.next
             r.n_ready += 1
             n += 1

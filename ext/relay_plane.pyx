@@ -15,6 +15,8 @@ from ext.relay_input cimport relay_close, relay_expire, relay_gauges, relay_open
 from ext.relay_send cimport Sender, relay_pump
 from ext.relay_wire cimport FORMAT_DETECT, FORMAT_RTP
 from ext.relay_worker cimport *
+from ext.stream cimport stream_publish
+from ext.stream_plane cimport Ring
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void**, size_t, size_t)
@@ -193,6 +195,7 @@ cdef class RelayPlane:
     cdef object _settings       # slot -> (Settings, worker, sockets)
     cdef object _fanouts        # slot -> address of the newest
     cdef object _lists          # worker -> address of the newest
+    cdef object _rings          # slot -> Ring
     cdef object _own            # worker -> address of the newest
     cdef object _retired        # [(worker, epoch, address or None, what is held)]
     cdef uint32_t _taken        # how many relays there have been
@@ -205,6 +208,7 @@ cdef class RelayPlane:
         self._settings = {}
         self._fanouts = {}
         self._lists = {}
+        self._rings = {}
         self._own = {}
         self._retired = []
         self.relay_view = self.relays = rows(MAX_RELAYS, RELAY_STRIDE)
@@ -347,7 +351,7 @@ cdef class RelayPlane:
         for i in range(settings.relay.n_legs):
             worker_unwatch(self.workers[<uint32_t>worker], settings.relay.legs[i].fd)
         old = self._publish_list(worker)
-        self._retire(worker, old, (settings, sockets))
+        self._retire(worker, old, (settings, sockets, self._rings.pop(slot, None)))
         fanout = self._fanouts.pop(slot, None)
         if fanout is not None:
             self._retire(worker, fanout)
@@ -374,6 +378,16 @@ cdef class RelayPlane:
         old = self._fanouts.get(slot)
         self._fanouts[slot] = <uintptr_t>made
         self._retire(worker, old)
+
+    def set_stream(self, uint32_t slot, Ring ring) -> None:
+        """What the relay brings also goes into `ring`, which no other relay writes; None: no longer."""
+        settings, worker, sockets = self._settings[slot]
+        old = self._rings.pop(slot, None)
+        if ring is not None:
+            self._rings[slot] = ring
+        exchange_ptr(<void**>&(<Settings>settings).relay.stream, ring.stream if ring is not None else NULL)
+        if old is not None:
+            self._retire(worker, None, old)
 
     def set_own(self, own) -> None:
         """`own`: [(16-byte address, all zero: any; port)] that our outputs send from: never relayed again."""
@@ -447,6 +461,7 @@ cdef class RelayBench:
     """One relay without sockets or worker, for tests: datagrams and the time go in, packets come out."""
 
     cdef Settings settings
+    cdef Ring ring
     cdef readonly object counters
     cdef readonly object legs
     cdef readonly object outputs
@@ -492,6 +507,14 @@ cdef class RelayBench:
             found.append((<const char*>slot_data(r, sequence))[:slot.length])
             self.taken += 1
         return found
+
+    def set_stream(self, Ring ring) -> None:
+        self.ring = ring
+        self.settings.relay.stream = ring.stream
+
+    def publish(self, int64_t now) -> None:
+        """Readers of the stream are told of what came, when it is time."""
+        stream_publish(self.settings.relay.stream, now)
 
     def known(self) -> dict:
         """Counters and gauges by name."""

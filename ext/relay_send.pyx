@@ -5,6 +5,7 @@ from libc.string cimport memcpy, memset
 
 from ext.atomics cimport count, load_ptr, store_u64_relaxed
 from ext.relay cimport *
+from ext.stream cimport Stream, stream_publish
 from ext.relay_wire cimport FORMAT_OPAQUE, FORMAT_RTP
 
 cdef extern from * nogil:
@@ -236,7 +237,12 @@ cdef void relay_pump(Sender* s, Relay* r, int64_t now) noexcept nogil:
     cdef Output* o
     cdef FanoutRow* row
     cdef int64_t due
+    cdef Stream* stream = <Stream*>load_ptr(<void**>&r.stream)
     r.due_ns = r.hole_ns + r.wait_ns if r.hole_ns != INT64_MAX else INT64_MAX
+    if stream != NULL:
+        due = stream_publish(stream, now)
+        if due < r.due_ns:
+            r.due_ns = due
     if r.seen == NULL:
         return
     for i in range(r.seen.n_rows):

@@ -39,7 +39,7 @@ cdef int route(const Tables* tables, const uint8_t* host, uint32_t host_length, 
             if (host_length <= row.pattern_length or
                     not same_host(tables.strings + row.pattern, host + host_length - row.pattern_length, row.pattern_length)):
                 continue
-        is_known = True
+        is_known = is_known or row.kind != 3      # 3: any host, but only for paths that it has
         for j in range(row.n_paths):
             p = &tables.paths[row.path + j]
             prefix = tables.strings + p.prefix

@@ -17,3 +17,4 @@ cdef int respond_preflight(Worker* w, Connection* c, const uint8_t* data, const 
 cdef bint is_not_modified(const uint8_t* data, const RequestHead* request, const Head* head) noexcept nogil
 cdef bint may_range(const uint8_t* data, const RequestHead* request, const Head* head) noexcept nogil
 cdef void refresh_date(Worker* w) noexcept nogil
+cdef int send_short(Worker* w, Connection* c, const uint8_t* text, uint32_t n) noexcept nogil

@@ -12,6 +12,7 @@ from ext.layout cimport *
 from ext.multipart cimport Parts, part_text
 from ext.store cimport OBJECT_FAILED, OBJECT_FILLING, Object
 from ext.sockets cimport iovec, msghdr
+from ext.stream_reader cimport reader_write
 from ext.transport cimport transport_lost, transport_writev
 
 
@@ -77,6 +78,8 @@ cdef int pump(Worker* w, Connection* c) noexcept nogil:
     cdef ssize_t written
     if c.carrier != NULL:
         return stream_pump(w, c)
+    if c.stream != NULL:
+        return reader_write(w, c)
     if w.ready.n >= CROWD and c.offset < FIRST_SHARE_BYTES:
         budget = FIRST_SHARE_BYTES
     memset(&message, 0, sizeof(message))
@@ -193,6 +196,8 @@ cdef void note_sent(Worker* w, Connection* c, uint64_t n) noexcept nogil:
     """`n` bytes of the body, up to c.offset, are on their way."""
     w.pass_bytes += n
     count(&w.counters[C_BYTES_TO_VIEWERS], n)
+    if c.stream != NULL:
+        count(&origin_row(w, c.log_origin)[2], n)
     if c.object == NULL:
         return
     count(&origin_row(w, c.object.origin)[2], n)

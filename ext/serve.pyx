@@ -421,6 +421,24 @@ cdef bint is_allowed_here(Worker* w, Connection* c) noexcept nogil:
     return mask == 0 or (c.zone >= 0 and (mask >> c.zone) & 1)
 
 
+cdef int ask_relay(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head, uint32_t origin, bint has_body) noexcept nogil:
+    """A relay's stream: the control plane says whether it is there, and brings it."""
+    c.log_origin = origin
+    if c.is_extended:
+        return respond_error(w, c, 501, has_body)
+    if head.method == METHOD_OPTIONS and not has_body:
+        return respond_preflight(w, c, data, head)
+    if head.method != METHOD_GET and head.method != METHOD_HEAD:
+        return respond_error(w, c, 501 if head.method == METHOD_OTHER else 405, has_body)
+    if has_body:
+        return respond_error(w, c, 413, True)
+    if w.origin.zone_mask and (c.zone < 0 or not (w.origin.zone_mask >> c.zone) & 1):
+        count(&w.counters[C_REFUSED_ZONE], 1)
+        return respond_error(w, c, 403, False)
+    c.fwd_reason = FWD_BYPASS
+    return ask(w, c, EXCHANGE_STREAM, data, n, head, origin, 0, data + head.path, head.path_length, NULL)
+
+
 cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
     """One request, whose head is parsed into w.head; `n` bytes are there from its start on."""
     cdef RequestHead* head = &w.head
@@ -463,6 +481,8 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
     if origin == ROUTE_NO_PATH:
         return respond_error(w, c, 404, has_body)
     w.origin = &w.tables.origins[origin]
+    if w.origin.is_relay:
+        return ask_relay(w, c, data, n, head, <uint32_t>origin, has_body)
     if not has_body and wants_tunnel(w, c, data, head, <uint32_t>origin):
         if w.origin.rule and w.origin.judges_all:
             permitted = ask_whether(w, c, data, n, head, <uint32_t>origin, False)

@@ -19,6 +19,7 @@ from ext.send cimport pump
 from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, respond_error, respond_object
 from ext.serve cimport MAX_TRIES, handle, leave_bucket, now_ns
 from ext.store cimport *
+from ext.stream_reader cimport reader_begin, reader_is_silent
 from ext.table cimport entry_match, hash_key, table_find
 from ext.sockets cimport MSG_DONTWAIT, recv
 from ext.transport cimport PROTOCOL_H2, transport_read, transport_shut, transport_write
@@ -325,6 +326,22 @@ cdef void on_readable(Worker* w, Connection* c) noexcept nogil:
             return
 
 
+cdef void begin_stream(Worker* w, Connection* c) noexcept nogil:
+    cdef int result
+    c.state = STATE_READ
+    if parse_request(c.buffer, c.head_length, &w.head) <= 0:
+        result = respond_error(w, c, 400, True)
+    else:
+        c.is_head = w.head.method == METHOD_HEAD
+        c.minor = w.head.minor
+        c.close_after = not w.head.keep_alive or is_last_answer(w)
+        result = reader_begin(w, c, c.buffer, c.buffer_length, &w.head)
+    if result == DONE:
+        finish_request(w, c)
+    elif result == PENDING:
+        settle(w, c, result)
+
+
 cdef void resume(Worker* w, Connection* c) noexcept nogil:
     """A connection from the ready list."""
     cdef int result
@@ -342,6 +359,9 @@ cdef void resume(Worker* w, Connection* c) noexcept nogil:
         return
     if c.state == STATE_TUNNEL:
         carry(w, c)
+        return
+    if c.state == STATE_ANSWERED and c.answer == ANSWER_STREAM:
+        begin_stream(w, c)
         return
     if c.state == STATE_ANSWERED and c.tunnel != NULL:
         tunnel_begin(w, c)
@@ -443,6 +463,10 @@ cdef void on_deadline(Worker* w, Connection* c) noexcept nogil:
         on_tunnel_deadline(w, c)
     elif c.state == STATE_SEND:
         # Only a full socket is the viewer's fault; a body that isn't there yet has the control plane's time-outs.
+        if c.stream != NULL and reader_is_silent(w, c):
+            count(&w.counters[C_RELAY_SILENT], 1)
+            connection_close(w, c, False)
+            return
         if c.carrier != NULL:
             c.is_blocked = stream_is_stalled(c)
         if c.is_blocked and c.list == NULL and c.window_bytes < w.tables.limits.send_window_bytes:

@@ -4,7 +4,8 @@ from libc.string cimport memset
 
 from ext.atomics cimport *
 from ext.body cimport object_release
-from ext.exchange cimport ANSWER_TUNNEL, MESSAGE_ANSWER, MESSAGE_WAKE, mailbox_post
+from ext.exchange cimport ANSWER_STREAM, ANSWER_TUNNEL, MESSAGE_ANSWER, MESSAGE_WAKE, mailbox_post
+from ext.stream cimport Stream
 from ext.tunnel cimport tunnel_free
 from ext.upload cimport upload_release
 
@@ -26,6 +27,8 @@ cdef class Workers:
         free(message.bytes)
         if message.kind == MESSAGE_ANSWER and message.disposition == ANSWER_TUNNEL:
             tunnel_free(message.tunnel)
+        if message.kind == MESSAGE_ANSWER and message.disposition == ANSWER_STREAM and message.stream != NULL:
+            add_u64(&(<Stream*>message.stream).refs, <uint64_t>-1)
 
     cdef void wake(self, Object* object, uint32_t mask):
         cdef Message message
