@@ -43,6 +43,7 @@ from ext.relay_plane import RELAY_COUNTERS, RELAY_GAUGES, RelayPlane
 from ext.relay_plane import SLOTS as RELAY_SLOTS
 from ext.relay_plane import Settings as RelaySettings
 from ext.stored import StoredObject
+from ext.stream_plane import CHUNK, Ring
 from ext.tls_context import TlsServer
 
 __all__ = [
@@ -50,7 +51,7 @@ __all__ = [
     "FLAG_MUST_VALIDATE", "FLAG_NO_BODY", "FOREVER_NS",
     "HEALTH_PATH", "RECORD_DTYPE", "RELAY_COUNTERS", "RELAY_FORMATS", "RELAY_GAUGES", "RELAY_LEGS", "RELAY_LEG_COLUMNS",
     "RELAY_OUTPUTS", "RELAY_OUTPUT_COLUMNS", "RELAY_SLOTS", "SLICE_BYTES", "START_BYTES", "DataPlane", "DiskIo",
-    "DiskKind", "Exchange", "Grants", "HeadError", "RelayPlane", "RelaySettings", "RequestBody", "StoredObject",
+    "DiskKind", "Exchange", "Grants", "HeadError", "RelayPlane", "RelaySettings", "RequestBody", "Ring", "StoredObject",
     "TlsServer", "digest_of_query", "disk_checksum", "list_objects",
     "parse_request", "parse_response", "seal_bytes", "space_of", "tagged_objects", "unseal_bytes",
 ]  # fmt: skip
@@ -158,6 +159,7 @@ class DataPlane:
             parameters += [strings.add(name) for name in row.credential_cookies]
             origin["rule"], origin["refusal"] = row.credential_rule, row.refusal
             origin["judges_all"] = row.judges_all
+            origin["is_relay"], origin["zone_mask"] = row.is_relay, row.zone_mask
             origin["offline_ns"] = int(row.max_offline_s * 1e9)
         hosts: list[tuple[int, ...]] = []
         paths: list[tuple[int, ...]] = []
@@ -224,6 +226,10 @@ class DataPlane:
     def unlisten(self, name: str) -> None:
         self.plane.unlisten(self._listeners.index(name))
         self._sockets.pop(name, None)
+
+    def ring(self, window_bytes: int, hold_ns: int, silence_ns: int, index: int) -> Ring:
+        """A stream's memory. Raises MemoryError when `cache.memory` has no room."""
+        return Ring(self.plane, -(-window_bytes // CHUNK) * CHUNK, index=index, hold_ns=hold_ns, silence_ns=silence_ns)
 
     def put_health_object(self) -> None:
         """Stores what the viewers' health probe answers with: it went through a worker, the table and the store."""

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ext.stream_plane import Ring
+
 SLOTS: int
 LEGS: int
 OUTPUTS: int

@@ -85,6 +85,7 @@ cdef class Ring:
         s = self.stream
         return {
             "readers": load_u32(&s.readers), "published": load_i64(&s.published), "oldest": load_i64(&s.oldest),
+            "published_ns": load_i64_relaxed(&s.published_ns),
             "packets": load_u64_relaxed(&s.n_packets), "refused": load_u64_relaxed(&s.n_refused),
             "stalled": load_u64_relaxed(&s.n_stalled), "skips": load_u64_relaxed(&s.n_skips),
             "bytes": load_u64_relaxed(&s.n_bytes), "capacity": s.capacity, "size": s.size,

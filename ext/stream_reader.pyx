@@ -87,6 +87,7 @@ cdef int reader_place(Worker* w, Connection* c) noexcept nogil:
         connection_close(w, c, True)
         return CLOSED
     note_sent(w, c, n_tables)
+    add_u64_relaxed(&s.n_bytes, n_tables)
     # The log's figure is the way from `log_first` to `offset`.
     c.log_first += position - c.offset - <int64_t>n_tables
     c.offset = position

@@ -244,7 +244,8 @@ def relay_page(row: Mapping[str, Any]) -> RenderableType:
             ("inputs", f"{row['mode']}, join {row['join']}"),
             ("in", f"{rate_text(row['bitrate_bps'])}, {count_text(row['packets_per_s'])} packets/s"),
             ("out", f"{rate_text(row['sent_bps'])}, {count_text(row['sent_packets_per_s'])} packets/s"),
-            ("receivers", f"{count_text(row['receivers'])}, {count_text(row['subscribed'])} of them added"),
+            ("receivers", f"{count_text(row['receivers'])}, {count_text(row['subscribed'])} of them added, "
+                          f"{count_text(row['viewers'])} over HTTP"),
         ]
     )
     numbers: tuple[str, ...] = ("packets", "first", "lost", "jitter ms", "silent", "kernel drops")
@@ -261,7 +262,15 @@ def relay_page(row: Mapping[str, Any]) -> RenderableType:
     drops = ("drop_full", "drop_refused", "drop_size", "drop_backlog")
     numbers = ("receivers", "packets", "trains", *(name.removeprefix("drop_") for name in drops))
     outputs = _table("output", "interface", "rtp", *numbers, right=numbers)
+    numbers = ("viewers", "bytes", "skips", "no MPEG-TS", "stalled")
+    paths = _table("path", "zones", *numbers, right=numbers)
     for each in row["to"]:
+        if each["kind"] == "http":
+            paths.add_row(
+                printable(each["to"]), printable(", ".join(each["zones"]) or "all"),
+                *(count_text(each[name]) for name in ("receivers", "bytes", "skips", "drop_format", "drop_stalled")),
+            )  # fmt: skip
+            continue
         outputs.add_row(
             printable(each["to"]), printable(each["interface"] or "-"), each["rtp"], count_text(each["receivers"]),
             count_text(each["packets"]), count_text(each["trains"]), *(count_text(each[name]) for name in drops),
@@ -270,7 +279,8 @@ def relay_page(row: Mapping[str, Any]) -> RenderableType:
         ((name.replace("_", " "), count_text(value)) for name, value in row["counters"].items() if value), is_right=True
     )
     notes = [Text(printable(trouble), style="yellow") for trouble in row["troubles"]]
-    return Group(facts, *notes, legs, outputs, counters)
+    tables = [table for table in (outputs, paths) if table.row_count]
+    return Group(facts, *notes, legs, *tables, counters)
 
 
 def _upstreams_text(n: int, n_out: int) -> Text:

@@ -31,7 +31,16 @@ VIEWERS = ("zone", "hash", "truncate")
 ANY_METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 # The control plane's time-outs end first.
 WAIT_SPARE_S = 30.0
-HOST_EXACT, HOST_SUFFIX, HOST_ANY = range(3)
+# The last: any host, but unknown (421) where none of its paths is asked for.
+HOST_EXACT, HOST_SUFFIX, HOST_ANY, HOST_PATHS = range(4)
+# Names of relays' rows among the origins'; no origin's name has a colon.
+RELAY_PREFIX = "relay:"
+UDPXY_NAME = "relay:udpxy:"
+# Longer than services/relay_viewers.py waits for a signal.
+RELAY_WAIT_S = 30.0
+HOLD_S = 0.005
+# 1,000 viewers of 8 Mbit/s: docs/decisions/0201-readers-are-told-in-steps.md
+HOLD_HTTP_S = 0.02
 
 # Pairs of host and path in all, inherited ones included: 100,000 rows compile in 0.06 s (measured).
 ROUTES_MAX = 100_000
@@ -42,7 +51,8 @@ class OriginRow:
     """`profile` is an index of PROFILES. `methods`: what Allow says. `any_method`: others are passed too.
     `wait_s`: longer than the upstream client can take to give a head or an error. `credential_rule`: 0: nobody's
     credential is judged; else a number of 63 bits that differs for each rule, so that what was allowed under one is not
-    under another. `may_tunnel`: Upgrade goes up. `max_offline_s`: 0: no limit."""
+    under another. `may_tunnel`: Upgrade goes up. `max_offline_s`: 0: no limit. `is_relay`: no origin, but a
+    relay's path (its name begins with RELAY_PREFIX), for the zones of `zone_mask`; 0: for all."""
 
     name: str
     profile: int
@@ -59,6 +69,8 @@ class OriginRow:
     refusal: int = 403
     judges_all: bool = False
     max_offline_s: float = 0.0
+    is_relay: bool = False
+    zone_mask: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,8 @@ class PathRow:
 
 @dataclass(frozen=True, slots=True)
 class HostRow:
-    """`kind` 0 exact ("media.corp.example", no port), 1 suffix (".corp.example"), 2 any ("*"); `paths` longest first.
+    """`kind` 0 exact ("media.corp.example", no port), 1 suffix (".corp.example"), 2 any ("*"), 3 any, for relays' paths
+    alone; `paths` longest first.
 
     Paths of less specific rows that match the same hosts are here too (the row's own win): the first row that matches
     decides alone.
@@ -124,6 +137,7 @@ class RelayOutputRow:
     rtp: str
     hold_ns: int
     rate_bps: int
+    window_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +160,19 @@ class RelayRow:
     # Whom missing packets are asked from, and the payload type of the answers; None: nobody.
     asks: tuple[str, int] | None = None
     asks_type: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class UdpxyRow:
+    """Networks as text; `groups` none: viewers may ask for nothing."""
+
+    groups: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    interface: str | None = None
+    channels: int = 0
+    linger_s: float = 10.0
+    bitrate_bps: int = 0
+    window_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +272,7 @@ class Tables:
     multicast: tuple[MulticastRow, ...]
     disk: DiskRow | None = None
     relays: tuple[RelayRow, ...] = ()
+    udpxy: UdpxyRow = UdpxyRow()
     # Zones by name, for who may have what of relays; and those of them that get no multicast.
     zone_nets: tuple[tuple[str, tuple[str, ...]], ...] = ()
     zones_without_multicast: tuple[str, ...] = ()
@@ -258,7 +286,10 @@ def compile_policy(policy: Policy) -> Tables:
     limits = policy.limits
     return Tables(
         site=policy.site.name,
-        origins=tuple(_origin_row(name, row, policy) for name, row in policy.origins.items()),
+        origins=(
+            *(_origin_row(name, row, policy) for name, row in policy.origins.items()),
+            *(row for row, _ in _relay_paths(policy)),
+        ),
         hosts=_host_rows(policy),
         listeners=tuple(
             ListenerRow(
@@ -300,6 +331,7 @@ def compile_policy(policy: Policy) -> Tables:
         multicast=tuple(_multicast_row(policy, name) for name in policy.multicast.proxies),
         disk=_disk_row(policy),
         relays=tuple(_relay_row(name, row) for name, row in policy.relays.items()),
+        udpxy=_udpxy_row(policy),
         zone_nets=tuple((name, tuple(map(str, zone.nets))) for name, zone in policy.zones.items()),
         zones_without_multicast=tuple(name for name, zone in policy.zones.items() if zone.multicast == "never"),
         links=tuple(
@@ -310,6 +342,45 @@ def compile_policy(policy: Policy) -> Tables:
             _share(policy.cache.memory, row.quota) if row.store == "memory" or policy.cache.disk is None else 0
             for row in policy.classes.values()
         ),
+    )
+
+
+def _relay_paths(policy: Policy) -> list[tuple[OriginRow, tuple[str, ...]]]:
+    """Relays' paths as rows beside those of origins, by which workers find them: (row, paths)."""
+    zones = tuple(policy.zones)
+    found: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
+        (f"{RELAY_PREFIX}{name}{f':{index}' if index else ''}", output.zones, (output.http,))
+        for name, relay in policy.relays.items()
+        for index, output in enumerate(relay.to)
+        if output.http is not None
+    ]
+    if policy.udpxy.groups:
+        found.append((UDPXY_NAME, policy.udpxy.zones, ("/udp", "/rtp")))
+    return [
+        (
+            OriginRow(
+                name=name, profile=0, class_name=None, methods=("GET", "HEAD", "OPTIONS"), any_method=False,
+                body_max_bytes=0, wait_s=RELAY_WAIT_S, is_relay=True,
+                zone_mask=sum({1 << zones.index(zone) for zone in for_zones}),
+            ),
+            paths,
+        )
+        for name, for_zones, paths in found
+    ]  # fmt: skip
+
+
+def _udpxy_row(policy: Policy) -> UdpxyRow:
+    row = policy.udpxy
+    if not row.groups:
+        return UdpxyRow()
+    return UdpxyRow(
+        groups=tuple(map(str, row.groups)),
+        sources=tuple(map(str, row.sources)),
+        interface=row.interface,
+        channels=row.channels,
+        linger_s=row.linger,
+        bitrate_bps=row.bitrate or 0,
+        window_bytes=row.window,
     )
 
 
@@ -341,6 +412,7 @@ def _relay_row(name: str, relay: Relay) -> RelayRow:
 def _relay_output_row(output: RelayOutput, *, keeps_rtp: bool) -> RelayOutputRow:
     kind = "group" if output.group is not None else "http" if output.http is not None else "unicast"
     targets = (output.group,) if output.group is not None else output.unicast or ()
+    hold_s = (HOLD_HTTP_S if kind == "http" else HOLD_S) if output.hold is None else output.hold
     return RelayOutputRow(
         kind=kind,
         targets=tuple((each.host, each.port) for each in targets),
@@ -352,8 +424,9 @@ def _relay_output_row(output: RelayOutput, *, keeps_rtp: bool) -> RelayOutputRow
         zones=output.zones,
         # As it came by SRT or RIST: the header in front is ours, for the way into the relay.
         rtp="strip" if output.rtp == "keep" and not keeps_rtp else output.rtp,
-        hold_ns=int(output.hold * 1e9),
+        hold_ns=int(hold_s * 1e9),
         rate_bps=output.rate or 0,
+        window_bytes=output.window if kind == "http" else 0,
     )
 
 
@@ -452,6 +525,9 @@ def _own_paths(policy: Policy) -> dict[str, dict[str, int]]:
             paths = hosts.setdefault(host, {})
             for path in origin.paths:
                 paths.setdefault(path, index)
+    for index, (_, own) in enumerate(_relay_paths(policy), len(policy.origins)):
+        for path in own:
+            hosts.setdefault("*", {}).setdefault(path, index)
     return hosts
 
 
@@ -486,6 +562,8 @@ def _host_rows(policy: Policy) -> tuple[HostRow, ...]:
                 paths.setdefault(prefix, origin)
         longest_first = sorted(paths.items(), key=lambda item: (-len(item[0]), item[0]))
         kind = HOST_ANY if pattern == "*" else HOST_SUFFIX if pattern.startswith("*.") else HOST_EXACT
+        if kind == HOST_ANY and all(origin >= len(policy.origins) for origin in own.values()):
+            kind = HOST_PATHS
         text = pattern[1:] if kind == HOST_SUFFIX else pattern
         rows.append(HostRow(text, kind, tuple(PathRow(prefix, origin) for prefix, origin in longest_first)))
     return tuple(

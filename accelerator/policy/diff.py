@@ -187,6 +187,8 @@ def _relay_effects(old: Policy, new: Policy, keys: set[str]) -> Iterator[Effect]
     for name in new.relays:
         if name not in old.relays:
             yield Effect("relay", name, f"relay '{name}' begins")
+    if any(_is_below(key, "udpxy") for key in keys):
+        yield Effect("relay", "udpxy", "which groups viewers may ask for changes; who reads one that stays sees no gap")
 
 
 def _privacy_effects(new: Policy, keys: set[str]) -> Iterator[Effect]:

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, Wi
 from accelerator.policy import addresses
 from accelerator.policy.link_model import LINKS_MAX, Link
 from accelerator.policy.origin_model import Credential, Origin, Timeouts, Verify
-from accelerator.policy.relay_model import RELAYS_MAX, Relay, RelayOutput
+from accelerator.policy.relay_model import RELAYS_MAX, Relay, RelayOutput, Udpxy
 from accelerator.policy.values import (
     MEBIBYTE,
     SITE_NAME,
@@ -281,6 +281,9 @@ class Policy(Section):
     limits: Limits = Field(default=Limits(), description="What viewers may take of the box.")
     relays: Annotated[Mapping[Name, Relay], empty_means(dict)] = Field(
         default={}, max_length=RELAYS_MAX, description="Datagram streams in, and to whom they go, by name."
+    )
+    udpxy: Udpxy = Field(
+        default=Udpxy(), description="Groups that viewers may ask for by address: /udp/[SOURCE@]GROUP:PORT and /rtp/."
     )
     multicast: Multicast = Field(default=Multicast(), description="Multicast from one link to others.")
     privacy: Privacy = Field(default=Privacy(), description="What is kept of viewers, and for how long.")

@@ -16,6 +16,7 @@ from accelerator.policy.values import (
     ShortText,
     empty_means,
     rate_between,
+    size_between,
     text_of,
     time_between,
     whole_between,
@@ -27,6 +28,9 @@ OUTPUTS_MAX = 8
 LEGS_MAX = 4
 RELAYS_MAX = 128
 RECEIVERS_MAX = 20_000
+# 3 s of 8 Mbit/s, beside a quarter that is spare: more than a group of pictures.
+WINDOW_BYTES = 4 << 20
+CHANNELS_MAX = 32
 
 RelayUrl = Annotated[
     relay_addresses.RelayUrl,
@@ -67,11 +71,16 @@ class RelayOutput(Section):
     rtp: Literal["keep", "strip", "restamp"] = Field(
         default="keep", description="keep: as it came; strip: without the RTP header; restamp: with one of our own."
     )
-    hold: Annotated[float, *time_between("0ms", "500ms")] = Field(
-        default=0.005, description="How long packets may wait to leave together; 0ms: each at once."
+    hold: Annotated[float, *time_between("0ms", "500ms")] | None = Field(
+        default=None,
+        description="How long packets may wait to leave together; 0ms: each at once; left out: 5ms, of http 20ms.",
     )
     rate: Annotated[int, *rate_between("0bit/s", "10Gbit/s")] | None = Field(
         default=None, description="Packets are spaced by this rate; left out: as they come."
+    )
+    window: Annotated[int, *size_between("1MiB", "256MiB")] = Field(
+        default=WINDOW_BYTES,
+        description="Of http: the memory of the stream. Viewers who are further behind skip to a later key frame.",
     )
 
 
@@ -163,4 +172,29 @@ class Relay(Section):
     )
     to: Annotated[tuple[RelayOutput, ...], empty_means(tuple)] = Field(
         default=(), max_length=OUTPUTS_MAX, description="Where it goes: groups, single receivers, HTTP."
+    )
+
+
+class Udpxy(Section):
+    groups: Annotated[tuple[Network, ...], empty_means(tuple)] = Field(
+        default=(), max_length=64, description="Groups that viewers may ask for; none: nobody may ask for any."
+    )
+    sources: Annotated[tuple[Network, ...], empty_means(tuple)] = Field(
+        default=(), max_length=8, description="Whose packets they may have; left out: anybody's in those groups."
+    )
+    zones: Annotated[tuple[Name, ...], empty_means(tuple)] = Field(
+        default=(), max_length=64, description="Who may ask; left out: every viewer of the listeners."
+    )
+    interface: InterfaceName | None = Field(default=None, description="Where groups are joined.")
+    channels: Annotated[int, *whole_between(1, CHANNELS_MAX)] = Field(
+        default=16, description="Groups that viewers may have joined at once; one more is refused."
+    )
+    linger: Annotated[float, *time_between("0s", "1d")] = Field(
+        default=10.0, description="How long a group stays joined after its last viewer has gone."
+    )
+    bitrate: Annotated[int, *rate_between("1kbit/s", "100Gbit/s")] | None = Field(
+        default=None, description="Of each group; what comes beyond this is dropped; left out: no bound."
+    )
+    window: Annotated[int, *size_between("1MiB", "256MiB")] = Field(
+        default=WINDOW_BYTES, description="The memory of each group's stream."
     )

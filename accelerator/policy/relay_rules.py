@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from accelerator.policy.addresses import Address, IpAddress, IpNetwork
 from accelerator.policy.model import Policy, Relay, RelayOutput
-from accelerator.policy.relay_addresses import ADMIN_SCOPED, ethernet_of, is_flooded, needs_source
-from accelerator.policy.relay_model import LEGS_MAX, Connection
-from accelerator.policy.units import nearest
+from accelerator.policy.relay_addresses import ADMIN_SCOPED, LINK_LOCAL, ethernet_of, is_flooded, needs_source
+from accelerator.policy.relay_model import LEGS_MAX, RELAYS_MAX, WINDOW_BYTES, Connection, Udpxy
+from accelerator.policy.units import format_size, nearest
 
 # Seconds by default, where `reorder` is left out. FEC: a matrix of 100 packets of 1,316 bytes at 2 Mbit/s.
 REORDER_S = 0.05
@@ -240,7 +240,7 @@ def _output_findings(policy: Policy, relay: Relay, output: RelayOutput) -> Itera
             yield "group", message, True
         if not isinstance(address, IPv4Address) and address.packed[1] & 15 == 2 and output.ttl > 1:
             yield "ttl", f"{address} stays on its link: ttl {output.ttl} has no effect", True
-        if output.hold > 0.04:
+        if output.hold is not None and output.hold > 0.04:
             yield "hold", "more than 40ms: players of multicast have buffers for less", True
     if output.unicast is not None and len({":" in each.host for each in output.unicast}) > 1:
         yield "unicast", "addresses of one family: give IPv4 and IPv6 an output each", False
@@ -248,8 +248,8 @@ def _output_findings(policy: Policy, relay: Relay, output: RelayOutput) -> Itera
         yield "unicast", "the same receiver twice", False
     if output.rtp == "restamp" and output.http is not None:
         yield "rtp", "has no effect over HTTP, where no packets are", True
-    if output.http is not None:
-        yield "http", "is kept for a version that serves it: this one sends nothing there", True
+    if output.window != WINDOW_BYTES and output.http is None:
+        yield "window", "has an effect over HTTP only", True
 
 
 def _inputs_taken_twice(policy: Policy) -> Iterator[Finding]:
@@ -289,13 +289,68 @@ def _loops(policy: Policy) -> Iterator[Finding]:
 
 def _paths(policy: Policy) -> Iterator[Finding]:
     owners: dict[str, str] = {}
+    origins = {path: origin for origin, row in policy.origins.items() for path in row.paths}
     for name, relay in policy.relays.items():
         for index, output in enumerate(relay.to):
-            if output.http is not None:
-                owner = owners.setdefault(output.http, f"{name}.{index}")
-                if owner != f"{name}.{index}":
-                    message = f"{output.http} belongs to relay '{owner.partition('.')[0]}' already"
-                    yield Finding((name, "to", index, "http"), f"relays.{name}.to: {message}")
+            if output.http is None:
+                continue
+            said = ""
+            owner = owners.setdefault(output.http, f"{name}.{index}")
+            if owner != f"{name}.{index}":
+                said = f"belongs to relay '{owner.partition('.')[0]}' already"
+            elif output.http in origins:
+                said = f"is a path of origin '{origins[output.http]}' too: give one of them another"
+            elif policy.udpxy.groups and output.http.split("/")[1] in ("udp", "rtp"):
+                said = "is below what udpxy answers: give it another"
+            if said:
+                yield Finding((name, "to", index, "http"), f"relays.{name}.to: {output.http} {said}")
+
+
+def udpxy_findings(policy: Policy) -> Iterator[Finding]:
+    """As relay_findings; `below` is from `udpxy` on."""
+    row = policy.udpxy
+    if not row.groups:
+        if row != Udpxy():
+            yield Finding((), "udpxy: lists no groups: nobody may ask for any", True)
+        return
+    for index, net in enumerate(row.groups):
+        if not net.network_address.is_multicast or not net.broadcast_address.is_multicast:
+            yield Finding(("groups", index), f"udpxy.groups: {net} is no range of groups")
+        elif net.version == 4 and net.overlaps(LINK_LOCAL):
+            yield Finding(("groups", index), f"udpxy.groups: {net} has groups that stay on their link (224.0.0.0/24)")
+        elif net.prefixlen <= 8 and not row.sources:
+            message = f"udpxy.groups: {net} is every group there is: sources, or a smaller range, say what is meant"
+            yield Finding(("groups", index), message, True)
+    for index, net in enumerate(row.sources):
+        if net.network_address.is_multicast:
+            yield Finding(("sources", index), f"udpxy.sources: {net} is a group, not a sender")
+    for index, zone in enumerate(row.zones):
+        if zone not in policy.zones:
+            message = f"udpxy.zones: unknown zone '{zone}'{nearest(zone, list(policy.zones))}"
+            yield Finding(("zones", index), message)
+    if row.interface is None:
+        yield Finding((), "udpxy: groups are joined where the kernel's routes say: interface says where", True)
+    if len(policy.relays) + row.channels > RELAYS_MAX:
+        message = f"udpxy.channels: {row.channels} beside {len(policy.relays)} relays: at most {RELAYS_MAX} in all"
+        yield Finding(("channels",), message)
+    for name, origin in policy.origins.items():
+        for path in origin.paths:
+            if path in ("/udp", "/rtp"):
+                yield Finding(("groups",), f"udpxy.groups: origin '{name}' has the path {path}, which udpxy answers")
+
+
+def window_findings(policy: Policy) -> Iterator[Finding]:
+    """Streams are memory that is never evicted: half of the cache's is what they may take."""
+    taken = sum(
+        max((output.window for output in relay.to if output.http is not None), default=0)
+        for relay in policy.relays.values()
+    ) + (policy.udpxy.channels * policy.udpxy.window if policy.udpxy.groups else 0)
+    if taken > policy.cache.memory // 2:
+        message = (
+            f"the windows of HTTP outputs and udpxy take {format_size(taken)}, more than half of cache.memory"
+            f" ({format_size(policy.cache.memory)})"
+        )
+        yield Finding((), message)
 
 
 def _groups(policy: Policy) -> Iterator[tuple[tuple[str | int, ...], str, IpAddress, str | None]]:

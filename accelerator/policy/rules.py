@@ -12,7 +12,7 @@ from accelerator.policy.compile import ROUTES_MAX, n_routes
 from accelerator.policy.credentials import problems_of
 from accelerator.policy.link_rules import link_findings
 from accelerator.policy.model import Listener, Origin, Policy
-from accelerator.policy.relay_rules import relay_findings
+from accelerator.policy.relay_rules import relay_findings, udpxy_findings, window_findings
 from accelerator.policy.shape import keys_of, section_at
 from accelerator.policy.tree import Map, Mark, Path, key_mark, value_mark, walk
 from accelerator.policy.units import nearest, quoted
@@ -27,6 +27,7 @@ def dotted(path: Path) -> str:
     return ".".join(
         step if set(step) <= _PLAIN_NAME and len(step) <= 64 else quoted(step) for step in path if isinstance(step, str)
     )
+
 
 # Percent of the disk. What is pinned in an evicted segment is written anew: at three quarters a byte costs three more.
 PINNED_MOST = 75
@@ -54,6 +55,11 @@ class Rules:
             (self._warn if is_warning else self._error)(self._value(*place), message)
         for below, message, is_warning in relay_findings(policy):
             (self._warn if is_warning else self._error)(self._value("relays", *below), message)
+        for below, message, is_warning in udpxy_findings(policy):
+            mark = self._value("udpxy", *below) if below else key_mark(self._root, ("udpxy",))
+            (self._warn if is_warning else self._error)(mark, message)
+        for finding in window_findings(policy):
+            self._error(self._value("cache", "memory"), finding.message)
         self._privacy(policy)
         self._locks(policy)
 

@@ -17,7 +17,7 @@ from accelerator.services.events import Feed
 from accelerator.services.heads import NS
 from accelerator.services.netd_client import NetdError
 from accelerator.services.pulse import upstream_row
-from accelerator.services.relays import RELAY_COUNTER_HELP
+from accelerator.services.relay_told import RELAY_COUNTER_HELP
 from accelerator.services.rollout import Rollout, one_line
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from accelerator.io.credentials import Credentials
 from accelerator.policy.compile import Tables, compile_policy
 from accelerator.policy.model import Policy
 from accelerator.services.admin_token import AdminToken
-from accelerator.services.answers import Answers
+from accelerator.services.answers import Answers, format_address
 from accelerator.services.certificates import Certificates, Served
 from accelerator.services.disk_boot import make_tier, take_classes
 from accelerator.services.events import Events
@@ -101,7 +101,9 @@ class Appliance:
         self.overload = Overload(self.dataplane, events, loop)
         self.netd = NetdClient(state_dir / "netd.sock", events)
         self.wan = Wan(loop, self.origins, events)
-        self.relays = Relays(events, credentials)
+        self.relays = Relays(events, credentials, self.dataplane)
+        self.relays.bases = self._bases
+        self.fetcher.desk = self.relays.desk
         self._waiting_relays: Prepared | None = None
         self.admin_token: AdminToken | None = None
         self.extra_counters: Any = dict
@@ -141,7 +143,7 @@ class Appliance:
 
     def _prepare_relays(self, tables: Tables) -> Prepared:
         try:
-            return self.relays.prepare(tables.relays)
+            return self.relays.prepare(tables)
         except AcceleratorError as error:
             raise StartError(error.kind, error.message) from error
 
@@ -210,6 +212,16 @@ class Appliance:
 
     def ticket_keys(self) -> dict[str, object]:
         return self.certificates.tickets.as_handed_over(clock.monotonic_ns() / NS)
+
+    def _bases(self) -> list[str]:
+        """Where viewers find the box, as URLs; of a listener on every address only the port is known."""
+        rows = {row.name: row for row in self.tables.listeners}
+        found = []
+        for name, (_, listening) in self._sockets.items():
+            host, port = listening.getsockname()[:2]
+            place = f"THIS-BOX:{port}" if host in ("0.0.0.0", "::") else format_address(host, port)
+            found += [f"http{'s' if rows[name].certificates else ''}://{place}"] if name in rows else []
+        return found
 
     def poke_workers(self) -> None:
         self._plane.poke()

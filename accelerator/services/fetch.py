@@ -19,6 +19,7 @@ from accelerator.services.flight import Flight
 from accelerator.services.heads import NS
 from accelerator.services.origins import Origin, Origins
 from accelerator.services.passing import Passing
+from accelerator.services.relay_viewers import Desk
 from accelerator.services.remembered import Remembered, WithdrawnTags
 from accelerator.services.stale import is_known
 from accelerator.services.tunnels import Tunnels
@@ -60,6 +61,7 @@ class Fetcher:
         self._uploads: dict[int, Passing] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.tunnels = Tunnels(self)
+        self.desk: Desk | None = None
 
     def start(self) -> None:
         self.loop.add_reader(self._plane.bell_fd, self.on_bell)
@@ -104,6 +106,8 @@ class Fetcher:
             waiting = self._by_exchange.get(identity)
             if waiting is not None:
                 waiting[0].leave(waiting[1])
+            elif self.desk is not None:
+                self.desk.cancel(identity)
         for body in self._plane.bodies():
             passing = self._uploads.get(body)
             if passing is not None:
@@ -112,6 +116,12 @@ class Fetcher:
             self.fills.nudge(stored)
 
     def _handle(self, exchange: Exchange) -> None:
+        if exchange.kind == "stream":
+            if self.desk is not None:
+                self.desk.ask(exchange, self.dataplane.origin_name(exchange.origin))
+            else:
+                exchange.error(503)
+            return
         origin = self.origins.by_id.get(exchange.origin)
         if origin is None:  # the policy has changed since the worker routed it
             if exchange.kind == "want" and exchange.stored is not None:

@@ -32,6 +32,7 @@ from accelerator.io.links import IpAddress, Link, speed_bps
 from accelerator.policy.compile import RelayOutputRow, RelayRow
 from accelerator.policy.relay_rules import Input
 from accelerator.protocols.relay_signal import Signal, State
+from accelerator.services.relay_viewers import Viewers
 
 # What fits Ethernet, with room for a tunnel's header; larger datagrams are dropped, and counted.
 DATAGRAM_BYTES_MAX = 1536
@@ -133,6 +134,8 @@ class Flow:
         self.rates: dict[str, float] = dict.fromkeys(RATES, 0)
         self.active_leg = 0
         self.carried: dict[str, int] = {}
+        self.viewers: Viewers | None = None
+        self.http_carried: dict[str, int] = {}
         self._plane = plane
         self._discard = discard
         self._free = set(range(RELAY_OUTPUTS))
@@ -144,7 +147,12 @@ class Flow:
 
     @property
     def n_receivers(self) -> int:
-        return sum(len(each.receivers) for each in self.outlets)
+        return sum(len(each.receivers) for each in self.outlets) + self.n_viewers
+
+    @property
+    def n_viewers(self) -> int:
+        """Over HTTP."""
+        return self.viewers.n if self.viewers is not None else 0
 
     def take_outputs(self, row: RelayRow, place: Callable[[Flow, Receiver], int | None]) -> list[Receiver]:
         """The outputs of `row` in place of those that are; what is the same stays as it is. `place` gives the number
@@ -256,7 +264,8 @@ class Flow:
     # -- what time and the network bring -------------------------------------------------------------------------------
 
     def is_wanted(self, now_ns: int) -> bool:
-        if self.row.is_always or self.n_receivers:
+        has_viewers = self.viewers is not None and self.viewers.is_wanted(now_ns)
+        if self.row.is_always or has_viewers or self.n_receivers:
             self._wanted_until_ns = now_ns + int(self.row.linger_s * 1e9)
             return True
         return now_ns < self._wanted_until_ns
@@ -336,6 +345,7 @@ class Flow:
     def end(self) -> list[socket.socket]:
         """Ends it in the data plane. The sockets of its outputs, to be closed once no worker can use them."""
         self.carried = self.counters()
+        self.leave_viewers()
         self._plane.remove(self.slot)
         return [each.socket for each in self.outlets if each.socket is not None]
 
@@ -396,6 +406,7 @@ class Flow:
             "active": self.active_leg,
             "joined": sum(each.is_joined for each in self.legs),
             "receivers": self.n_receivers,
+            "viewers": self.n_viewers,
             "outputs": len(self.row.outputs),
             **self.rates,
             "jitter_ms": round(gauges["jitter_ns"] / 1e6, 2),
@@ -434,6 +445,7 @@ class Flow:
             }
             for each in self.outlets
         ]  # fmt: skip
+        outputs += self._http_details()
         return {
             **self.summary(now_ns),
             "mode": "backup" if self.row.is_backup else "legs",
@@ -444,6 +456,37 @@ class Flow:
             "legs": legs,
             "to": outputs,
         }
+
+    def http_counters(self) -> dict[str, int]:
+        """Over HTTP; since the relay was first there, but for who reads now."""
+        known = self.viewers.ring.known() if self.viewers is not None else {}
+        counters = {
+            name: known.get(name, 0) + self.http_carried.get(name, 0)
+            for name in ("bytes", "skips", "refused", "stalled")
+        }
+        return {"readers": known.get("readers", 0), **counters}
+
+    def leave_viewers(self) -> None:
+        """Their ring goes: who reads it gets what is there, and then the end."""
+        if self.viewers is not None:
+            self.http_carried = {name: n for name, n in self.http_counters().items() if name != "readers"}
+            self.viewers.close()
+            self.viewers = None
+
+    def _http_details(self) -> list[dict[str, Any]]:
+        """The paths share one stream, and its figures."""
+        known = self.http_counters()
+        return [
+            {
+                "number": number, "kind": "http", "interface": None, "to": row.path, "ttl": None, "dscp": None,
+                "rtp": "strip", "trouble": "", **{name: 0 for _, name in RELAY_OUTPUT_COLUMNS},
+                "receivers": known["readers"], "bytes": known["bytes"],
+                "skips": known["skips"], "drop_format": known["refused"], "drop_stalled": known["stalled"],
+                "zones": list(row.zones),
+            }
+            for number, row in enumerate(self.row.outputs)
+            if row.kind == "http"
+        ]  # fmt: skip
 
     @property
     def is_live(self) -> bool:

@@ -11,26 +11,28 @@ import asyncio
 import os
 import socket
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 from accelerator import clock
-from accelerator.dataplane import RELAY_COUNTERS, RELAY_SLOTS, RelayPlane
+from accelerator.dataplane import RELAY_SLOTS, DataPlane, RelayPlane
 from accelerator.errors import AcceleratorError, ControlError
 from accelerator.io.credentials import Credentials
 from accelerator.io.datagram import open_input
 from accelerator.io.intakes import Intake, IntakeSpec, open_pair
 from accelerator.io.links import IpAddress, Link, Links
-from accelerator.policy.compile import RelayRow, Tables
+from accelerator.policy.compile import RELAY_PREFIX, UDPXY_NAME, RelayRow, Tables, UdpxyRow
 from accelerator.policy.relay_addresses import parse_receiver
 from accelerator.policy.relay_rules import Input, Session, Zones
 from accelerator.protocols.relay_signal import State
 from accelerator.services.announce import Announcer
-from accelerator.services.announce import Session as Announced
 from accelerator.services.events import Events
+from accelerator.services.relay_channels import row_of
 from accelerator.services.relay_flow import Flow, Leg, Receiver, input_key, settings_of, url_of
+from accelerator.services.relay_told import metrics, playlist, sessions
+from accelerator.services.relay_viewers import Desk, Shape, Viewers
 
 # Interfaces are looked at so often: joined anew within 2 s, signals told within the same.
 EVERY_S = 0.25
@@ -62,9 +64,17 @@ class Prepared:
 class Relays:
     """Lives on the control loop. `prepare` may refuse, `take_over` doesn't."""
 
-    def __init__(self, events: Events, credentials: Credentials) -> None:
+    def __init__(self, events: Events, credentials: Credentials, dataplane: DataPlane) -> None:
         self._events = events
         self._credentials = credentials
+        self._dataplane = dataplane
+        self.desk = Desk(self._viewers_for, self._status_for, self._all_viewers)
+        # Where viewers find the box: http://HOST:PORT.
+        self.bases: Callable[[], list[str]] = list
+        self._udpxy = UdpxyRow()
+        # Flows that viewers' paths have made, and rings that nobody writes any more but somebody may read.
+        self._channels: set[str] = set()
+        self._closed: list[Viewers] = []
         self._flows: dict[str, Flow] = {}
         self._plane: RelayPlane | None = None
         self._links = Links()
@@ -94,6 +104,9 @@ class Relays:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.desk.close()
+        for viewers in self._all_viewers():
+            viewers.close()
         if not is_heir_there:  # whoever takes over announces the same
             self._announcer.close()
         for leg in (leg for flow in self._flows.values() for leg in flow.legs):
@@ -117,8 +130,11 @@ class Relays:
 
     # -- taking a policy over ------------------------------------------------------------------------------------------
 
-    def prepare(self, rows: tuple[RelayRow, ...]) -> Prepared:
+    def prepare(self, tables: Tables) -> Prepared:
         """Opens what isn't open yet. Raises AcceleratorError, and nothing is open more than before then."""
+        channels = [row_of(self._flows[name].row.outputs[0].path, tables.udpxy) for name in sorted(self._channels)]
+        kept = [row for row in channels if isinstance(row, RelayRow)][: tables.udpxy.channels]
+        rows = tables.relays + tuple(kept)
         prepared = Prepared(rows)
         left = Counter(_leg_key(leg.spec) for flow in self._leaving(rows).values() for leg in flow.legs)
         try:
@@ -155,16 +171,15 @@ class Relays:
     def take_over(self, tables: Tables, prepared: Prepared) -> None:
         self._zones = Zones({name: tuple(map(ip_network, nets)) for name, nets in tables.zone_nets})
         self._no_multicast = frozenset(tables.zones_without_multicast)
-        if prepared.rows and self._plane is None:
+        self._udpxy = tables.udpxy
+        if (prepared.rows or tables.udpxy.groups) and self._plane is None:
             self._plane = self._start_workers()
         gone = self._leaving(prepared.rows)
         spare: dict[LegKey, list[Leg]] = {}
-        for name, flow in gone.items():
-            del self._flows[name]
+        for flow in gone.values():
+            self._end(flow)
             for leg in flow.legs:
                 spare.setdefault(_leg_key(leg.spec), []).append(leg)
-            self._limbo += [(None, 0, made) for made in flow.end()]
-            self._left_slots.add(flow.slot)
         known, begun = set(self._flows), []
         for row in prepared.rows:
             flow = self._flows.get(row.name) or self._begin(row, prepared, spare, gone.get(row.name))
@@ -180,6 +195,15 @@ class Relays:
         self._look()
         for flow in begun:  # with its outputs open, so that the first packet has somewhere to go
             flow.receive()
+
+    def _end(self, flow: Flow) -> None:
+        """All but its input sockets, which may serve on."""
+        del self._flows[flow.row.name]
+        self._channels.discard(flow.row.name)
+        if flow.viewers is not None:
+            self._closed.append(flow.viewers)
+        self._limbo += [(None, 0, made) for made in flow.end()]
+        self._left_slots.add(flow.slot)
 
     def _runs(self, row: RelayRow) -> bool:
         """Whether a relay of this name and input runs, and may go on."""
@@ -207,6 +231,7 @@ class Relays:
         flow = Flow(self._plane, slot, row, legs, self._discard)
         if before is not None:
             flow.subscribed, flow.carried, flow.signal = before.subscribed, before.carried, before.signal
+            flow.http_carried = before.http_carried
         self._plane.add(slot, settings_of(row, legs), receives=False)
         self._flows[row.name] = flow
         return flow
@@ -217,12 +242,32 @@ class Relays:
             dropped.append(next(reversed(flow.subscribed)))
             flow.unsubscribe(dropped[-1])
         flow.publish()
+        self._fit_viewers(flow)
         if dropped:
             self._events.note(
                 "relay-receivers-dropped", f"relay {row.name}: {len(dropped)} receivers that were added are dropped",
                 why="no output of the new policy takes them, or it allows fewer",
                 advice="give the relay a unicast output for their zones, or list them in the policy",
             )  # fmt: skip
+
+    def _fit_viewers(self, flow: Flow) -> None:
+        """A ring for its HTTP outputs, or none. Who reads one that stays the same sees no gap."""
+        assert self._plane is not None
+        rows = [output for output in flow.row.outputs if output.kind == "http"]
+        shape = Shape(max(row.window_bytes for row in rows), min(row.hold_ns for row in rows)) if rows else None
+        if flow.viewers is not None and flow.viewers.shape == shape:
+            return
+        if flow.viewers is not None:
+            self._plane.set_stream(flow.slot, None)
+            self._closed.append(flow.viewers)
+            flow.leave_viewers()
+        if shape is None:
+            return
+        try:
+            flow.viewers = Viewers(self._dataplane, shape, flow.slot)
+        except MemoryError:  # what is evicted for it comes free within a pass of the workers: _look() asks again
+            return
+        self._plane.set_stream(flow.slot, flow.viewers.ring)
 
     def _start_workers(self) -> RelayPlane:
         n_workers = max(1, min(WORKERS_MAX, len(os.sched_getaffinity(0)) // 4))
@@ -242,6 +287,7 @@ class Relays:
 
     def _reap(self) -> None:
         """Closes what no worker can use any more."""
+        self._closed = [each for each in self._closed if each.ring.has_readers]
         if self._plane is None or not (self._limbo or self._left_slots) or self._plane.collect():
             return
         for flow, index, made in self._limbo:
@@ -261,7 +307,7 @@ class Relays:
         self._look()
         if self._n_ticks % SAMPLES_EACH == 0:
             now_ns = clock.monotonic_ns()
-            self._announcer.follow(self.sessions(), now_ns / 1e9, clock.wall_s())
+            self._announcer.follow(sessions(self._flows.values(), self._seen), now_ns / 1e9, clock.wall_s())
             for flow in self._flows.values():
                 flow.sample(now_ns)
             self._watch_workers(now_ns)
@@ -275,10 +321,16 @@ class Relays:
         names = {each.spec.interface for flow in self._flows.values() for each in flow.legs}
         names |= {each.row.interface for flow in self._flows.values() for each in flow.outlets}
         self._seen = self._links.look({name for name in names if name is not None})
-        for flow in self._flows.values():
+        for flow in list(self._flows.values()):
+            if flow.row.name in self._channels and not flow.is_wanted(now_ns):
+                self._end(flow)
+                self._limbo += [(None, 0, leg.socket) for leg in flow.legs]
+                continue
+            self._fit_viewers(flow)
             flow.follow(now_ns, self._seen, self._refusal)
-            self._tell_waiting(flow)
-            self._tell_refused(flow)
+            if flow.row.name not in self._channels:  # what viewers ask for is not for them to fill the journal with
+                self._tell_waiting(flow)
+                self._tell_refused(flow)
             self._follow_signal(flow, now_ns)
         self._say_own()
 
@@ -324,6 +376,8 @@ class Relays:
         name, gauges = flow.row.name, flow.gauges()
         before, since_ns = flow.signal.state, flow.signal.since_ns
         state = flow.signal.update(now_ns, gauges["last_ns"], is_wanted=flow.is_wanted(now_ns))
+        if name in self._channels:
+            return
         if state is State.SILENT:
             why = "nothing has come since it was asked for" if before is State.WAITING else "its packets stopped"
             self._events.note(
@@ -358,6 +412,69 @@ class Relays:
                     "relay-worker-stalled", f"relay worker {index} stands still",
                     why="it has begun no pass for 5 s", advice="restart acceleratord, and report this",
                 )  # fmt: skip
+
+    # -- viewers over HTTP ---------------------------------------------------------------------------------------------
+
+    def _all_viewers(self) -> list[Viewers]:
+        return [flow.viewers for flow in self._flows.values() if flow.viewers is not None]
+
+    def _status_for(self, name: str, path: str) -> int:
+        """What a HEAD is answered: nothing is opened or joined for it."""
+        if name == UDPXY_NAME:
+            row = row_of(path, self._udpxy)
+            return row if isinstance(row, int) else 200
+        return 200 if self._flow_at(name, path) is not None else 404
+
+    def _flow_at(self, name: str, path: str) -> Flow | None:
+        relay, _, index = name.removeprefix(RELAY_PREFIX).partition(":")
+        flow = self._flows.get(relay)
+        if flow is None or int(index or 0) >= len(flow.row.outputs):
+            return None
+        # The row of the worker's is a prefix; a relay has this path and no other.
+        return flow if flow.row.outputs[int(index or 0)].path == path else None
+
+    def _viewers_for(self, name: str, path: str) -> Viewers | int:
+        if self._plane is None:
+            return 503
+        if name == UDPXY_NAME:
+            row = row_of(path, self._udpxy)
+            if isinstance(row, int):
+                return row
+            flow = self._flows.get(row.name) or self._open_channel(row)
+        else:
+            flow = self._flow_at(name, path)
+            if flow is None:
+                return 404
+        if flow is None or flow.viewers is None or flow.n_receivers >= flow.row.receivers_max:
+            return 503
+        flow.viewers.want(clock.monotonic_ns())
+        if not all(leg.is_joined or not leg.is_group for leg in flow.legs):
+            flow.follow(clock.monotonic_ns(), self._seen, self._refusal)
+        return flow.viewers
+
+    def _open_channel(self, row: RelayRow) -> Flow | None:
+        """None: there are as many as the policy allows, or the system has no socket for it."""
+        n_taken = len(self._flows) + len(self._left_slots)
+        if len(self._channels) >= self._udpxy.channels or n_taken >= RELAY_SLOTS:
+            return None
+        spec = row.inputs[0]
+        try:
+            made = open_input(spec.host, spec.port, interface=spec.interface)
+        except AcceleratorError as error:
+            self._events.note(
+                "relay-waiting", "a channel that viewers ask for can't be opened", why=error.message,
+                cause="relay-waiting:udpxy", advice="see udpxy.interface, and the system's limits on sockets",
+            )  # fmt: skip
+            return None
+        flow = self._begin(row, Prepared((row,), {(row.name, 0): (made, None)}), {}, None)
+        self._channels.add(row.name)
+        self._take_outputs(flow, row)
+        if flow.viewers is not None:
+            flow.viewers.want(clock.monotonic_ns())
+        if spec.interface is not None and spec.interface not in self._seen:
+            self._look()
+        flow.receive()
+        return flow
 
     # -- receivers that operators add ----------------------------------------------------------------------------------
 
@@ -443,38 +560,9 @@ class Relays:
     def show(self, name: str) -> dict[str, Any]:
         return self._flow(name).details(clock.monotonic_ns())
 
-    def sessions(self) -> list[Announced]:
-        """What is announced: open output groups, each on its link."""
-        found = []
-        for flow in self._flows.values():
-            for outlet in flow.outlets if flow.row.announce else ():
-                link = self._seen.get(outlet.row.interface or "")
-                source = (
-                    next((each for each in link.addresses if each.version == (6 if outlet.is_v6 else 4)), None)
-                    if (link is not None)
-                    else None
-                )
-                if outlet.row.kind == "group" and outlet.index is not None and source is not None:
-                    host, port = outlet.row.targets[0]
-                    is_rtp = flow.sends_rtp(outlet)
-                    found.append(
-                        Announced(flow.row.announce, host, port, is_rtp, flow.row.payload_type, outlet.row.ttl,
-                                outlet.row.interface or "", str(source))
-                    )  # fmt: skip
-        return found
-
     def playlist(self) -> dict[str, str]:
-        """Every output group, as an M3U that players open."""
-        lines = ["#EXTM3U"]
-        for flow in self._flows.values():
-            for outlet in flow.outlets:
-                if outlet.row.kind == "group":
-                    host, port = outlet.row.targets[0]
-                    is_rtp = flow.sends_rtp(outlet)
-                    title = (flow.row.announce or flow.row.name).replace(",", " ")
-                    address = f"[{host}]" if ":" in host else host
-                    lines += [f"#EXTINF:-1,{title}", f"{'rtp' if is_rtp else 'udp'}://@{address}:{port}"]
-        return {"m3u": "\n".join(lines) + "\n"}
+        named = [flow for name, flow in self._flows.items() if name not in self._channels]
+        return {"m3u": playlist(named, self.bases())}
 
     def state(self) -> dict[str, Any]:
         """For `status`."""
@@ -484,6 +572,8 @@ class Relays:
             "n": len(states),
             **{each.value: states.count(each.value) for each in State},
             "receivers": sum(flow.n_receivers for flow in self._flows.values()),
+            "viewers": sum(flow.n_viewers for flow in self._flows.values()),
+            "channels": len(self._channels),
             "workers": [
                 {"index": i, "alive": alive and i not in self._stalled} for i, (_, alive) in enumerate(workers)
             ],
@@ -496,28 +586,7 @@ class Relays:
         return [f"relay worker {index} stands still" for index in sorted(self._stalled)]
 
     def metrics(self) -> list[tuple[str, dict[str, int], dict[str, float]]]:
-        """(name, counters, gauges) of each relay."""
-        rows = []
-        now_ns = clock.monotonic_ns()
-        for name, flow in self._flows.items():
-            summary = flow.summary(now_ns)
-            sent = [flow.output_counters(each) for each in flow.outlets]
-            counters = flow.counters()
-            counters["sent_packets"] = sum(each["packets"] for each in sent)
-            counters["send_dropped"] = summary["send_dropped"]
-            gauges = {
-                "live": float(flow.is_live), "receivers": float(flow.n_receivers), "jitter_ms": summary["jitter_ms"],
-                "bitrate_bps": float(summary["bitrate_bps"]), "joined": float(summary["joined"]),
-            }  # fmt: skip
-            rows.append((name, counters, gauges))
-        return rows
-
-
-RELAY_COUNTER_HELP: Mapping[str, str] = {
-    **{name: text for _, name, text in RELAY_COUNTERS},
-    "sent_packets": "packets sent, one for each receiver, by the outputs that are open",
-    "send_dropped": "packets that were not sent: full or refusing sockets, too large, behind",
-}
+        return metrics(self._flows.values())
 
 
 def _leg_key(spec: Input) -> LegKey:

@@ -60,6 +60,6 @@ def check_holds(*files: bytes) -> Policy | None:
         assert (problem.column > 0) == (problem.line > 0), problem
     if policy is not None:
         tables = compile_policy(policy)
-        assert len(tables.origins) == len(policy.origins)
+        assert len([row for row in tables.origins if not row.is_relay]) == len(policy.origins)
         assert all(row.paths for row in tables.hosts)
     return policy

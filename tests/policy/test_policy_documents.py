@@ -50,6 +50,7 @@ HAS_NO_DEFAULT = {
     "interface",
     "group",
     "unicast",
+    "http",
 }
 
 
@@ -111,7 +112,8 @@ def test_the_default_policy_has_every_key() -> None:
         tree["relays"]["hall"][name] = "commented out: no value stands for their lack"
     tree["relays"]["hall"]["connection"] = dict.fromkeys(Connection.model_fields, "commented out: is of srt and rist")
     tree["relays"]["hall"]["retransmit"] = {"from": "", "payload_type": "", "port": ""}
-    tree["relays"]["hall"]["to"][1] |= {"http": "", "rate": ""}
+    tree["relays"]["hall"]["to"][1] |= {"rate": "", "hold": "commented out: it depends on what it is of"}
+    tree["udpxy"] |= {"interface": "", "bitrate": ""}  # the same
     for path in KEYS:
         node: Any = tree
         for step in path.split("."):

@@ -54,9 +54,10 @@ def test_a_relay_as_the_design_writes_it() -> None:
     assert [each.kind for each in row.outputs] == ["group", "unicast", "http"]
     assert (row.outputs[0].targets, row.outputs[0].dscp, row.outputs[0].ttl) == ((("239.2.1.1", 5004),), 34, 8)
     assert row.outputs[1].hold_ns == 5_000_000
-    assert problems(text) == [
-        "warning: relays.r0.to: is kept for a version that serves it: this one sends nothing there"
-    ]
+    assert (row.outputs[2].path, row.outputs[2].hold_ns, row.outputs[2].window_bytes) == (
+        "/relay/hall.ts", 20_000_000, 4 << 20,
+    )  # fmt: skip
+    assert problems(text) == []
 
 
 def test_legs_backups_and_repair_are_inputs() -> None:
