@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -24,13 +24,13 @@ from accelerator.io.datagram import open_input
 from accelerator.io.intakes import Intake, IntakeSpec, open_pair
 from accelerator.io.links import IpAddress, Link, Links
 from accelerator.policy.compile import RELAY_PREFIX, UDPXY_NAME, RelayRow, Tables, UdpxyRow
-from accelerator.policy.relay_addresses import parse_receiver
 from accelerator.policy.relay_rules import Input, Session, Zones
 from accelerator.protocols.relay_signal import State
 from accelerator.services.announce import Announcer
 from accelerator.services.events import Events
 from accelerator.services.relay_channels import row_of
 from accelerator.services.relay_flow import Flow, Leg, Receiver, input_key, settings_of, url_of
+from accelerator.services.relay_receivers import CHUNK, parse_receivers
 from accelerator.services.relay_told import metrics, playlist, sessions
 from accelerator.services.relay_viewers import Desk, Shape, Viewers
 
@@ -42,10 +42,6 @@ STALLED_S = 5.0
 # Above edge workers where the system allows it: docs/decisions/0171.
 NICE = -10
 WORKERS_MAX = 4
-# Receivers that are looked at without a pause: some 10 ms, of a loop that has viewers' misses to answer.
-CHUNK = 250
-# Of one command: 20,000 addresses of IPv6 with their ports are less than 1 MiB.
-ADDED_MAX = 20_000
 _ADVICE_SILENT = "see that the sender runs and that the network brings its packets here: accelctl relay show NAME"
 
 LegKey = tuple[str, int, str, str | None, Session | None]
@@ -492,7 +488,7 @@ class Relays:
 
     async def add_receivers(self, name: str, text: str) -> dict[str, Any]:
         """`text`: addresses and ports, separated by commas. All or none. Raises ControlError."""
-        found = await _receivers(text)
+        found = await parse_receivers(text)
         flow = self._flow(name)
         row = flow.row
         wanted = [each for each in found if each not in flow.subscribed and not flow.is_listed(each)]
@@ -518,7 +514,7 @@ class Relays:
         return {"added": len(new), "receivers": flow.n_receivers}
 
     async def remove_receivers(self, name: str, text: str) -> dict[str, Any]:
-        wanted = await _receivers(text)
+        wanted = await parse_receivers(text)
         flow = self._flow(name)
         if any(flow.is_listed(receiver) for receiver in wanted):
             raise ControlError("listed", f"the policy lists a receiver of relay {name}: change the policy")
@@ -595,20 +591,3 @@ def _leg_key(spec: Input) -> LegKey:
 
 def _mapped(address: IpAddress) -> bytes:
     return bytes(10) + b"\xff\xff" + address.packed if address.version == 4 else address.packed
-
-
-async def _receivers(text: str) -> Sequence[Receiver]:
-    """Raises ControlError for the first one that is none, by its number: refusals are logged, addresses aren't."""
-    found: dict[Receiver, None] = {}
-    for number, word in enumerate(text.split(","), 1):
-        if number % CHUNK == 0:
-            await asyncio.sleep(0)
-        try:
-            address = parse_receiver(word.strip())
-        except ValueError:
-            what = "is no single receiver's ADDRESS:PORT, such as 10.12.0.7:5004"
-            raise ControlError("arguments", f"receiver {number} {what}", exit_code=2) from None
-        found[address.host, address.port] = None
-    if len(found) > ADDED_MAX:
-        raise ControlError("arguments", f"at most {ADDED_MAX:,} receivers at once", exit_code=2)
-    return list(found)
