@@ -216,6 +216,8 @@ cdef bint is_gone(Worker* w, Connection* c) noexcept nogil:
     long poll's viewer gets a moment more for an answer, as a half-closed connection may have asked (RFC 9112 section 9.6)."""
     if c.state == STATE_SEND:
         return c.stream != NULL or c.object != NULL and load_u32(&c.object.flags) & OBJECT_STREAM != 0
+    if c.state == STATE_WAIT and c.exchange.kind == EXCHANGE_STREAM:
+        return True             # the group that he waits for may be left
     if c.state == STATE_WAIT and c.upload == NULL and (c.exchange.kind == EXCHANGE_ALONE or c.exchange.kind == EXCHANGE_PASS):
         set_deadline(w, c, w.now_ns + HALF_CLOSED_NS)
     return False

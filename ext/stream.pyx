@@ -1,10 +1,12 @@
 # The ring behind stream.pxd. No allocation, no system call but a mailbox's wake-up.
 from libc.stdint cimport INT64_MAX
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from ext.atomics cimport *
 from ext.exchange cimport mailbox_ring
 from ext.relay_wire cimport PID_UNKNOWN, WIRE_OK, WIRE_SYNC, Ts, read_ts
+
+cdef const char* NULL_PACKET = b"\x47\x1f\xff\x10"      # ISO/IEC 13818-1 2.4.3.3: PID 0x1FFF means nothing
 
 cdef enum:
     # A sender that marks no random access point: readers begin at a PAT then.
@@ -114,6 +116,10 @@ cdef void mark_entry(Stream* s, bint with_tables) noexcept nogil:
 
 cdef void forget(Stream* s, int64_t now) noexcept nogil:
     """After a pause nobody may begin with what was before it, which would play as if it were now."""
+    while s.written % CHUNK_BYTES:      # an entry stands once in a chunk: the next one needs another. Null packets.
+        memset(s.data + <uint64_t>s.written % s.capacity, 0xFF, TS_BYTES)
+        memcpy(s.data + <uint64_t>s.written % s.capacity, NULL_PACKET, 4)
+        s.written += TS_BYTES
     s.entry_chunk = -1
     s.pat.n_whole = s.pat.n_building = s.pmt.n_whole = s.pmt.n_building = 0
     s.first_ns = s.told_ns = now

@@ -17,6 +17,7 @@ from ext.respond cimport AS_PASSED, refresh_date, send_short
 from ext.send cimport note_sent
 from ext.sockets cimport iovec, msghdr
 from ext.stream cimport *
+from ext.tls cimport tls_flush
 from ext.transport cimport transport_lost, transport_writev
 
 
@@ -151,6 +152,11 @@ cdef int reader_write(Worker* w, Connection* c) noexcept nogil:
             message.msg_iovlen += 1
         if message.msg_iovlen == 0:
             if c.reading == READING_LAST or (load_u32_seq(&s.is_closed) and seen == load_i64_seq(&s.published)):
+                if c.tls != NULL:
+                    tls_flush(w, c)
+                    if c.tls.pending != NULL:   # what is encrypted already goes before the end
+                        c.is_blocked = 1
+                        return PENDING
                 return DONE
             if wait(w, c, seen) == PENDING:
                 return PENDING

@@ -25,7 +25,7 @@ from ext.tls_context import TlsServer
 PATIENCE_S = 40.0
 SECOND_NS = 10**9
 SITE = b"lyon"
-MEDIA, GENERIC, CREDENTIAL = 1, 2, 3
+MEDIA, GENERIC, CREDENTIAL, RELAY = 1, 2, 3, 4
 METHODS_MEDIA = 0b1110  # GET, HEAD, OPTIONS
 METHODS_ANY = 0b11_1111_1111 & ~(1 << 8 | 1 << 9)  # all tokens but CONNECT and TRACE
 
@@ -171,7 +171,8 @@ class Rig:
     def __init__(
         self, workers: int = 1, memory: int = 64 << 20, slice_bytes: int = 4096, exchange_slots: int = 8192,
         send_bytes: int = 0, zone_mask: int = 0, http2: int = 0, body_max: int = (1 << 64) - 1,
-        nets: tuple[tuple[bytes, int, int], ...] = (), tls: TlsServer | None = None, **limits: float,
+        nets: tuple[tuple[bytes, int, int], ...] = (), tls: TlsServer | None = None,
+        relay_zone_mask: int = 0, **limits: float,
     ) -> None:  # fmt: skip
         self.slice_bytes = slice_bytes
         self.plane = Plane(workers, memory, slice_bytes, exchange_slots)
@@ -182,6 +183,7 @@ class Rig:
         self.viewers: list[Viewer] = []
         self.zone_mask, self.nets, self.limits = zone_mask, nets, limits
         self.body_max, self.http2 = body_max, http2
+        self.relay_zone_mask = relay_zone_mask
         self.tls = tls  # None: the listener is plain
         self.context: ssl.SSLContext | None = None  # how viewers speak TLS
         self.secure: Callable[[socket.socket], socket.socket] | None = None  # instead of `context`
@@ -198,16 +200,19 @@ class Rig:
         self.plane.listen(self.listener.fileno(), 0)
 
     def publish(self, hosts: tuple[bytes, ...] = (b"a",), **limits: float) -> int:
-        """Tables: origins MEDIA at /, GENERIC at /generic, CREDENTIAL (media, less `token`) at /signed."""
+        """Tables: origins MEDIA at /, GENERIC at /generic, CREDENTIAL (media, less `token`) at /signed.
+
+        RELAY at /relay is no origin, but a stream."""
         strings = bytearray(SITE)
 
         def text(value: bytes) -> tuple[int, int]:
             strings.extend(value)
             return len(strings) - len(value), len(value)
 
-        paths = [(*text(b"/signed"), CREDENTIAL), (*text(b"/generic"), GENERIC), (*text(b"/"), MEDIA)]
+        prefixes = ((b"/relay", RELAY), (b"/signed", CREDENTIAL), (b"/generic", GENERIC), (b"/", MEDIA))
+        paths = [(*text(prefix), origin) for prefix, origin in prefixes]
         parameter = text(b"token")
-        origins = np.zeros(4, dtype=layout.ORIGIN_DTYPE)
+        origins = np.zeros(5, dtype=layout.ORIGIN_DTYPE)
         origins["is_used"] = 1
         origins["wait_ns"] = 120 * SECOND_NS
         origins["body_max"] = self.body_max
@@ -216,6 +221,7 @@ class Rig:
         origins[GENERIC]["may_tunnel"] = 1
         origins[CREDENTIAL]["n_credentials"] = 1
         origins[CREDENTIAL]["rule"], origins[CREDENTIAL]["refusal"] = self.rule, 403
+        origins[RELAY]["is_relay"], origins[RELAY]["zone_mask"] = 1, self.relay_zone_mask
         host_rows = [(*text(host), 0, len(paths), 0) for host in hosts]
         row = np.zeros(1, dtype=layout.LIMITS_DTYPE)
         chosen = {
