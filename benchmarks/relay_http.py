@@ -161,7 +161,7 @@ def main() -> int:
         found["ours"].append(ours())
         found["bare"].append(bare())
     asked = VIEWERS * RATE_BPS / 8e9
-    print(f"{VIEWERS} viewers of {RATE_BPS / 1e6:.0f} Mbit/s, steps of {STEP_MS} ms; {runs} runs of {SECONDS:.0f} s each")
+    print(f"{VIEWERS} viewers of {RATE_BPS / 1e6:.0f} Mbit/s, steps of {STEP_MS} ms; medians of {runs}")
     for name, rows in found.items():
         cpu = [row[0] for row in rows]
         rate = statistics.median(row[1] for row in rows)

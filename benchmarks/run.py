@@ -13,7 +13,8 @@ import measure
 
 # The questions of the product first, then what its parts cost.
 QUESTIONS = (
-    "hits", "http2", "disk_serve", "viewers", "collapse", "idle_memory", "relay_fanout", "relay_load", "eviction",
+    "hits", "http2", "disk_serve", "viewers", "collapse", "idle_memory", "relay_fanout", "relay_load",
+    "relay_http", "eviction",
     "loops", "wan_budget", "reconcile",
 )  # fmt: skip
 # What takes longer than `make bench` should is run in its short form.
