@@ -465,8 +465,11 @@ class Relays:
         flow = self._begin(row, Prepared((row,), {(row.name, 0): (made, None)}), {}, None)
         self._channels.add(row.name)
         self._take_outputs(flow, row)
-        if flow.viewers is not None:
-            flow.viewers.want(clock.monotonic_ns())
+        if flow.viewers is None:  # no memory for it
+            self._end(flow)
+            self._limbo.append((None, 0, made))
+            return None
+        flow.viewers.want(clock.monotonic_ns())
         if spec.interface is not None and spec.interface not in self._seen:
             self._look()
         flow.receive()
