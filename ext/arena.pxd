@@ -3,6 +3,8 @@
 # most a quarter); larger ones are mapped page-exact, so that segments of any size fill memory without fragmenting it.
 from libc.stdint cimport uint64_t, uint8_t, uint32_t
 
+from ext.sendable cimport Pool
+
 cdef enum:
     SLAB_BYTES = 262144         # a slab is aligned to its size: a piece finds its slab by masking
     LARGEST_PIECE = 32768
@@ -26,8 +28,11 @@ cdef struct Arena:
     Slab* partial[37]           # slabs with free pieces, by class
     void* spare[8]
     uint32_t n_spare
+    Pool pool                   # bodies that sockets may keep pages of
 
 cdef void arena_init(Arena* arena, uint64_t limit) noexcept nogil
+cdef void arena_close(Arena* arena) noexcept nogil
 cdef void* arena_allocate(Arena* arena, uint64_t size, uint64_t outside) noexcept nogil
+cdef void* arena_allocate_sendable(Arena* arena, uint64_t size, uint64_t outside) noexcept nogil
 cdef void arena_free(Arena* arena, void* piece, uint64_t size) noexcept nogil
 cdef void arena_trim(Arena* arena) noexcept nogil

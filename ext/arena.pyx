@@ -6,6 +6,7 @@ from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free, malloc
 
 from ext.atomics cimport load_u64_relaxed, store_u64_relaxed
+from ext.sendable cimport pool_close, pool_give, pool_has, pool_open, pool_take
 
 cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void*, size_t, int, int, int, long)
@@ -80,6 +81,13 @@ cdef void arena_init(Arena* arena, uint64_t limit) noexcept nogil:
     arena.n_spare = 0
     for i in range(N_CLASSES):
         arena.partial[i] = NULL
+    pool_open(&arena.pool, limit)
+
+
+cdef void arena_close(Arena* arena) noexcept nogil:
+    """All pieces have been given back."""
+    arena_trim(arena)
+    pool_close(&arena.pool)
 
 
 cdef void arena_trim(Arena* arena) noexcept nogil:
@@ -104,6 +112,23 @@ cdef void* allocate_large(Arena* arena, uint64_t size, uint64_t outside) noexcep
     piece = map_bytes(bytes)
     if piece != NULL:
         account(arena, arena.mapped + bytes, arena.used + size)
+    return piece
+
+
+cdef void* arena_allocate_sendable(Arena* arena, uint64_t size, uint64_t outside) noexcept nogil:
+    """As arena_allocate; large pieces are such that sockets may keep pages of them (sendable.pxd), where the kernel can."""
+    cdef uint64_t bytes = page_up(size)
+    cdef void* piece
+    if size <= LARGEST_PIECE:
+        return arena_allocate(arena, size, outside)
+    if not fits(arena, bytes, outside):
+        arena_trim(arena)
+        if not fits(arena, bytes, outside):
+            return NULL
+    piece = pool_take(&arena.pool, size)
+    if piece == NULL:
+        return arena_allocate(arena, size, outside)
+    account(arena, arena.mapped + bytes, arena.used + size)
     return piece
 
 
@@ -171,6 +196,10 @@ cdef void arena_free(Arena* arena, void* piece, uint64_t size) noexcept nogil:
     cdef uint64_t bytes
     cdef bint was_full
     if piece == NULL:
+        return
+    if size > LARGEST_PIECE and pool_has(&arena.pool, piece):
+        bytes = page_up(size) if pool_give(&arena.pool, piece, size) else 0
+        account(arena, arena.mapped - bytes, arena.used - size)
         return
     if ACC_SANITIZED:
         free(piece)

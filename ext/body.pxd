@@ -2,7 +2,7 @@
 # else is for writers, with Store.lock held.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from ext.store cimport Directory, FIRST_ROOM_BYTES, MAX_SLICES, OBJECT_COMPLETE, OBJECT_FAILED, OBJECT_STREAM, SLICE_PASSED, SLICE_UNREAD, SLICE_WATCHED, STREAM_ROOM_BYTES, Object, Slice, Store, count_filled
+from ext.store cimport Directory, FIRST_ROOM_BYTES, MAX_SLICES, OBJECT_COMPLETE, OBJECT_FAILED, OBJECT_PRIVATE, OBJECT_STREAM, SLICE_PASSED, SLICE_UNREAD, SLICE_WATCHED, STREAM_ROOM_BYTES, Object, Slice, Store, count_filled
 
 cdef inline uint64_t directory_bytes(uint64_t n) noexcept nogil:
     return sizeof(Directory) + (n - 1) * sizeof(Slice)

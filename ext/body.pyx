@@ -3,7 +3,7 @@ from libc.string cimport memcpy, memset
 
 from ext.arena cimport arena_free
 from ext.atomics cimport *
-from ext.reclaim cimport retire, store_allocate
+from ext.reclaim cimport retire, store_allocate, store_allocate_sendable
 
 
 cdef void object_release(Object* object) noexcept nogil:
@@ -68,7 +68,11 @@ cdef uint8_t* object_room(Store* store, Object* object, int64_t offset, uint64_t
             capacity = slice.capacity * 2 if slice.capacity * 2 < store.slice_bytes else store.slice_bytes
         if capacity <= within:
             return NULL
-        data = <uint8_t*>store_allocate(store, capacity)
+        # What one viewer reads once isn't worth the fresh pages that a reference needs.
+        if object.flags & OBJECT_PRIVATE:
+            data = <uint8_t*>store_allocate(store, capacity)
+        else:
+            data = <uint8_t*>store_allocate_sendable(store, capacity)
         if data == NULL:
             return NULL
         slice = &object.directory.slices[index]
@@ -185,7 +189,7 @@ cdef uint32_t object_finish(Store* store, Object* object, int64_t total_length) 
         slice = &object.directory.slices[last]
         size = slice.filled
         if slice.data != NULL and slice.first == 0 and slice.capacity > size + size // 4 + 64:
-            data = <uint8_t*>store_allocate(store, size)
+            data = <uint8_t*>store_allocate_sendable(store, size)
             slice = &object.directory.slices[last]
             if data != NULL and slice.data != NULL and slice.filled == size:
                 memcpy(data, slice.data, size)

@@ -12,6 +12,7 @@ cdef enum:                      # one column each of the counter rows; the table
     C_PASSED
     C_REFUSED
     C_BYTES_TO_VIEWERS
+    C_BYTES_BY_REFERENCE
     C_BYTES_FROM_ORIGIN
     C_CONNECTIONS_ACCEPTED
     C_CONNECTIONS_CLOSED

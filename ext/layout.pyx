@@ -10,6 +10,7 @@ COUNTERS = (
     (C_PASSED, "passed", "passed through, not shareable"),
     (C_REFUSED, "refused", "answered by an error of our own"),
     (C_BYTES_TO_VIEWERS, "bytes_to_viewers", "body bytes sent to viewers"),
+    (C_BYTES_BY_REFERENCE, "bytes_by_reference", "of them without a copy: the socket refers to memory (plain HTTP, parts of 32 KiB and more)"),
     (C_BYTES_FROM_ORIGIN, "bytes_from_origin", "body bytes received from origins"),
     (C_CONNECTIONS_ACCEPTED, "connections_accepted", "connections accepted"),
     (C_CONNECTIONS_CLOSED, "connections_closed", "connections closed, for any reason"),

@@ -7,5 +7,6 @@ from ext.store cimport Object, Retired, Store
 cdef void epoch_enter(Store* store, uint32_t worker) noexcept nogil
 cdef void epoch_leave(Store* store, uint32_t worker) noexcept nogil
 cdef void* store_allocate(Store* store, uint64_t size) noexcept nogil
+cdef void* store_allocate_sendable(Store* store, uint64_t size) noexcept nogil
 cdef void retire(Store* store, void* piece, uint64_t size) noexcept nogil
 cdef void reclaim(Store* store) noexcept nogil

@@ -2,7 +2,7 @@
 # them must go, is the store's: it is called through Store.destroy and Store.make_room.
 from libc.stdlib cimport free, malloc
 
-from ext.arena cimport arena_allocate, arena_free
+from ext.arena cimport Arena, arena_allocate, arena_allocate_sendable, arena_free
 from ext.atomics cimport *
 
 
@@ -89,13 +89,22 @@ cdef void* store_allocate(Store* store, uint64_t size) noexcept nogil:
     """Memory within the budget, evicting for it; NULL when what was evicted isn't reclaimed yet or all is in use.
 
     May evict any object without references, and full slices of any strong one: callers look again at what they had."""
-    cdef void* piece = arena_allocate(&store.arena, size, left_free(store))
+    return allocate(store, size, arena_allocate)
+
+
+cdef void* store_allocate_sendable(Store* store, uint64_t size) noexcept nogil:
+    """The same for a body that many may read: sockets may keep its pages (sendable.pxd)."""
+    return allocate(store, size, arena_allocate_sendable)
+
+
+cdef void* allocate(Store* store, uint64_t size, void* (*of_arena)(Arena*, uint64_t, uint64_t) noexcept nogil) noexcept nogil:
+    cdef void* piece = of_arena(&store.arena, size, left_free(store))
     cdef int attempt
     if piece != NULL:
         return piece
     for attempt in range(64):
         reclaim(store)
-        piece = arena_allocate(&store.arena, size, left_free(store))
+        piece = of_arena(&store.arena, size, left_free(store))
         if piece != NULL:
             return piece
         # What is retired comes free within a pass of the workers: evicting more meanwhile would empty the store.

@@ -3,7 +3,7 @@ from libc.stdint cimport INT64_MAX
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from ext.arena cimport arena_free, arena_init, arena_trim
+from ext.arena cimport arena_close, arena_free, arena_init
 from ext.atomics cimport *
 from ext.body cimport directory_bytes, empty_slice, take_waiting
 from ext.reclaim cimport reclaim, retire, store_allocate
@@ -64,7 +64,7 @@ cdef void store_close(Store* store) noexcept nogil:
     if store.tag_buckets != NULL:
         arena_free(&store.arena, store.tag_buckets, TAG_BUCKETS * sizeof(Tagged*))
         store.tag_buckets = NULL
-    arena_trim(&store.arena)
+    arena_close(&store.arena)
     free(store.retired)
     store.retired = NULL
     pthread_mutex_destroy(&store.lock)

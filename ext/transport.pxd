@@ -1,12 +1,13 @@
 # The one place through which a viewer's connection reads and writes: plain, or through TLS (tls.pyx). Both keep the
 # socket's own words: bytes moved, 0 for the end, -1 with errno, EAGAIN for an empty or full one. No HTTP here.
 from libc.errno cimport ENOMEM, errno
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from ext.atomics cimport count
 from ext.connection cimport Connection, Worker, connection_close
-from ext.layout cimport C_CLOSED_BY_VIEWER, C_CLOSED_MEMORY
-from ext.sockets cimport MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, iovec, msghdr, recv, send, sendmsg, shutdown
+from ext.layout cimport C_BYTES_BY_REFERENCE, C_CLOSED_BY_VIEWER, C_CLOSED_MEMORY
+from ext.sendable cimport sendable_writev
+from ext.sockets cimport MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, iovec, msghdr, recv, send, shutdown
 from ext.tls cimport tls_read, tls_shut, tls_writev
 
 cdef enum:                      # Connection.protocol: what ALPN agreed on (RFC 7301); HTTP/1.1 where nothing was said
@@ -24,9 +25,14 @@ cdef inline ssize_t transport_read(Worker* w, Connection* c, void* into, size_t 
 
 
 cdef inline ssize_t transport_writev(Worker* w, Connection* c, const msghdr* message) noexcept nogil:
+    cdef uint64_t n_by_reference = 0
+    cdef ssize_t written
     if c.tls != NULL:
         return tls_writev(w, c, message)
-    return sendmsg(c.fd, message, MSG_NOSIGNAL | MSG_DONTWAIT)
+    written = sendable_writev(&w.store.arena.pool, c.fd, message, &n_by_reference)
+    if n_by_reference:
+        count(&w.counters[C_BYTES_BY_REFERENCE], n_by_reference)
+    return written
 
 
 cdef inline ssize_t transport_write(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:

@@ -241,10 +241,16 @@ class Client(threading.Thread):
 
 
 @pytest.mark.timeout(120 + 2 * SECONDS)
-@pytest.mark.parametrize("memory", [4 << 20, 64 << 20], ids=["tight", "wide"])
-def test_viewers_against_a_control_plane(rigs: Callable[..., Rig], memory: int) -> None:
+@pytest.mark.parametrize(
+    ("memory", "slice_bytes", "send_bytes"),
+    [(4 << 20, 8192, 16384), (64 << 20, 8192, 16384), (6 << 20, 1 << 16, 1 << 18)],
+    ids=["tight", "wide", "by-reference"],
+)
+def test_viewers_against_a_control_plane(
+    rigs: Callable[..., Rig], memory: int, slice_bytes: int, send_bytes: int
+) -> None:
     print(f"seed {SEED}")
-    rig = rigs(workers=2, memory=memory, slice_bytes=8192, send_bytes=16384)
+    rig = rigs(workers=2, memory=memory, slice_bytes=slice_bytes, send_bytes=send_bytes)
     control = Control(rig, SEED)
     clients = [Client(rig, SEED + i) for i in range(1, 7)]
     for thread in (control, *clients):
@@ -268,4 +274,5 @@ def test_viewers_against_a_control_plane(rigs: Callable[..., Rig], memory: int) 
     print(sum(client.n_replies for client in clients), sum(client.n_resets for client in clients), figures)
     assert sum(client.n_replies for client in clients) > 100
     assert {"hits", "misses", "collapsed", "passed"} <= figures.keys()
+    assert ("bytes_by_reference" in figures) == (slice_bytes > 32768)
     rig.check_counters()
