@@ -260,12 +260,13 @@ class Flow:
 @dataclass(frozen=True)
 class Lane:
     """How an origin's transfers go: by which link, whose budget, as which class, bound to which interface (None: as
-    routes say)."""
+    routes say), with which mark."""
 
     pacer: Pacer | None = None
     index: int = 0
     device: str | None = None
     link: str = ""
+    dscp: int = 0
 
     def prepare(self, sock: socket.socket) -> None:
         """Of a socket that isn't connected yet. Raises OSError."""
@@ -273,6 +274,10 @@ class Lane:
             # The first window goes by the buffer's size, how far it can be opened later by what the kernel may tune.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, FIRST_BUFFER_BYTES)
             sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)
+        if self.dscp:
+            is_v6 = sock.family == socket.AF_INET6
+            option = (socket.IPPROTO_IPV6, socket.IPV6_TCLASS) if is_v6 else (socket.IPPROTO_IP, socket.IP_TOS)
+            sock.setsockopt(*option, self.dscp << 2)
         if self.device is not None:
             # Needs no capability while the socket is bound to none (Linux 5.7).
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.device.encode())

@@ -171,8 +171,8 @@ class UpstreamClient:
         self._pump()
 
     def set_lane(self, lane: Lane) -> None:
-        """For requests that start from now on. Another interface: connections over the old one are not reused."""
-        if lane.device != self.lane.device:
+        """For requests that start from now on. Connections that were made for another way or mark are not reused."""
+        if (lane.device, lane.dscp) != (self.lane.device, self.lane.dscp):
             self._generation += 1
             self._close_idle()
         self.lane = lane

@@ -250,6 +250,16 @@ class LinkRow:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkRow:
+    """Traffic that netd marks: networks as text, no ports: all."""
+
+    nets: tuple[str, ...]
+    protocol: str
+    ports: tuple[int, ...]
+    dscp: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tables:
     """One policy for the data plane. `workers` 0 = auto.
 
@@ -277,6 +287,7 @@ class Tables:
     zone_nets: tuple[tuple[str, tuple[str, ...]], ...] = ()
     zones_without_multicast: tuple[str, ...] = ()
     links: tuple[LinkRow, ...] = ()
+    marks: tuple[MarkRow, ...] = ()
     memory_quotas: tuple[int, ...] = ()  # of each class in the policy's order; 0: no bound of its own
 
 
@@ -337,6 +348,10 @@ def compile_policy(policy: Policy) -> Tables:
         links=tuple(
             LinkRow(number, name, row.interface, row.gateway or "")
             for number, (name, row) in enumerate(policy.links.items())
+        ),
+        marks=tuple(
+            MarkRow(tuple(map(str, row.nets)), row.protocol, row.ports, dscp_value(row.dscp))
+            for row in policy.marks.values()
         ),
         memory_quotas=tuple(
             _share(policy.cache.memory, row.quota) if row.store == "memory" or policy.cache.disk is None else 0

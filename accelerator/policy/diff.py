@@ -19,7 +19,7 @@ from accelerator.policy.shape import keys_of
 # Ordered are `from` (fail-over) and `resolve` (addresses are tried in turn).
 _SETS = {("Zone", "nets"), ("Listener", "zones"), ("Origin", "hosts"), ("Origin", "paths"), ("Origin", "forward"),
          ("Origin", "methods"), ("MulticastProxy", "downstream"), ("MulticastProxy", "groups"),
-         ("MulticastProxy", "sources"), ("Relay", "sources"),
+         ("MulticastProxy", "sources"), ("Relay", "sources"), ("Mark", "nets"), ("Mark", "ports"),
          ("Policy", "locked")}  # fmt: skip
 # Collections whose order means something: the first zone and link win, classes are priorities.
 _ORDERED = ("zones", "links", "classes")
@@ -166,6 +166,8 @@ def _link_effects(old: Policy, new: Policy, keys: set[str]) -> Iterator[Effect]:
     is_shared = any(key.endswith((".guarantee", ".ceiling")) for key in keys) or list(old.classes) != list(new.classes)
     if any(_is_below(key, "links") for key in keys) or (new.links and is_shared):
         yield Effect("link", "links", "WAN links or their budgets change, at once, for transfers under way too")
+    if any(_is_below(key, "marks") for key in keys):
+        yield Effect("link", "marks", "other traffic is marked from now on, flows under way too")
     for name, before in old.origins.items():
         after = new.origins.get(name)
         if after is not None and before.link != after.link:

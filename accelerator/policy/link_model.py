@@ -1,20 +1,25 @@
-"""Policy keys of one WAN link: how content comes to the site, how much of it may be video. No check across keys."""
+"""Policy keys of one WAN link, and of traffic of others that is marked on its way. No check across keys."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from accelerator.policy.relay_model import Dscp
 from accelerator.policy.values import (
     InterfaceName,
     ListenAddress,
+    Network,
     PinnedAddress,
     Section,
+    empty_means,
     rate_between,
+    whole_between,
 )
 
 LINKS_MAX = 16
+MARKS_MAX = 64
 
 
 class Link(Section):
@@ -35,3 +40,14 @@ class Link(Section):
         description="ADDRESS:PORT behind it that takes TCP connections while the link works; left out: only the "
         "interface's state is watched.",
     )
+
+
+class Mark(Section):
+    nets: Annotated[tuple[Network, ...], empty_means(tuple)] = Field(
+        min_length=1, max_length=256, description="Networks of the service, such as a meeting provider's."
+    )
+    protocol: Literal["udp", "tcp"] = Field(default="udp", description="What it speaks.")
+    ports: Annotated[tuple[Annotated[int, *whole_between(1, 65535)], ...], empty_means(tuple)] = Field(
+        default=(), max_length=64, description="The service's ports; left out: all."
+    )
+    dscp: Dscp = Field(default="EF", description="The mark that its packets get, both ways: AF41, EF, 0 to 63.")

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 from accelerator.policy import addresses
-from accelerator.policy.link_model import LINKS_MAX, Link
+from accelerator.policy.link_model import LINKS_MAX, MARKS_MAX, Link, Mark
 from accelerator.policy.origin_model import Credential, Origin, Timeouts, Verify
-from accelerator.policy.relay_model import RELAYS_MAX, Relay, RelayOutput, Udpxy
+from accelerator.policy.relay_model import RELAYS_MAX, Dscp, Relay, RelayOutput, Udpxy
 from accelerator.policy.values import (
     MEBIBYTE,
     SITE_NAME,
@@ -77,6 +77,9 @@ class Class(Section):
     )
     ceiling: Annotated[int, *percent_between("1%", "100%")] = Field(
         default=100, description="The most of its link's video budget that this class may fetch with."
+    )
+    dscp: Dscp = Field(
+        default="CS0", description="The mark of what this box sends to origins for it, requests and acknowledgements."
     )
     max_offline: Annotated[float, *time_between("1s", "3650d")] | None = Field(
         default=None,
@@ -252,6 +255,11 @@ class Policy(Section):
         default={},
         max_length=LINKS_MAX,
         description="Ways out of the site, by name; the first one is where origins go that name none.",
+    )
+    marks: Annotated[Mapping[Name, Mark], empty_means(dict)] = Field(
+        default={},
+        max_length=MARKS_MAX,
+        description="Traffic of others that this box forwards and marks on its way, by name; accelerator-netd does it.",
     )
     classes: Annotated[Mapping[Name, Class], empty_means(dict)] = Field(
         default={},

@@ -41,7 +41,7 @@ class Rules:
         self._problems = problems
         self._zones = self._names("zones")
         self._classes = self._names("classes")
-        collections = ("zones", "links", "classes", "listen", "origins", "relays")
+        collections = ("zones", "links", "marks", "classes", "listen", "origins", "relays")
         self._collections = {name: self._names(name) for name in collections}
 
     def check(self, policy: Policy) -> None:

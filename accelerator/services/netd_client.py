@@ -111,7 +111,8 @@ class NetdClient:
         """Once, until it works."""
         if self._wanted != DesiredState() and not self._is_waiting_told:
             self._is_waiting_told = True
-            parts = {"multicast": self._wanted.multicast, "links' routes": self._wanted.routes}
+            wanted = self._wanted
+            parts = {"multicast": wanted.multicast, "links' routes": wanted.routes, "marks": wanted.packet_rules}
             what = f"{' and '.join(name for name, rows in parts.items() if rows)}: waiting for accelerator-netd"
             self._events.note("netd-waiting", what, why=why, advice=_ADVICE)
 

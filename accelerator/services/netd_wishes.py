@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import ip_address
 
-from accelerator.kernel.objects import Route, Rule
+from accelerator.kernel.objects import PacketRule, Route, Rule
 from accelerator.kernel.state import DesiredState, MulticastProxy
-from accelerator.policy.compile import LinkRow, MulticastRow, Tables
+from accelerator.policy.compile import LinkRow, MarkRow, MulticastRow, Tables
 
 # A table and a rule for each link: policy/link_model.py has at most 16.
 LINK_TABLE, LINK_PRIORITY = 86_010, 8610
@@ -16,7 +16,17 @@ LINK_TABLE, LINK_PRIORITY = 86_010, 8610
 
 def desired(tables: Tables) -> DesiredState:
     routes, rules = link_routes(tables.links)
-    return DesiredState(tuple(map(_proxy, tables.multicast)), routes, rules)
+    return DesiredState(tuple(map(_proxy, tables.multicast)), routes, rules, mark_rules(tables.marks))
+
+
+def mark_rules(marks: Iterable[MarkRow]) -> tuple[PacketRule, ...]:
+    """Both ways: towards the service its ports are the destination's, from there the source's."""
+    rules = []
+    for each in marks:
+        hook, protocol = "postrouting", each.protocol
+        rules.append(PacketRule(hook, protocol, destination=each.nets, ports=each.ports, dscp=each.dscp))
+        rules.append(PacketRule(hook, protocol, source=each.nets, source_ports=each.ports, dscp=each.dscp))
+    return tuple(rules)
 
 
 def link_routes(links: Iterable[LinkRow]) -> tuple[tuple[Route, ...], tuple[Rule, ...]]:

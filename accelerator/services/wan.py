@@ -14,7 +14,8 @@ from typing import Any
 from accelerator.io.links import Link as Interface
 from accelerator.io.links import Links
 from accelerator.io.pacing import Lane, Pacer
-from accelerator.policy.model import Link, Policy
+from accelerator.policy.model import Class, Link, Policy
+from accelerator.policy.relay_addresses import dscp_value
 from accelerator.protocols.budget import Share
 from accelerator.protocols.link_health import LinkHealth, choose
 from accelerator.services.events import Events
@@ -45,6 +46,7 @@ class Wan:
         self._events = events
         self._links: dict[str, _Running] = {}
         self._classes: list[str] = []
+        self._policy_classes: Mapping[str, Class] = {}
         self._interfaces: Links | None = None
         self._seen: Mapping[str, Interface] = {}
         self._task: asyncio.Task[None] | None = None
@@ -52,6 +54,7 @@ class Wan:
     def apply(self, policy: Policy) -> None:
         """After the origins have taken the policy over. Transfers under way go on, under the new budgets."""
         self._classes = [*policy.classes, NO_CLASS]
+        self._policy_classes = policy.classes
         shares = shares_of(policy)
         before, self._links = self._links, {}
         for name, row in policy.links.items():
@@ -100,11 +103,13 @@ class Wan:
             running = self._links.get(link or "")
             index = self._classes.index(origin.policy.class_ or NO_CLASS)
             before = origin.client.lane
+            own_class = self._policy_classes.get(origin.policy.class_ or "")
+            dscp = dscp_value(own_class.dscp) if own_class is not None else 0
             if running is None:
-                origin.client.set_lane(Lane())
+                origin.client.set_lane(Lane(dscp=dscp))
                 continue
             device = running.row.interface if named else None
-            origin.client.set_lane(Lane(running.pacer, index, device, link or ""))
+            origin.client.set_lane(Lane(running.pacer, index, device, link or "", dscp))
             if before.link and before.link != link and named:
                 moved.setdefault(before.link, []).append(origin.name)
         return moved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 from netd_box import NetdBox, wait_for
 
 from accelerator.kernel.reconcile import FIGHT_ROUNDS
+from accelerator.kernel.state import encode
+from accelerator.policy import check_texts, compile_policy
+from accelerator.services.netd_wishes import desired
 
 pytestmark = pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not()))
 TABLE = 86_001
@@ -251,3 +255,38 @@ def test_an_interfaces_name_cannot_end_nfts_text(box: Box) -> None:
     box.want(packet_rules=[{"hook": "input", "interface_in": name, "dscp_is": 46}])
     box.settled(3)
     assert "iifname" in box.namespace.run("nft", "list", "table", "inet", "accelerator")
+
+
+def test_a_meetings_packets_are_marked_on_their_way_both_ways(tmp_path: Path) -> None:
+    """What policy's marks become, in a box that forwards."""
+    text = b"version: 1\nsite: {name: t}\nmarks: {meetings: {nets: [10.0.0.0/24], ports: [3478]}}\n"
+    policy, problems = check_texts([("p", text)])
+    assert policy is not None, problems
+    state = encode(desired(compile_policy(policy)))
+    with netns.Topology() as topology:
+        source, namespace, hosts = topology.proxy()
+        namespace.sysctl("net.ipv4.ip_forward", "1")
+        with Box(namespace, tmp_path) as box:
+            box.want(**state)
+            box.settled(3)
+            assert dscp_of_one(hosts[0], "10.1.0.2", source, ("10.0.0.2", 3478)) == 46
+            assert dscp_of_one(hosts[0], "10.1.0.2", source, ("10.0.0.2", 3479)) == 0
+            assert dscp_of_one(source, "10.0.0.2", hosts[0], ("10.1.0.2", 4000), source_port=3478) == 46
+
+
+def dscp_of_one(
+    sender: netns.Namespace, address: str, receiver: netns.Namespace, to: tuple[str, int], source_port: int = 0
+) -> int:
+    """The mark with which one datagram comes."""
+
+    def opened(host: str, port: int) -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.bind((host, port))
+        made.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        made.settimeout(5)
+        return made
+
+    with receiver.call(lambda: opened(*to)) as there, sender.call(lambda: opened(address, source_port)) as here:
+        here.sendto(b"x", to)
+        _, ancillary, _, _ = there.recvmsg(100, 100)
+    return next(value[0] for _, kind, value in ancillary if kind == socket.IP_TOS) >> 2

@@ -30,6 +30,7 @@ HAS_NO_DEFAULT = {
     "site",
     "zones",
     "links",
+    "marks",
     "classes",
     "listen",
     "admin",

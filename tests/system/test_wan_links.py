@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,8 @@ from typing import Any
 import netns
 import pytest
 from running_box import HOST, RunningBox, policy_for, wait_for
+
+from accelerator.io.pacing import Lane
 
 pytestmark = pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not()))
 NETD = Path(sys.executable).parent / "accelerator-netd"
@@ -111,3 +114,13 @@ def test_an_interface_without_carrier_is_left_at_once(site: Site) -> None:
     done = site.box.accelctl("routes", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert site.box.accelctl("status").stdout.count("main is down") == 1
+
+
+def test_what_goes_to_origins_has_its_classs_mark() -> None:
+    for family, option in (
+        (socket.AF_INET, (socket.IPPROTO_IP, socket.IP_TOS)),
+        (socket.AF_INET6, (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)),
+    ):
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            Lane(dscp=26).prepare(sock)
+            assert sock.getsockopt(*option) == 26 << 2
