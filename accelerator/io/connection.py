@@ -130,8 +130,8 @@ class Connection(asyncio.BufferedProtocol, Generic[CallT]):
         self._deadline.set(head_timeout_s)
         self._flow = lane.begin(self, self._sock) if lane is not None else None
         if self._flow is not None and self._ssl_object is not None:
-            # uvloop's TLS reads 256 KiB ahead of who has paused it: so much more in the WAN's queue at once.
-            self._transport.set_read_buffer_limits(self._flow.quantum)  # type: ignore[attr-defined]
+            # uvloop's TLS reads 256 KiB ahead of who has paused it, which would all be in the WAN's queue at once.
+            self._transport.set_read_buffer_limits(1, 0)  # type: ignore[attr-defined]
         self._transport.write(request)
         if body is not None:
             self._deadline.clear()  # the head's time begins when the body has ended
