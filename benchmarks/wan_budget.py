@@ -23,15 +23,16 @@ BUDGET_BPS, GUARANTEE, LIVE_BYTES = 15e6, 0.4, 600_000
 TARGET_LOSS = 0.001
 
 
-def measure(seconds: float, video: str | None) -> float:
+def measure(seconds: float, video: str | None, *, tls: bool = False) -> float:
     links = {"main": {"interface": "wan", **({"video": video} if video else {})}}
-    with tempfile.TemporaryDirectory() as work, Wan(Path(work), links=links) as wan:
+    with tempfile.TemporaryDirectory() as work, Wan(Path(work), tls=tls, links=links) as wan:
         figures = wan.run(seconds, live_bytes=LIVE_BYTES)
     promised_s = LIVE_BYTES * 8 * 1.06 / (BUDGET_BPS * GUARANTEE)
     times = figures.live_s or [float("inf")]
     live = f"{statistics.median(times):.2f} s, at most {max(times):.2f} s"
     print(
-        f"budget {video or 'none':<10} fetches: mean {figures.fetch_mean_bps / 1e6:5.2f}, at most "
+        f"budget {video or 'none':<10}{'by TLS' if tls else '      '} fetches: mean "
+        f"{figures.fetch_mean_bps / 1e6:5.2f}, at most "
         f"{figures.fetch_max_bps / 1e6:5.2f} Mbit/s in a second   EF lost {figures.ef_sent - figures.ef_received} of "
         f"{figures.ef_sent} ({figures.ef_loss:.2%})   a segment: median {live} (promised {promised_s:.2f} s)"
     )
@@ -45,6 +46,7 @@ def main() -> int:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
     before = measure(seconds, None)
     after = measure(seconds, "15Mbit/s")
+    measure(seconds, "15Mbit/s", tls=True)
     print(f"EF loss {before:.2%} -> {after:.2%}, target below {TARGET_LOSS:.1%}")
     return 0
 

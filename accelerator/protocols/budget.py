@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 # What the wire carries for a byte of payload: 1,514 for 1,448 with Ethernet, IP, TCP and time stamps; TLS adds 2 %.
 WIRE_PER_BYTE = 1.06
-# A bucket holds so much of its rate. Over a window of a second this comes on top of it, and as much again that windows
+# A bucket holds so much of its rate. Over a window of a second this comes on top of it, and more that windows
 # let through before a read is counted: rates are set lower by both.
 BURST_S = 0.03
 DEBT_S = 0.5
@@ -87,7 +87,7 @@ class Budget:
 
     def __init__(self, rate_bps: float, shares: Sequence[Share], now_s: float) -> None:
         self.rate_bps = rate_bps
-        self.rate = rate_bps / 8 / WIRE_PER_BYTE * (1 - 2 * BURST_S)  # bytes of payload per second
+        self.rate = rate_bps / 8 / WIRE_PER_BYTE * (1 - 2.5 * BURST_S)  # bytes of payload per second
         self._link = _Bucket(self.rate, now_s)
         self._classes = [_Class(self.rate, share, now_s) for share in shares]
 

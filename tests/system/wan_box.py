@@ -43,19 +43,27 @@ class Figures:
 class Wan:
     """Use with `with`; `run` is one measurement."""
 
-    def __init__(self, work: Path, rate: str = "20mbit", **policy: Any) -> None:
+    def __init__(self, work: Path, rate: str = "20mbit", *, tls: bool = False, **policy: Any) -> None:
         self._stack = contextlib.ExitStack()
-        self._work, self._rate = work, rate
+        self._work, self._rate, self._pem = work, rate, work / "origin.pem"
+        scheme = "https" if tls else "http"
+        self._tls = [str(self._pem)] if tls else []
+        trust = {"ca": str(self._pem)} if tls else {}
         sections = {
             "links": {"main": {"interface": "wan", "down": "20Mbit/s", "video": "15Mbit/s"}},
             "classes": {"webcast": {"guarantee": "40%"}, "library": {}},
             "origins": {
-                "live": {"from": [f"http://10.9.0.1:{PORT}"], "hosts": ["live.example"], "class": "webcast"},
-                "media": {"class": "library"},
+                "live": {
+                    "from": [f"{scheme}://10.9.0.1:{PORT}"],
+                    "hosts": ["live.example"],
+                    "class": "webcast",
+                    **trust,
+                },
+                "media": {"class": "library", **trust},
             },
         }
         sections.update(policy)
-        self._policy = policy_for(f"http://10.9.0.1:{PORT}", **sections)
+        self._policy = policy_for(f"{scheme}://10.9.0.1:{PORT}", **sections)
 
     def __enter__(self) -> Wan:
         try:
@@ -76,8 +84,15 @@ class Wan:
             interface.run("ethtool", "-K", offloads, "tso", "off", "gso", "off", "gro", "off")
         shape = ("root", "tbf", "rate", self._rate, "burst", "8kb", "latency", "40ms")
         self.origin.run("tc", "qdisc", "add", "dev", "eth0", *shape)
+        if self._tls:
+            netns.run(
+                "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                "-keyout", str(self._pem), "-out", str(self._pem) + ".crt", "-days", "2", "-subj", "/CN=origin",
+                "-addext", "subjectAltName=IP:10.9.0.1",
+            )  # fmt: skip
+            self._pem.write_text(self._pem.read_text() + Path(f"{self._pem}.crt").read_text())
         server = self.origin.popen(
-            sys.executable, str(Path(__file__).with_name("wan_origin.py")), "10.9.0.1", str(PORT),
+            sys.executable, str(Path(__file__).with_name("wan_origin.py")), "10.9.0.1", str(PORT), *self._tls,
             stdout=subprocess.PIPE,
         )  # fmt: skip
         assert server.stdout is not None

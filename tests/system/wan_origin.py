@@ -1,8 +1,10 @@
-"""An origin for WAN tests, in a process of its own: GET /BYTES/NAME is so many bytes, cacheable. No test itself."""
+"""An origin for WAN tests, in a process of its own: GET /BYTES/NAME is so many bytes. By TLS with a
+PEM file of key and certificate as third argument. No test itself."""
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 
 BLOCK = bytes(range(256)) * 256
@@ -28,7 +30,11 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def main() -> None:
-    server = await asyncio.start_server(serve, sys.argv[1], int(sys.argv[2]))
+    tls = None
+    if len(sys.argv) > 3:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(sys.argv[3])
+    server = await asyncio.start_server(serve, sys.argv[1], int(sys.argv[2]), ssl=tls)
     print("serving", flush=True)
     await server.serve_forever()
 
