@@ -32,8 +32,8 @@ def items(value: object, what: str) -> list[object]:
 
 def text(given: Mapping[str, object], key: str, what: str) -> str:
     value = given.get(key)
-    if not isinstance(value, str) or not 0 < len(value) <= 64:
-        raise StateError("value", f"{what}'s {key} is a text of 1 to 64 characters")
+    if not isinstance(value, str) or not 0 < len(value) <= 64 or not value.isprintable():
+        raise StateError("value", f"{what}'s {key} is a text of 1 to 64 printable characters")
     return value
 
 
@@ -73,10 +73,7 @@ def choice(given: Mapping[str, object], key: str, usual: str, known: tuple[str, 
 def networks(value: object, where: str) -> tuple[str, ...] | None:
     if value is None:
         return None
-    try:
-        return tuple(str(ip_network(each)) for each in items(value, where) if isinstance(each, str))
-    except ValueError as error:
-        raise StateError("value", f"{where}: {error}") from None
+    return tuple(network(each, where) for each in items(value, where))
 
 
 def network(value: object, where: str) -> str:
@@ -84,8 +81,8 @@ def network(value: object, where: str) -> str:
         raise StateError("value", f"{where}: {value!r:.40} is no network")
     try:
         return str(ip_network(value))
-    except ValueError as error:
-        raise StateError("value", f"{where}: {error}") from None
+    except ValueError:
+        raise StateError("value", f"{where}: {value!r:.60} is no network") from None
 
 
 def address(value: object, where: str) -> str:
@@ -93,5 +90,5 @@ def address(value: object, where: str) -> str:
         raise StateError("value", f"{where}: {value!r:.40} is no address")
     try:
         return str(ip_address(value))
-    except ValueError as error:
-        raise StateError("value", f"{where}: {error}") from None
+    except ValueError:
+        raise StateError("value", f"{where}: {value!r:.60} is no address") from None

@@ -1,0 +1,105 @@
+"""Fuzz target: a desired state on netd's socket. Whatever the values are, they are refused by StateError, or name only
+what is ours: no table of the system's, and no line of nft's but those that make our own table.
+
+    .venv/bin/python -m pytest tests/fuzz/fuzz_desired_state.py          a short run
+    PYTHONPATH=. .venv/bin/python tests/fuzz/fuzz_desired_state.py 600   so many seconds; prints the number of runs
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+import sys
+import time
+from typing import Any
+
+from accelerator.kernel import wire
+from accelerator.kernel.objects import PRIORITY_FIRST, PRIORITY_LAST, TABLE_FIRST, TABLE_LAST
+from accelerator.kernel.packet_filter import script
+from accelerator.kernel.plan import plan, wanted
+from accelerator.kernel.state import StateError, decode, encode
+
+_SEED: dict[str, Any] = {
+    "multicast": [{"name": "tv", "upstream": "wan", "downstream": ["lan0"], "groups": ["239.0.0.0/8"]}],
+    "routes": [
+        {"table": 86_001, "destination": "0.0.0.0/0", "gateway": "10.0.0.2", "interface": "wan", "metric": 3},
+        {"table": 86_002, "destination": "::/0", "kind": "local", "interface": "lo"},
+    ],
+    "rules": [{"priority": 8600, "table": 86_001, "mark": 1, "mask": 255, "interface_in": "lan0", "family": 4}],
+    "packet_rules": [
+        {"hook": "prerouting", "protocol": "tcp", "ports": [80], "destination_not": ["10.0.0.1/32"],
+         "interface_in": "lan0", "tproxy": "127.0.0.1:8088", "mark": 86, "verdict": "accept"},
+        {"hook": "postrouting", "destination": ["2001:db8::/32", "192.0.2.0/24"], "dscp": 46, "priority": "1:10"},
+    ],
+}  # fmt: skip
+_VALUES: list[Any] = [
+    None, True, -1, 0, 1, 4, 6, 63, 64, 254, 255, 65_536, 2**32, 2**70, 0.5, "", "x", "wan", 'a"b', "a;b",
+    "} flush ruleset", "10.0.0.0/8", "10.0.0.1/8", "::/0", "fe80::1%wan", "127.0.0.1:0", "[::1]:80", "1:10 accept",
+    "a\nb", "é", [], {}, [[]], ["10.0.0.0/8 }"], "accept", "local", "blackhole", "tcp", "x" * 300,
+]  # fmt: skip
+_NFT_LINE = re.compile(
+    r'(?:add|delete) table inet accelerator|add chain inet accelerator [a-z]+ \{ type [a-z]+ hook [a-z]+ priority '
+    r'-150; policy accept; \}|add rule inet accelerator [a-z]+ (?:[^"\n;]|"[^"\n]{1,15}")*'
+)
+
+
+def mutated(random_: random.Random) -> dict[str, Any]:
+    state = copy.deepcopy(_SEED)
+    for _ in range(random_.randrange(1, 4)):
+        rows = state[random_.choice(list(state))]
+        if not isinstance(rows, list) or not rows or not isinstance(row := random_.choice(rows), dict):
+            continue
+        key = random_.choice([*row, random_.choice(["source", "dscp_is", "has_socket", "x", "interface_out"])])
+        row[key] = copy.deepcopy(random_.choice(_VALUES))
+    if random_.random() < 0.05:
+        state[random_.choice([*state, "y"])] = copy.deepcopy(random_.choice(_VALUES))
+    return state
+
+
+def check(document: dict[str, Any]) -> None:
+    """The target's invariant."""
+    try:
+        state = decode(document)
+    except StateError as error:
+        if "\n" in error.message:
+            raise AssertionError(repr(error.message)) from error
+        return
+    assert decode(encode(state)) == state
+    assert all(TABLE_FIRST <= each.table <= TABLE_LAST for each in (*state.routes, *state.rules))
+    assert all(PRIORITY_FIRST <= each.priority <= PRIORITY_LAST for each in state.rules)
+    for line in script(state.packet_rules).splitlines():
+        assert _NFT_LINE.fullmatch(line), line
+    want = wanted(state.routes, state.rules, {"wan": 2, "lo": 1})
+    steps = plan(want, (), (), frozenset())
+    for row in steps.routes_added:
+        for _, _, body in wire.messages(wire.route_message(row, is_added=True)):
+            assert wire.read_route(body) == (86, row)
+    for rule in steps.rules_added:
+        for _, _, body in wire.messages(wire.rule_message(rule, is_added=True)):
+            assert wire.read_rule(body) == (86, rule)
+
+
+def check_bytes(data: bytes) -> None:
+    for _, _, body in wire.messages(data):
+        wire.read_route(body)
+        wire.read_rule(body)
+        wire.read_error(body)
+
+
+def run(seconds: float, seed: int) -> int:
+    random_, n, end_s = random.Random(seed), 0, time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        check(mutated(random_))
+        check_bytes(random_.randbytes(random_.randrange(200)))
+        n += 1
+    return n
+
+
+def test_no_state_names_what_is_not_ours() -> None:
+    check(_SEED)
+    assert run(1.0, 1) > 100
+
+
+if __name__ == "__main__":
+    print(run(float(sys.argv[1]) if len(sys.argv) > 1 else 60, int(time.time())))
