@@ -13,6 +13,7 @@ from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network
 
 from accelerator.policy.credentials import places_of
+from accelerator.policy.link_rows import LinkRow, MarkRow, link_rows, mark_rows
 from accelerator.policy.model import Origin, Policy, Relay, RelayOutput
 from accelerator.policy.relay_addresses import dscp_value
 from accelerator.policy.relay_rules import (
@@ -239,27 +240,6 @@ class MulticastRow:
 
 
 @dataclass(frozen=True, slots=True)
-class LinkRow:
-    """One WAN link, for netd. `number`: its place, which its table's and its rule's numbers go by. `gateway` empty: as
-    the system's routes say."""
-
-    number: int
-    name: str
-    interface: str
-    gateway: str
-
-
-@dataclass(frozen=True, slots=True)
-class MarkRow:
-    """Traffic that netd marks: networks as text, no ports: all."""
-
-    nets: tuple[str, ...]
-    protocol: str
-    ports: tuple[int, ...]
-    dscp: int
-
-
-@dataclass(frozen=True, slots=True)
 class Tables:
     """One policy for the data plane. `workers` 0 = auto.
 
@@ -345,14 +325,8 @@ def compile_policy(policy: Policy) -> Tables:
         udpxy=_udpxy_row(policy),
         zone_nets=tuple((name, tuple(map(str, zone.nets))) for name, zone in policy.zones.items()),
         zones_without_multicast=tuple(name for name, zone in policy.zones.items() if zone.multicast == "never"),
-        links=tuple(
-            LinkRow(number, name, row.interface, row.gateway or "")
-            for number, (name, row) in enumerate(policy.links.items())
-        ),
-        marks=tuple(
-            MarkRow(tuple(map(str, row.nets)), row.protocol, row.ports, dscp_value(row.dscp))
-            for row in policy.marks.values()
-        ),
+        links=link_rows(policy),
+        marks=mark_rows(policy),
         memory_quotas=tuple(
             _share(policy.cache.memory, row.quota) if row.store == "memory" or policy.cache.disk is None else 0
             for row in policy.classes.values()

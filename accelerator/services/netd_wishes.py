@@ -8,7 +8,8 @@ from ipaddress import ip_address
 
 from accelerator.kernel.objects import PacketRule, Route, Rule
 from accelerator.kernel.state import DesiredState, MulticastProxy
-from accelerator.policy.compile import LinkRow, MarkRow, MulticastRow, Tables
+from accelerator.policy.compile import MulticastRow, Tables
+from accelerator.policy.link_rows import LinkRow, MarkRow
 
 # A table and a rule for each link: policy/link_model.py has at most 16.
 LINK_TABLE, LINK_PRIORITY = 86_010, 8610
