@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from accelerator.policy.model import Policy
+from accelerator.services.relays import NICE
 
 PROJECT = Path(__file__).resolve().parents[2]
 UNITS = PROJECT / "systemd"
@@ -66,6 +67,19 @@ def test_no_privilege() -> None:
     assert setting(SERVICE, "IPAddressDeny") == "any"
     assert setting(SERVICE, "LimitCORE") == "0"
     assert setting(SERVICE, "User") == "accelerator"
+
+
+@needs_analyze
+def test_what_the_priority_of_relays_costs(tmp_path: Path) -> None:
+    """The drop-in of docs/relays.md: one line, as the limit is there already; 0.1 of exposure, which is why it is none
+    of the unit's own."""
+    assert setting(SERVICE, "LimitNICE") == str(NICE)
+    line = "SystemCallFilter=setpriority"
+    assert line in (PROJECT / "docs/relays.md").read_text()
+    unit = tmp_path / SERVICE.name
+    unit.write_text(SERVICE.read_text().replace("SystemCallErrorNumber", f"{line}\nSystemCallErrorNumber"))
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=11", str(unit)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def test_processes_of_inputs_may_shut_themselves_in() -> None:
