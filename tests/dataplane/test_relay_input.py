@@ -347,6 +347,20 @@ def test_repair_that_lies_gives_nothing_else_out() -> None:
     assert b.known()["drop_fec_malformed"] == 1
 
 
+def test_repair_of_no_stream_here_is_refused() -> None:
+    """Before there is a stream, far from where it is, or over more than the window holds."""
+    packets = stream(60)
+    fitting = repair(packets[0:40:8], 0, 8)
+    b = bench(fec=True, window_packets=128)
+    assert b.take(1, fitting, START) == []
+    b.take(0, packets[0], START)
+    b.take(1, repair(packets[0:40:8], 30_000, 8), START)
+    b.take(1, repair(packets[0:50:10], 0, 40), START)
+    assert (b.known()["drop_fec_refused"], b.known()["fec_packets"]) == (3, 0)
+    b.take(1, fitting, START)
+    assert b.known()["fec_packets"] == 1
+
+
 def test_allowed_sources() -> None:
     v4 = b"\0" * 10 + b"\xff\xff"
     listed = ((v4 + bytes([10, 1, 2, 0]), 96 + 24), (bytes([0xFD]) + bytes(15), 8), (v4 + bytes([10, 9, 9, 8]), 126))
