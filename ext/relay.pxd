@@ -161,7 +161,8 @@ cdef struct Output:
     uint32_t train_packets
     uint32_t train_bytes        # 0: no bound
     int64_t hold_ns
-    uint64_t pace_bytes_s           # 0: not paced
+    uint64_t pace_bytes_s       # 0: not paced, unless
+    uint8_t is_pace_measured    # by what comes
     uint64_t cursor             # next of `ready` to be sent
     int64_t next_send_ns
     uint32_t ssrc
@@ -204,6 +205,9 @@ cdef struct Relay:
     int64_t wait_ns             # how long a hole may wait for a late packet, another leg, or repair
     int64_t failover_ns
     uint64_t cap_bytes_s        # of each leg; 0: any
+    uint64_t rate_bytes_s       # of what is released, an average of the last seconds; 0: not measured yet
+    uint64_t rate_bytes         # R_PACKET_BYTES when it was measured last
+    int64_t rate_ns
     int64_t good_ns             # arrival of the last packet that was in line
     int64_t hole_ns             # since when `next` is missed; INT64_MAX: no hole
     int64_t due_ns              # when the worker must look again

@@ -358,7 +358,7 @@ cdef class RelayPlane:
         worker_wake(self.workers[<uint32_t>worker])
 
     def open_output(self, uint32_t slot, uint32_t index, int fd, *, format="keep", hold_ns=5_000_000, pace_bytes_s=0,
-                    train_packets=TRAIN_PACKETS, train_bytes=0, ssrc=0, sequence=0, segments=True) -> None:
+                    train_packets=TRAIN_PACKETS, train_bytes=0, ssrc=0, sequence=0, segments=True, is_pace_measured=False) -> None:
         """Describes an output that no published fan-out names; its socket stays the caller's until remove()."""
         cdef Settings settings = self._settings[slot][0]
         if index >= MAX_OUTPUTS or not 1 <= train_packets <= TRAIN_PACKETS:
@@ -366,6 +366,7 @@ cdef class RelayPlane:
         self.outputs[slot * MAX_OUTPUTS + index] = 0
         open_output(settings.relay, index, fd, OUTPUT_FORMATS[format], hold_ns, pace_bytes_s, train_packets, train_bytes, ssrc,
                     sequence, segments)
+        settings.relay.outputs[index].is_pace_measured = <uint8_t>bool(is_pace_measured)
 
     def set_receivers(self, uint32_t slot, receivers) -> None:
         """`receivers`: [(output, destinations)], destinations being packed rows of DESTINATION_BYTES. Published whole:

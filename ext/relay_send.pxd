@@ -43,3 +43,5 @@ cdef struct Sender:             # a worker's, made once
 cdef void relay_see(Relay* relay) noexcept nogil
 # Sends what is full or due of every output; sets relay.due_ns. `now` is when the pass began.
 cdef void relay_pump(Sender* sender, Relay* relay, int64_t now) noexcept nogil
+# Measures what is released, for outputs that are paced by it.
+cdef void relay_rate(Relay* relay, int64_t now) noexcept nogil

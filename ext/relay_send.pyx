@@ -38,6 +38,9 @@ cdef extern from "<sys/socket.h>" nogil:
     int sendmmsg(int, mmsghdr*, unsigned int, int)
 
 cdef enum:
+    # What an output that is paced by the measured rate may be behind: more than it, and it goes faster in proportion.
+    PACE_LAG_NS = 100000000
+    RATE_EVERY_NS = 200000000
     # A socket buffer that stays full this long belongs to a link that is down or far too slow: its packets are dropped,
     # for the other relays of this worker wait meanwhile.
     WRITABLE_MS = 2
@@ -198,7 +201,7 @@ cdef void send_singly(Sender* s, Output* o, Train* t, Destination* to, uint32_t 
             filled = 0
 
 
-cdef void send_train(Sender* s, Relay* r, Output* o, Destination* to, uint32_t n, int64_t now) noexcept nogil:
+cdef void send_train(Sender* s, Relay* r, Output* o, Destination* to, uint32_t n, uint64_t pace, int64_t now) noexcept nogil:
     cdef Train t
     cdef uint32_t begun = 0
     describe(s, r, o, &t)
@@ -212,11 +215,36 @@ cdef void send_train(Sender* s, Relay* r, Output* o, Destination* to, uint32_t n
     count(&o.counters[O_PACKETS], <uint64_t>t.n_packets * n)
     count(&o.counters[O_BYTES], <uint64_t>t.n_bytes * n)
     store_u64_relaxed(&o.counters[O_SEGMENTS], o.segments)
-    if o.pace_bytes_s:
+    if pace:
         # Late is made up for by one train at most: a burst is what pacing is there to prevent.
-        if o.next_send_ns < now - <int64_t>(t.n_bytes * <uint64_t>1000000000 // o.pace_bytes_s):
+        if o.next_send_ns < now - <int64_t>(t.n_bytes * <uint64_t>1000000000 // pace):
             o.next_send_ns = now
-        o.next_send_ns += <int64_t>(t.n_bytes * <uint64_t>1000000000 // o.pace_bytes_s)
+        o.next_send_ns += <int64_t>(t.n_bytes * <uint64_t>1000000000 // pace)
+
+
+cdef void relay_rate(Relay* r, int64_t now) noexcept nogil:
+    cdef uint64_t bytes = r.counters[R_PACKET_BYTES]
+    cdef int64_t rate
+    if now - r.rate_ns < RATE_EVERY_NS:
+        return
+    if r.rate_ns:
+        rate = <int64_t>((bytes - r.rate_bytes) * <uint64_t>1000000000 // <uint64_t>(now - r.rate_ns))
+        r.rate_bytes_s = <uint64_t>rate if r.rate_bytes_s == 0 else <uint64_t>(<int64_t>r.rate_bytes_s + (rate - <int64_t>r.rate_bytes_s) // 4)
+    r.rate_bytes = bytes
+    r.rate_ns = now
+
+
+cdef inline uint64_t pace_of(Relay* r, Output* o) noexcept nogil:
+    """Bytes a second; 0: not paced. By what was measured and a sixteenth, or what clears the backlog within PACE_LAG_NS: so a
+    stream that grows, or comes in bursts, is spread and never falls behind."""
+    cdef uint64_t pace, backlog
+    if not o.is_pace_measured:
+        return o.pace_bytes_s
+    if r.rate_bytes_s == 0:
+        return 0
+    pace = r.rate_bytes_s + r.rate_bytes_s // 16
+    backlog = (r.n_ready - o.cursor) * r.slots[r.ready[o.cursor & r.mask] & r.mask].length * <uint64_t>1000000000 // PACE_LAG_NS
+    return backlog if backlog > pace else pace
 
 
 cdef void relay_see(Relay* r) noexcept nogil:
@@ -238,6 +266,7 @@ cdef void relay_pump(Sender* s, Relay* r, int64_t now) noexcept nogil:
     cdef FanoutRow* row
     cdef int64_t due
     cdef Stream* stream = <Stream*>load_ptr(<void**>&r.stream)
+    cdef uint64_t pace
     r.due_ns = r.hole_ns + r.wait_ns if r.hole_ns != INT64_MAX else INT64_MAX
     if stream != NULL:
         due = stream_publish(stream, now)
@@ -252,13 +281,14 @@ cdef void relay_pump(Sender* s, Relay* r, int64_t now) noexcept nogil:
             o.cursor = r.n_ready
             continue
         while o.cursor < r.n_ready:
+            pace = pace_of(r, o)
             due = r.slots[r.ready[o.cursor & r.mask] & r.mask].arrival_ns + o.hold_ns
-            if o.pace_bytes_s and o.next_send_ns > due:
+            if pace and o.next_send_ns > due:
                 due = o.next_send_ns
-            if due > now and (r.n_ready - o.cursor < o.train_packets or (o.pace_bytes_s and o.next_send_ns > now)):
-                if o.pace_bytes_s and r.n_ready - o.cursor >= o.train_packets:
+            if due > now and (r.n_ready - o.cursor < o.train_packets or (pace and o.next_send_ns > now)):
+                if pace and r.n_ready - o.cursor >= o.train_packets:
                     due = o.next_send_ns
                 if due < r.due_ns:
                     r.due_ns = due
                 break
-            send_train(s, r, o, r.seen.destinations + row.first, row.n, now)
+            send_train(s, r, o, r.seen.destinations + row.first, row.n, pace, now)

@@ -253,6 +253,7 @@ cdef void attend(RelayWorker* w, RelayList* relays, int64_t now, bint with_gauge
             continue
         if with_gauges:
             relay_gauges(r)
+            relay_rate(r, now)
         if r.due_ns <= now:
             relay_see(r)
             relay_expire(r, now)

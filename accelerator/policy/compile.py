@@ -125,7 +125,7 @@ class NetRow:
 @dataclass(frozen=True, slots=True)
 class RelayOutputRow:
     """`kind`: group, unicast, http. `targets`: (address, port) of the group, or the receivers of the list. `zones`:
-    whose receivers may be added; none: anybody. `rate_bps` 0: as it comes."""
+    whose receivers may be added; none: anybody. `rate_bps` 0: as it comes; -1: as measured."""
 
     kind: str
     targets: tuple[tuple[str, int], ...]

@@ -16,6 +16,7 @@ from accelerator.policy.values import (
     ShortText,
     empty_means,
     rate_between,
+    rate_or,
     size_between,
     text_of,
     time_between,
@@ -75,8 +76,8 @@ class RelayOutput(Section):
         default=None,
         description="How long packets may wait to leave together; 0ms: each at once; left out: 5ms, of http 20ms.",
     )
-    rate: Annotated[int, *rate_between("0bit/s", "10Gbit/s")] | None = Field(
-        default=None, description="Packets are spaced by this rate; left out: as they come."
+    rate: Annotated[int, *rate_or("measured", "0bit/s", "10Gbit/s")] | None = Field(
+        default=None, description="Packets are spaced by this rate, or the measured one; left out: as they come."
     )
     window: Annotated[int, *size_between("1MiB", "256MiB")] = Field(
         default=WINDOW_BYTES,

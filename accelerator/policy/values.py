@@ -63,6 +63,20 @@ def rate_between(lowest: str, highest: str) -> Any:
     return _quantity(units.parse_rate_bps, units.format_rate, units.RATE_UNITS, lowest, highest)
 
 
+def rate_or(word: str, lowest: str, highest: str) -> Any:
+    """A rate, or a word that stands for one, which is -1 then."""
+    validator, serializer, schema = rate_between(lowest, highest)
+
+    def convert(value: object) -> Any:
+        return -1 if value in (word, -1) else validator.func(value)
+
+    def form(value: int) -> str:
+        return word if value == -1 else str(serializer.func(value))
+
+    pattern = {"type": "string", "pattern": f"^{word}$|{schema.json_schema['pattern']}"}
+    return PlainValidator(convert), PlainSerializer(form, return_type=str), WithJsonSchema(pattern)
+
+
 def percent_between(lowest: str, highest: str) -> Any:
     return _quantity(units.parse_percent, units.format_percent, units.PERCENT_UNITS, lowest, highest)
 

@@ -244,7 +244,8 @@ class Flow:
         speed = speed_bps(row.interface) if row.interface is not None else 0
         self._plane.open_output(
             self.slot, outlet.index, made.fileno(), format=_RTP[row.rtp], hold_ns=row.hold_ns,
-            pace_bytes_s=row.rate_bps // 8, train_bytes=int(speed * TRAIN_S / 8),
+            pace_bytes_s=max(0, row.rate_bps) // 8,
+            is_pace_measured=row.rate_bps < 0, train_bytes=int(speed * TRAIN_S / 8),
             # RFC 3550 section 5.1: both random, so that nobody can guess them.
             ssrc=random.SystemRandom().getrandbits(32), sequence=random.SystemRandom().getrandbits(16),
         )  # fmt: skip

@@ -13,7 +13,10 @@ from ext.relay_plane import DESTINATION_BYTES, OUTPUT_COLUMNS, RELAY_COUNTERS, R
 
 UDP_SEGMENT, UDP_GRO, SO_RXQ_OVFL, SO_RCVBUFFORCE = 103, 104, 40, 33
 WAIT_S = 20.0
-OF_OUTPUT = ("format", "hold_ns", "pace_bytes_s", "train_packets", "train_bytes", "ssrc", "sequence", "segments")
+OF_OUTPUT = (
+    "format", "hold_ns", "pace_bytes_s", "is_pace_measured", "train_packets", "train_bytes", "ssrc", "sequence",
+    "segments",
+)  # fmt: skip
 
 
 def destination(address: tuple[Any, ...]) -> bytes:

@@ -146,6 +146,29 @@ def test_a_paced_output_spreads_a_burst() -> None:
         assert rig.output()["drop_backlog"] == 0
 
 
+def test_an_output_that_is_paced_as_measured_spreads_a_burst() -> None:
+    """Nothing waits before the rate is known; then a burst takes as long as that says, some 90 ms, and comes whole."""
+    packets = stream(1400)
+    with RelayRig() as rig:
+        incoming, receiver = rig.open(gro=True), rig.receiver()
+        rig.relay([incoming], [receiver], is_pace_measured=True, window_packets=1024)
+        rig.send(incoming, packets[:20])
+        rig.wait(lambda: len(rig.received[receiver]) == 20)
+        begun_s, n = time.monotonic(), 20
+        while n < 1200:  # for 0.6 s: 2.6 MB/s
+            if n - 20 < (time.monotonic() - begun_s) * 2000:
+                rig.send(incoming, packets[n : n + 20])
+                n += 20
+            rig.drain()
+        rig.wait(lambda: len(rig.received[receiver]) == 1200)
+        begun_s = time.monotonic()
+        rig.send(incoming, packets[1200:])
+        rig.wait(lambda: len(rig.received[receiver]) == 1400)
+        assert time.monotonic() - begun_s > 0.04
+        assert rig.received[receiver] == packets
+        assert rig.output()["drop_backlog"] == 0
+
+
 def test_what_a_paced_output_can_not_send_is_dropped_by_name() -> None:
     packets = stream(2000)
     with RelayRig() as rig:

@@ -206,3 +206,14 @@ def test_the_most_specific_zone_wins() -> None:
         text: zones.of(ip_address(text)) for text in ("10.12.30.7", "10.12.31.7", "192.0.2.1", "fd00::7", "fd01::7")
     }
     assert list(found.values()) == ["room", "site", "all", "room", None]
+
+
+def test_an_output_is_paced_by_a_rate_or_as_measured() -> None:
+    (row,) = compiled(
+        relays(f'{HALL}, to: [{{unicast: ["10.0.0.9:1"], rate: measured}}, {{unicast: ["10.0.0.8:1"], rate: 8Mbit/s}}]')
+    )
+    assert [each.rate_bps for each in row.outputs] == [-1, 8_000_000]
+    policy, _ = check_texts([("p", relays(f'{HALL}, to: [{{unicast: ["10.0.0.9:1"], rate: measured}}]').encode())])
+    assert policy is not None
+    assert policy.model_dump(mode="json", by_alias=True)["relays"]["r0"]["to"][0]["rate"] == "measured"
+    assert "rate" in " ".join(problems(relays(f'{HALL}, to: [{{unicast: ["10.0.0.9:1"], rate: mesured}}]')))
