@@ -110,7 +110,7 @@ COUNTERS = (
     (C_TLS_FAILED_BROKEN, "tls_failed_broken", "TLS handshakes failed: what came is no TLS"),
     (C_TLS_FAILED_LEFT, "tls_failed_left", "TLS handshakes failed: the viewer left"),
     (C_TLS_FAILED_SLOW, "tls_failed_slow", "TLS handshakes failed: slower than limits.head_timeout"),
-    (C_TLS_BROKEN, "tls_broken", "TLS connections closed: a record that can't be read"),
+    (C_TLS_BROKEN, "tls_broken", "TLS connections closed: a record that can't be read, or replies of TLS asked for without end"),
     (C_RELAY_READERS, "relay_readers", "relays read over HTTP: readers that began"),
     (C_RELAY_SKIPS, "relay_skips", "readers of relays that were too slow, and went on at a later random access point"),
     (C_RELAY_SILENT, "relay_silent", "readers of relays closed: nothing came for them to read"),
