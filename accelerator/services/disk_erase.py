@@ -1,7 +1,8 @@
 """Erasing a class: its key is dropped and overwritten, then its records lose their names and blocks. Crash-safe: what
 was begun is ended after the next start. Decides not what is erased, and touches no memory.
 
-The order: tombstone (nothing of it is found), key file without the key (nothing of it can be read), the records.
+The order: a note in the key file that it is to be erased (from here on a start ends it), tombstone (nothing of it is
+found), key file without the key (nothing of it can be read), the records.
 """
 
 from __future__ import annotations
@@ -30,16 +31,12 @@ class Eraser:
             await log.graves.wait_loaded()
             if not log.is_usable:
                 raise AcceleratorError("disk", "the disk is not there now: nothing on it is erased")
-            n_objects = log.graves.bury(CLASS_GONE, Naming(bytes(16), 0, class_name))
-            await log.graves.settle()
-            log.keys.drop(class_name)
             log.keys.erasing[number] = log.index.sequence + 1
             await self._save()
-            log.index.forget_rows(number)
-            return n_objects, await self._wipe(number)
+            return await self._bury(number, class_name)
 
     def resume(self) -> None:
-        """After a start: what a kill has left undone."""
+        """After a start: what a kill has left undone. Nothing of it is found from here on."""
         for number in self._log.keys.erasing:
             self._log.graves.bury(CLASS_GONE, Naming(bytes(16), 0, "", number))
         if self._log.keys.erasing:
@@ -49,9 +46,20 @@ class Eraser:
         async with self._lock:
             for number in list(self._log.keys.erasing):
                 try:
-                    await self._wipe(number)
+                    await self._bury(number, None)
                 except AcceleratorError:
                     return  # the disk is at fault, which is told; after the next start once more
+
+    async def _bury(self, number: int, class_name: str | None) -> tuple[int, int]:
+        """(objects, segments) that there were. What has come since the note is erased with the rest."""
+        log = self._log
+        n_objects = log.graves.bury(CLASS_GONE, Naming(bytes(16), 0, class_name or "", number))
+        await log.graves.settle()
+        log.keys.drop(number)
+        log.keys.erasing[number] = log.index.sequence + 1
+        await self._save()
+        log.index.forget_rows(number)
+        return n_objects, await self._wipe(number)
 
     async def _wipe(self, number: int) -> int:
         log = self._log

@@ -108,11 +108,14 @@ class DiskKeys:
             return None
         return self._by_number.get(class_number, self._nothing)
 
-    def drop(self, class_name: str) -> bool:
-        self._by_number.pop(number_of(class_name), None)
-        gone = self.classes.pop(class_name, None) is not None
-        self.is_changed |= gone
-        return gone
+    def drop(self, class_number: int) -> bool:
+        """Of a class whose name may not be known any more."""
+        self._by_number.pop(class_number, None)
+        gone = [name for name in self.classes if number_of(name) == class_number]
+        for name in gone:
+            del self.classes[name]
+        self.is_changed |= bool(gone)
+        return bool(gone)
 
     def written(self, key: bytes) -> bytes:
         """What is written of a key: its path. Queries hold credentials and names, so a digest stands for them."""

@@ -209,15 +209,16 @@ def test_kill_at_any_call_of_an_erasure_leaves_it_undone_or_done_after_the_next_
                 wait_for(lambda folder=folder: not (folder / "keys.old").exists())  # type: ignore[misc]
                 for path in OPEN:
                     assert again.get(path).body == body_of(path), (call, when)
-                dropped = b'"secret"' not in (folder / "keys").read_bytes()
-                if not is_sealed:
-                    # Between its tombstone and its note nothing is found, and nothing overwritten yet: nobody was told
-                    # that it is done, and giving it again ends it.
-                    again.control("cache erase", **{"class": "secret"})
-                if dropped or not is_sealed:
-                    wait_for(lambda folder=folder: b'"erasing": {}' in (folder / "keys").read_bytes(), what=f"{call} {when}")  # type: ignore[misc]  # noqa: E501
+                wait_for(lambda folder=folder: b'"erasing": {}' in (folder / "keys").read_bytes(), what=f"{call} {when}")  # type: ignore[misc]  # noqa: E501
+                n_found = again.stats()["disk_objects"] - len(OPEN)
+                assert n_found in (0, len(SECRET)), (call, when)
+                if not n_found:
+                    assert b'"secret"' not in (folder / "keys").read_bytes(), (call, when)
                     assert readable(folder, None, "secret") == [], (call, when)
                     n_erased += 1
+                else:
+                    for path in SECRET:
+                        assert again.get(path, host="board.example").body == body_of(path), (call, when)
                 assert again.stats()["disk_corrupt"] == 0, (call, when)
     assert n_killed >= 10
     assert n_erased >= 3
