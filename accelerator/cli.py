@@ -37,6 +37,7 @@ _GROUPS = {
     "admin": "the admin listener and its dashboard",
     "cache": "what is stored",
     "relay": "datagram streams and their receivers",
+    "steering": "how viewers come to the box: try it, and what firewalls and routers need for it",
     "log": "what was written to disk", "policy": "check, compare, apply and take back policies",
 }
 
@@ -74,6 +75,8 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         return _log_verify(options.path, is_json=options.json)
     if command.name == "doctor":
         return _doctor(options)
+    if command.name.startswith("steering "):
+        return _steering(command.name.removeprefix("steering "), options)
     if command.name == "policy schema":
         from accelerator.policy.schema import schema_text
 
@@ -231,6 +234,27 @@ def _doctor(options: argparse.Namespace) -> int:
         for line in report_lines(report):
             print(printable(line))
     return 0 if report.is_ok else 1
+
+
+def _steering(what: str, options: argparse.Namespace) -> int:
+    from accelerator.steering.command import SteeringError, document_text, pac_text, run
+
+    policy = _policy_and_daemon(options)[0]
+    if policy is None:
+        raise ControlError("no-daemon", "no acceleratord runs here: name the policy with --policy", exit_code=3)
+    try:
+        if what in ("document", "pac"):
+            sys.stdout.write(document_text(policy) if what == "document" else pac_text(policy))
+            return 0
+        document, lines, is_ok = run(what, policy, vars(options))
+    except SteeringError as error:
+        raise ControlError("steering", str(error)) from None
+    if options.json:
+        _print_json(document)
+    else:
+        for line in lines:
+            print(printable(line))
+    return 0 if is_ok else 1
 
 
 def _policy_and_daemon(options: argparse.Namespace) -> tuple[Policy | None, dict[str, Any]]:

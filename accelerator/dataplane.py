@@ -67,6 +67,10 @@ _ANY_METHOD = 0b1111_1111
 NO_LIMIT = (1 << 64) - 1
 # The minimum send rate is judged over this: long enough that a player's pause is not taken for an attack.
 SEND_WINDOW_S = 20.0
+# A listener's name that no policy can have.
+INTERCEPTED = "intercept:"
+# How long a CONNECT waits for the control plane, whose own time-out is shorter.
+CONNECT_WAIT_S = 30.0
 # A zone mask that admits nobody: policies with 64 zones apart, no zone has the last bit.
 NOBODY = 1 << 63
 # Descriptors kept for everything that is not a viewer: upstream connections, listeners, control, files.
@@ -127,6 +131,7 @@ class DataPlane:
         self._listeners = _Names()
         self._sockets: dict[str, socket.socket] = {}
         self._health: StoredObject | None = None
+        self._pages: dict[bytes, tuple[tuple[bytes, bytes, bytes], StoredObject]] = {}
         self._restricted: dict[int, frozenset[str]] = {}
         self._servers: dict[int, TlsServer] = {}
 
@@ -138,6 +143,7 @@ class DataPlane:
         ids = [self._origins.index(origin.name) for origin in tables.origins]
         origins = np.zeros(len(self._origins.names), dtype=layout.ORIGIN_DTYPE)
         origins[BOX_ORIGIN]["is_used"] = 1
+        origins[BOX_ORIGIN]["wait_ns"] = int(CONNECT_WAIT_S * 1e9)
         parameters: list[tuple[int, int]] = []
         for origin_id, row in zip(ids, tables.origins, strict=True):
             origin = origins[origin_id]
@@ -165,13 +171,16 @@ class DataPlane:
         paths: list[tuple[int, ...]] = []
         for host in tables.hosts:
             hosts.append((*strings.add(host.pattern), len(paths), len(host.paths), host.kind))
-            paths += [(*strings.add(path.prefix), ids[path.origin]) for path in host.paths]
+            paths += [(*strings.add(path.prefix), ids[path.origin], path.strip) for path in host.paths]
         listener_ids = [self._listeners.index(listener.name) for listener in tables.listeners]
+        self._listeners.index(INTERCEPTED)
         listeners = np.zeros(len(self._listeners.names), dtype=layout.LISTENER_DTYPE)
         for listener_id, listener in zip(listener_ids, tables.listeners, strict=True):
             listeners[listener_id] = (listener.zone_mask, 1, listener.http2)
             named = frozenset(zone for i, zone in enumerate(tables.zones) if listener.zone_mask >> i & 1)
             self._restricted[listener_id] = named
+        # Connections that netd hands us by a socket of its own (services/intercept.py) have no listener of the policy.
+        listeners[self._listeners.index(INTERCEPTED)] = (0, 1, 0)
         for listener_id, named in self._restricted.items():
             if named and listener_id not in listener_ids:
                 # Its connections stay, and so does the restriction that they came by.
@@ -233,10 +242,25 @@ class DataPlane:
 
     def put_health_object(self) -> None:
         """Stores what the viewers' health probe answers with: it went through a worker, the table and the store."""
-        body = b"ok\n"
-        lines = (
-            b"Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nAccess-Control-Allow-Origin: *\r\n"
-        )
+        # Held, and not fetchable again: eviction leaves it, so that short memory is not taken for a dead box.
+        self._health = self._put_own(HEALTH_PATH, b"text/plain; charset=utf-8", b"no-store", b"ok\n")
+
+    def put_pages(self, pages: Iterable[tuple[str, str, str, bytes]]) -> None:
+        """The box's own pages: (path, Content-Type, Cache-Control, body) of each; others are gone."""
+        wanted = {path.encode(): (kind.encode(), control.encode(), body) for path, kind, control, body in pages}
+        for path in [path for path, page in self._pages.items() if wanted.get(path) != page[0]]:
+            self._pages.pop(path)[1].detach()
+        for path, page in wanted.items():
+            if path not in self._pages:
+                self._pages[path] = (page, self._put_own(path, *page))
+
+    @property
+    def n_objects(self) -> int:
+        """Stored ones that origins gave: the box's own pages don't count."""
+        return max(0, self.plane.n_objects - len(self._pages) - (self._health is not None))
+
+    def _put_own(self, path: bytes, kind: bytes, control: bytes, body: bytes) -> StoredObject:
+        lines = b"Content-Type: " + kind + b"\r\nCache-Control: " + control + b"\r\nAccess-Control-Allow-Origin: *\r\n"
         now_ns = 0
         stored = self.plane.create(
             BOX_ORIGIN, len(body), 200, b"HTTP/1.1 200 OK\r\n", lines, b"", b"", -1, FOREVER_NS, 0, now_ns, now_ns, 0,
@@ -248,9 +272,8 @@ class DataPlane:
         room[:] = body
         stored.commit(0, len(body))
         stored.finish(len(body))
-        stored.insert(HEALTH_PATH, b"", b"")
-        # Held, and not fetchable again: eviction leaves it, so that short memory is not taken for a dead box.
-        self._health = stored
+        stored.insert(path, b"", b"")
+        return stored
 
 
 def _rows(rows: Iterable[object], dtype: Any) -> Any:
@@ -271,6 +294,8 @@ def _limits(tables: Tables) -> Any:
     row["send_window_bytes"] = int(limits.send_rate_min_Bps * SEND_WINDOW_S)
     row["connections"] = min(most, 100_000)
     row["access_log"] = tables.logs.has_access
+    row["may_connect"] = tables.may_connect
+    row["has_pages"] = tables.has_pages
     row["viewer"] = tables.logs.viewer
     row["connections_per_address"] = min(limits.connections_per_address, 100_000)
     return row

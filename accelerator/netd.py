@@ -5,6 +5,8 @@ run on uvloop.
 Messages are those of the control socket (control/message.py):
 
     desire  {"service", "generation", "state"}   a service's whole desired state; older than its last: refused
+    alive   {}                                   the data plane has moved: interception goes on for some seconds more
+    transparent {"port"}                         the listening socket of a desired interception, by SCM_RIGHTS
     show    {}                                   what is desired, what is, and what has been dropped
     follow  {}                                   the reply, then a line {"event": {...}} for each event from then on
 """
@@ -33,6 +35,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from accelerator import clock
 from accelerator.control.message import encode_error, encode_result, parse_request
 from accelerator.errors import AcceleratorError, ControlError
+from accelerator.kernel.intercept import Interceptor, open_transparent
 from accelerator.kernel.keeper import Kept
 from accelerator.kernel.links import LinkWatch, read_links
 from accelerator.kernel.mroute import MulticastRoutingError, MulticastSocket
@@ -71,6 +74,8 @@ class Netd:
         self._multicast: dict[socket.AddressFamily, MulticastService] = {}
         self._wishes: tuple[ProxyWish, ...] = ()
         self._timers: dict[socket.AddressFamily, asyncio.TimerHandle] = {}
+        self._interceptor = Interceptor(self._tell)
+        self._beating: set[asyncio.Task[None]] = set()
         self._watch = LinkWatch()
         self._links_wanted = asyncio.Event()
         self._retry: asyncio.TimerHandle | None = None
@@ -87,16 +92,19 @@ class Netd:
         os.chmod(self._path, 0o600)
         self._links_wanted.set()
         follower = loop.create_task(self._follow_links())
+        intercepting = loop.create_task(self._interceptor.run())
         ending = loop.create_task(until.wait())
         try:
-            await asyncio.wait({ending, follower, reconciler}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ending, follower, reconciler, intercepting}, return_when=asyncio.FIRST_COMPLETED)
             # A netd that no longer follows interfaces must not look well: the next one takes over from the keeper.
-            for each in (follower, reconciler):
+            for each in (follower, reconciler, intercepting):
                 if each.done():
                     each.result()
         finally:
             ending.cancel()
             follower.cancel()
+            intercepting.cancel()
+            await asyncio.gather(intercepting, return_exceptions=True)
             loop.remove_reader(self._watch.fileno())
             server.close()
             for client in list(self._clients):
@@ -157,6 +165,8 @@ class Netd:
             [rule for state in states for rule in state.rules],
             [rule for state in states for rule in state.packet_rules],
         )
+        wanted = (state.intercept for _, state in self._services.values())
+        self._interceptor.want(next((each for each in wanted if each is not None), None))
         wishes = tuple(_wish(proxy) for _, state in self._services.values() for proxy in state.multicast)
         if self._retry is not None:
             self._retry.cancel()
@@ -288,6 +298,9 @@ class Netd:
             return  # longer than any message may be, or gone
         finally:
             self._clients.discard(task)
+            if task in self._beating:
+                self._beating.discard(task)
+                self._interceptor.gone()
             writer.close()
 
     def _refusal(self, writer: asyncio.StreamWriter) -> ControlError | None:
@@ -307,6 +320,14 @@ class Netd:
                     writer.write(encode_result(await self._desire(request.arguments)))
                 case "show":
                     writer.write(encode_result({**self.show(), "kernel": await self._reconciler.show()}))
+                case "alive":
+                    task = asyncio.current_task()
+                    assert task is not None
+                    self._beating.add(task)
+                    self._interceptor.beat()
+                    writer.write(encode_result({"active": self._interceptor.is_active}))
+                case "transparent":
+                    self._give_transparent(request.arguments, writer)
                 case "follow":
                     await self._follow(writer)
                     return False
@@ -315,6 +336,19 @@ class Netd:
         except ControlError as error:
             writer.write(encode_error(error))
         return True
+
+    def _give_transparent(self, arguments: Any, writer: asyncio.StreamWriter) -> None:
+        """The listening socket of a desired interception, with the answer (SCM_RIGHTS). Ours is closed at once."""
+        port = arguments.get("port")
+        wanted = {state.intercept.port for _, state in self._services.values() if state.intercept is not None}
+        if isinstance(port, bool) or port not in wanted:
+            raise ControlError("value", "no interception with that port is wanted")
+        try:
+            made = open_transparent(port)
+        except OSError as fault:
+            raise ControlError("socket", f"no transparent socket on port {port}: {fault.strerror}") from None
+        with made, socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as connection:
+            socket.send_fds(connection, [encode_result({"port": port})], [made.fileno()])
 
     async def _desire(self, arguments: Any) -> dict[str, Any]:
         service, generation = arguments.get("service"), arguments.get("generation")

@@ -44,7 +44,7 @@ def publish(plane: Plane) -> None:
     origins["is_used"], origins["methods"], origins["wait_ns"] = 1, 0b1110, HOUR_NS
     plane.publish(
         SITE + ROOT_PATH, (0, len(SITE)),
-        rows(layout.HOST_DTYPE, (0, 0, 0, 1, 2)), rows(layout.PATH_DTYPE, (len(SITE), 1, 1)),
+        rows(layout.HOST_DTYPE, (0, 0, 0, 1, 2)), rows(layout.PATH_DTYPE, (len(SITE), 1, 1, 0)),
         origins, rows(layout.NET_DTYPE),
         rows(layout.LISTENER_DTYPE, (0, 1, HTTP2_CLEARTEXT)), rows(layout.STRING_DTYPE), limits,
     )  # fmt: skip

@@ -134,6 +134,8 @@ cdef struct Connection:
     int32_t stream_id
     uint8_t has_whole_request   # of a stream: its END_STREAM came
     uint8_t is_answered         # of a stream: our END_STREAM is out
+    uint32_t cut_at             # of the request: so many bytes of its head before `cut` bytes of URL prefix, which
+    uint32_t cut                #   the control plane doesn't get; 0: none
     uint8_t is_extended         # of a stream: a CONNECT with :protocol, which only a tunnel answers by 2xx (RFC 8441)
     uint8_t is_shut             # of a stream's tunnel: nothing more comes for the viewer
     uint32_t window_capacity    # of a carrier: bytes that one write gathers
@@ -255,6 +257,7 @@ cdef void let_go(Worker* w, Object* object) noexcept nogil
 cdef void nudge(Worker* w, Object* object) noexcept nogil
 cdef List* waiting_list(Worker* w, Object* object) noexcept nogil
 cdef bint charge(Worker* w, uint64_t bytes) noexcept nogil
+cdef uint32_t put_head(Connection* c, uint8_t* out, const uint8_t* data, uint32_t n) noexcept nogil
 cdef bint ask_slice(Worker* w, Connection* c) noexcept nogil
 cdef Exchange* exchange_take(Worker* w, uint32_t bytes) noexcept nogil
 cdef void exchange_give(Worker* w, Exchange* e) noexcept nogil

@@ -408,6 +408,13 @@ cdef void exchange_give(Worker* w, Exchange* e) noexcept nogil:
     w.n_free_exchanges += 1
 
 
+cdef uint32_t put_head(Connection* c, uint8_t* out, const uint8_t* data, uint32_t n) noexcept nogil:
+    """A request's head as it goes to the control plane: without the URL prefix. How long it is."""
+    memcpy(out, data, c.cut_at)
+    memcpy(out + c.cut_at, data + c.cut_at + c.cut, n - c.cut_at - c.cut)
+    return n - c.cut
+
+
 cdef bint ask_slice(Worker* w, Connection* c) noexcept nogil:
     """Asks the control plane for the slice that a reader is at, unless somebody has. False: it can't be asked for."""
     cdef Object* object = c.object
@@ -421,8 +428,7 @@ cdef bint ask_slice(Worker* w, Connection* c) noexcept nogil:
         count(&w.counters[C_EXCHANGES_EXHAUSTED], 1)
         exchange_u32(&directory.slices[index].wanted, 0)
         return False
-    memcpy(e.bytes, c.buffer, c.head_length)
-    e.head_length = c.head_length
+    e.head_length = put_head(c, e.bytes, c.buffer, c.head_length)
     e.kind = EXCHANGE_WANT
     e.origin = object.origin
     e.listener = c.listener

@@ -48,7 +48,9 @@ cdef class Contents(Workers):
 
     def route(self, bytes host, bytes path) -> int:
         """The origin row of a viewer's host (without port) and path; -1 unknown host, -2 no path."""
-        return route(self.shared.tables, host, <uint32_t>len(host), path, <uint32_t>len(path))
+        cdef uint32_t strip = 0
+        cdef int origin = route(self.shared.tables, host, <uint32_t>len(host), path, <uint32_t>len(path), &strip)
+        return origin if strip == 0 else -1     # what is stored is known by the origin's own hosts and paths
 
     def key_of(self, uint32_t origin, bytes path) -> bytes:
         """The key of a path with its query, as the workers build it."""

@@ -98,4 +98,7 @@ cdef struct ResponseHead:
 
 # > 0: the head's length, `head` filled. 0: incomplete. < 0: minus the status to answer (400 414 417 431 501 505); for a response -502.
 cdef int parse_request(const uint8_t* data, size_t n, RequestHead* head) noexcept nogil
+# A CONNECT (RFC 9110 section 9.3.6), which parse_request answers by -501: for listeners whose policy lets some through.
+# Its authority is head.target; like parse_request otherwise.
+cdef int parse_connect(const uint8_t* data, size_t n, RequestHead* head) noexcept nogil
 cdef int parse_response(const uint8_t* data, size_t n, ResponseHead* head) noexcept nogil

@@ -20,7 +20,7 @@ Choices where the RFCs leave one, all towards refusing:
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from ext.http_grammar cimport (
@@ -178,6 +178,15 @@ cdef inline int read_lines(
                 return status
 
 
+cdef inline bint same_text(const uint8_t* a, const uint8_t* b, uint32_t n) noexcept nogil:
+    """Of hosts: in class HOST nothing but the two cases of a letter folds together."""
+    cdef uint32_t i
+    for i in range(n):
+        if (a[i] | 0x20) != (b[i] | 0x20):
+            return False
+    return True
+
+
 cdef int check_target(const uint8_t* data, RequestHead* head) noexcept nogil:
     """The target's form and Host, once all fields are there (RFC 9112 sections 3.2 and 3.3). 0, or minus a status."""
     cdef const uint8_t* target = data + head.target
@@ -186,7 +195,7 @@ cdef int check_target(const uint8_t* data, RequestHead* head) noexcept nogil:
     cdef const uint8_t* host
     cdef Authority named, asked
     cdef Field* field
-    cdef uint32_t i, default_port
+    cdef uint32_t default_port
     if head.known[FIELD_HOST]:
         field = &head.fields[head.known[FIELD_HOST] - 1]
         host = data + field.value
@@ -209,10 +218,8 @@ cdef int check_target(const uint8_t* data, RequestHead* head) noexcept nogil:
         p += 1
     if not read_authority(target, p, &asked) or asked.host_length != named.host_length:
         return -400
-    for i in range(asked.host_length):
-        # In class HOST nothing but the two cases of a letter folds together.
-        if (target[i] | 0x20) != (host[i] | 0x20):
-            return -400
+    if not same_text(target, host, asked.host_length):
+        return -400
     if (asked.port or default_port) != (named.port or default_port):
         return -400
     head.path = <uint32_t>(p - data)
@@ -334,6 +341,42 @@ cdef int parse_request(const uint8_t* data, size_t n, RequestHead* head) noexcep
     head.host = head.host_length = head.authority_length = 0
     result = check_target(data, head)
     return result if result < 0 else <int>head.length
+
+
+cdef int parse_connect(const uint8_t* data, size_t n, RequestHead* head) noexcept nogil:
+    cdef const uint8_t* end = data + (n if n < MAX_HEAD_BYTES else MAX_HEAD_BYTES)
+    cdef const uint8_t* p = data + 8
+    cdef Authority asked
+    cdef Lines lines
+    cdef int result
+    if n < 8 or memcmp(data, b"CONNECT ", 8) != 0:
+        return -501
+    while p < end and CLASS[p[0]] & TARGET:
+        p += 1
+    if end - p < 11:
+        return HEAD_INCOMPLETE if n < MAX_HEAD_BYTES else -431
+    # RFC 9112 section 3.2.3: the port may not be left out
+    if not read_authority(data + 8, p, &asked) or asked.port == 0 or memcmp(p, b" HTTP/1.", 8) != 0:
+        return -400
+    if not CLASS[p[8]] & DIGIT or p[9] != CR or p[10] != LF:
+        return -400
+    head.minor = 1 if p[8] > 0x30 else 0
+    memset(head.known, 0, sizeof(head.known))
+    memset(head.count, 0, sizeof(head.count))
+    result = read_lines(data, p + 11, end, True, head.minor, head.fields, head.known, head.count, &lines)
+    if result <= 0:
+        return result if result or n < MAX_HEAD_BYTES else -431
+    head.start = head.path_length = head.chunked = head.expects_continue = head.keep_alive = 0
+    head.host = head.form = FORM_ORIGIN     # for check_target, which reads Host
+    if check_target(data, head) < 0 or lines.content_length > 0 or lines.is_chunked:
+        return -400             # what follows the head is the tunnel's: no second reading of it may be possible
+    if head.host and (head.host_length != asked.host_length or not same_text(data + 8, data + head.host, asked.host_length)):
+        return -400
+    head.method, head.form, head.method_length = METHOD_CONNECT, FORM_AUTHORITY, 7
+    head.target = head.path = head.host = 8
+    head.target_length = head.authority_length = <uint32_t>(p - data) - 8
+    head.host_length, head.content_length, head.length, head.n_fields = asked.host_length, -1, lines.length, lines.n_fields
+    return <int>lines.length
 
 
 cdef inline int read_status_line(const uint8_t* data, const uint8_t* end, ResponseHead* head) noexcept nogil:

@@ -37,6 +37,7 @@ cdef enum:                      # one column each of the counter rows; the table
     C_PARTIAL_RESPONSES
     C_PREFLIGHTS
     C_HEALTH_PROBES
+    C_OWN_PAGES
     C_STALE_SERVED
     C_EXCHANGES
     C_EXCHANGES_EXHAUSTED
@@ -160,6 +161,7 @@ cdef packed struct PathRow:
     uint32_t prefix
     uint32_t prefix_length
     uint32_t origin
+    uint32_t strip              # bytes that the URL prefix takes before the origin's own path begins; 0: none
 
 cdef packed struct NetRow:
     uint8_t network[16]         # IPv4 as ::ffff:a.b.c.d
@@ -190,6 +192,8 @@ cdef packed struct LimitsRow:
     uint32_t connections_per_address
     uint32_t access_log         # whether answers are noted
     uint32_t viewer             # what of the viewer: policy.compile.VIEWERS
+    uint32_t may_connect        # CONNECT is asked of the control plane; else it gets 501
+    uint32_t has_pages          # own pages are in the store, under origin 0
 
 cdef struct Tables:             # immutable once published; freed when every worker has passed
     uint64_t generation

@@ -35,6 +35,7 @@ COUNTERS = (
     (C_PARTIAL_RESPONSES, "partial_responses", "206 answered from the store"),
     (C_PREFLIGHTS, "preflights", "CORS preflights answered at the edge"),
     (C_HEALTH_PROBES, "health_probes", "health probes answered"),
+    (C_OWN_PAGES, "own_pages", "the box's own pages served: proxy.pac, content steering"),
     (C_STALE_SERVED, "stale_served", "stale responses served with permission"),
     (C_EXCHANGES, "exchanges", "requests handed to the control plane"),
     (C_EXCHANGES_EXHAUSTED, "exchanges_exhausted", "requests refused: no exchange slot free"),
@@ -126,14 +127,14 @@ ORIGIN_DTYPE = np.dtype(
      ("offline_ns", "i8"), ("judges_all", "u4"), ("is_relay", "u4"), ("zone_mask", "u8")]
 )
 HOST_DTYPE = np.dtype([("pattern", "u4"), ("pattern_length", "u4"), ("path", "u4"), ("n_paths", "u4"), ("kind", "u4")])
-PATH_DTYPE = np.dtype([("prefix", "u4"), ("prefix_length", "u4"), ("origin", "u4")])
+PATH_DTYPE = np.dtype([("prefix", "u4"), ("prefix_length", "u4"), ("origin", "u4"), ("strip", "u4")])
 NET_DTYPE = np.dtype([("network", "u1", 16), ("prefix_bits", "u4"), ("zone", "u4")])
 LISTENER_DTYPE = np.dtype([("zone_mask", "u8"), ("is_used", "u4"), ("http2", "u4")])
 STRING_DTYPE = np.dtype([("start", "u4"), ("length", "u4")])
 LIMITS_DTYPE = np.dtype(
     [("head_timeout_ns", "i8"), ("idle_timeout_ns", "i8"), ("body_timeout_ns", "i8"), ("send_window_ns", "i8"),
      ("send_window_bytes", "u8"), ("connections", "u4"), ("connections_per_address", "u4"), ("access_log", "u4"),
-     ("viewer", "u4")]
+     ("viewer", "u4"), ("may_connect", "u4"), ("has_pages", "u4")]
 )
 
 

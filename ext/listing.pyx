@@ -109,7 +109,7 @@ cdef void forget(Listing* to) noexcept nogil:
 
 
 cdef bint is_wanted(Workers plane, Listing* to, const Entry* entry, const uint8_t* key) noexcept nogil:
-    cdef uint32_t i, n
+    cdef uint32_t i, n, strip
     if entry.origin >= to.n_origins or not to.wanted[entry.origin]:
         return False
     if to.contains_length:
@@ -128,7 +128,7 @@ cdef bint is_wanted(Workers plane, Listing* to, const Entry* entry, const uint8_
         if (to.prefixes[i].origin == entry.origin and entry.key_length >= to.prefixes[i].length
                 and memcmp(key, to.prefixes[i].key, to.prefixes[i].length) == 0):
             # Several origins may share a host, each with paths of its own below the prefix.
-            return route(<Tables*>load_ptr(<void**>&plane.shared.tables), to.host, to.host_length, key, entry.key_length) == <int>entry.origin
+            return route(<Tables*>load_ptr(<void**>&plane.shared.tables), to.host, to.host_length, key, entry.key_length, &strip) == <int>entry.origin
     return False
 
 

@@ -22,7 +22,7 @@ cdef struct ByteRange:          # inclusive
     int64_t first
     int64_t last
 
-cdef int route(const Tables* tables, const uint8_t* host, uint32_t host_length, const uint8_t* path, uint32_t path_length) noexcept nogil
+cdef int route(const Tables* tables, const uint8_t* host, uint32_t host_length, const uint8_t* path, uint32_t path_length, uint32_t* strip) noexcept nogil
 cdef uint32_t build_key(const Tables* tables, uint32_t origin, const uint8_t* path, uint32_t n, uint8_t* out) noexcept nogil
 cdef int zone_of(const Tables* tables, const uint8_t* address) noexcept nogil
 cdef bint etag_matches(const uint8_t* data, const RequestHead* head, const uint8_t* etag, uint32_t n) noexcept nogil

@@ -18,13 +18,15 @@ cdef bint same_host(const uint8_t* pattern, const uint8_t* host, uint32_t n) noe
     return True
 
 
-cdef int route(const Tables* tables, const uint8_t* host, uint32_t host_length, const uint8_t* path, uint32_t path_length) noexcept nogil:
-    """The origin of the most specific host, then the longest path. Rows stand in that order."""
+cdef int route(const Tables* tables, const uint8_t* host, uint32_t host_length, const uint8_t* path, uint32_t path_length, uint32_t* strip) noexcept nogil:
+    """The origin of the most specific host, then the longest path. Rows stand in that order. `strip`: so many bytes of
+    the path are the URL prefix, and what follows begins with a slash."""
     cdef uint32_t i, j, n, end
     cdef const HostRow* row
     cdef const PathRow* p
     cdef const uint8_t* prefix
     cdef bint is_known = False
+    strip[0] = 0
     if host_length and host[host_length - 1] == 46:     # a name may be written with its root dot
         host_length -= 1
     end = 0
@@ -48,7 +50,10 @@ cdef int route(const Tables* tables, const uint8_t* host, uint32_t host_length, 
                 n -= 1          # "/a/" and "/a" are the same prefix at a segment boundary
             if n > end or memcmp(prefix, path, n) != 0:
                 continue
+            if p.strip == n and n == end:       # the prefix alone is no path of the origin's
+                continue
             if n == end or path[n] == 47:
+                strip[0] = p.strip
                 return <int>p.origin
     return ROUTE_NO_PATH if is_known else ROUTE_UNKNOWN_HOST
 

@@ -18,5 +18,6 @@ cdef inline int64_t now_ns() noexcept nogil:
     clock_gettime(1, &t)
     return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
 
+cdef int ask_connect(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil
 cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil
 cdef void leave_bucket(Worker* w, Exchange* e) noexcept nogil

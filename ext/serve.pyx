@@ -34,8 +34,12 @@ from ext.upload cimport UPLOAD_WHOLE, Upload, upload_release
 
 cdef enum:
     GRANTED = -1                # of ask_whether; not DONE, PENDING or CLOSED
+    REWRITTEN = 1               # what such a key begins with: all others begin with a slash
 
 cdef const char* ROOT_PATH = b"/"
+cdef const char* PAC_PATH = b"/proxy.pac"
+cdef const char* WPAD_PATH = b"/wpad.dat"
+cdef const char* STEERING_PATH = b"/.well-known/accelerator/steering"
 cdef const char* HEALTH_PATH = b"/.well-known/accelerator/health"
 
 
@@ -61,9 +65,8 @@ cdef Exchange* new_exchange(Worker* w, Connection* c, uint32_t kind, const uint8
     if e == NULL:
         count(&w.counters[C_EXCHANGES_EXHAUSTED], 1)
         return NULL
-    memcpy(e.bytes, data, head.length)
-    memcpy(e.bytes + head.length, key, key_length)
-    e.head_length = head.length
+    e.head_length = put_head(c, e.bytes, data, head.length)
+    memcpy(e.bytes + e.head_length, key, key_length)
     e.key_length = key_length
     e.kind = kind
     e.origin = origin
@@ -168,7 +171,16 @@ cdef int ask_whether(Worker* w, Connection* c, const uint8_t* data, uint32_t n, 
 
 # --- the way of a request ---------------------------------------------------------------------------------------------
 
-cdef uint32_t find_key(Worker* w, const uint8_t* data, const RequestHead* head, uint32_t origin, uint64_t* hash) noexcept nogil:
+cdef bint is_manifest(const uint8_t* path, uint32_t n) noexcept nogil:
+    """By the end of its name: .m3u8, .m3u, .mpd."""
+    cdef uint32_t end = 0
+    while end < n and path[end] != 63:
+        end += 1
+    return ((end > 5 and same(path + end - 5, b".m3u8", 5))
+            or (end > 4 and (same(path + end - 4, b".m3u", 4) or same(path + end - 4, b".mpd", 4))))
+
+
+cdef uint32_t find_key(Worker* w, Connection* c, const uint8_t* data, const RequestHead* head, uint32_t origin, uint64_t* hash) noexcept nogil:
     """The request's key in Worker.key, and its hash."""
     cdef const uint8_t* path = data + head.path
     cdef uint32_t path_length = head.path_length
@@ -178,7 +190,12 @@ cdef uint32_t find_key(Worker* w, const uint8_t* data, const RequestHead* head, 
         memcpy(w.scratch + 1, path, path_length)
         path = w.scratch
         path_length += 1
-    key_length = build_key(w.tables, origin, path, path_length, w.key)
+    if c.cut and is_manifest(path, path_length):
+        # Its URLs may have to be written anew for who came by a prefix: never the object that others get.
+        w.key[0] = REWRITTEN
+        key_length = 1 + build_key(w.tables, origin, path, path_length, w.key + 1)
+    else:
+        key_length = build_key(w.tables, origin, path, path_length, w.key)
     hash[0] = hash_key(w.store, origin, w.key, key_length)
     return key_length
 
@@ -226,7 +243,7 @@ cdef int look_up(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
     cdef uint32_t kind = EXCHANGE_MISS
     cdef bint is_fresh, is_refused, is_known
     c.log_origin = origin
-    key_length = find_key(w, data, head, origin, &hash)
+    key_length = find_key(w, c, data, head, origin, &hash)
     entry = table_find(w.store, hash, origin, key, key_length)
     if entry != NULL:
         object = entry_match(entry, data, head)
@@ -305,7 +322,7 @@ cdef int pass_on(Worker* w, Connection* c, const uint8_t* data, uint32_t n, cons
         u = begin_body(w, c, <uint8_t*>data, &n, head, w.tables.origins[origin].body_max, &refused)
         if u == NULL:
             return respond_error(w, c, <uint32_t>refused if refused else 503, True)
-    key_length = find_key(w, data, head, origin, &hash)
+    key_length = find_key(w, c, data, head, origin, &hash)
     c.arrival_ns = now_ns()
     e = new_exchange(w, c, EXCHANGE_PASS, data, head, origin, hash, w.key, key_length, NULL, u)
     if e == NULL:
@@ -381,6 +398,27 @@ cdef int ask_tunnel(Worker* w, Connection* c, const uint8_t* data, uint32_t n, c
     return ask(w, c, EXCHANGE_TUNNEL, data, n, head, origin, 0, data + head.path, key_length, NULL)
 
 
+cdef int ask_connect(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
+    """A CONNECT, parsed into w.head: whether it may go where it wants to is the control plane's to say."""
+    cdef RequestHead* head = &w.head
+    c.is_head = 0
+    c.minor = head.minor
+    c.close_after = 1
+    c.n_tries = 0
+    c.cut_at = 0
+    c.cut = 0
+    c.log_origin = NO_ORIGIN
+    c.fwd_status = 0
+    c.is_stored = 0
+    w.origin = NULL
+    if not is_allowed_here(w, c):
+        count(&w.counters[C_REFUSED_ZONE], 1)
+        return respond_error(w, c, 403, True)
+    c.fwd_reason = FWD_BYPASS
+    c.arrival_ns = now_ns()
+    return ask(w, c, EXCHANGE_TUNNEL, data, n, head, 0, 0, data + head.target, head.target_length, NULL)
+
+
 cdef bint goes_no_further(const uint8_t* data, const RequestHead* head) noexcept nogil:
     """Whether Max-Forwards says that we are the last to answer (RFC 9110 section 7.6.2). Of several the first counts; what
     is no number is ignored."""
@@ -397,12 +435,30 @@ cdef bint goes_no_further(const uint8_t* data, const RequestHead* head) noexcept
     return False
 
 
+cdef Object* own_object(Worker* w, const char* path, uint32_t length) noexcept nogil:
+    """What the box itself has under a path: stored for origin 0. NULL: nothing."""
+    cdef uint64_t hash = hash_key(w.store, 0, <const uint8_t*>path, length)
+    cdef Entry* entry = table_find(w.store, hash, 0, <const uint8_t*>path, length)
+    return NULL if entry == NULL else <Object*>load_ptr(<void**>&entry.variants)
+
+
+cdef Object* own_page(Worker* w, const uint8_t* path, uint32_t n) noexcept nogil:
+    """The own page of a path, whatever query is behind it. NULL: it is none, or policy has none."""
+    cdef uint32_t end = 0
+    while end < n and path[end] != 63 and end < 34:
+        end += 1
+    if end == 10 and memcmp(path, PAC_PATH, 10) == 0:
+        return own_object(w, PAC_PATH, 10)
+    if end == 9 and memcmp(path, WPAD_PATH, 9) == 0:
+        return own_object(w, WPAD_PATH, 9)
+    if end == 33 and memcmp(path, STEERING_PATH, 33) == 0:
+        return own_object(w, STEERING_PATH, 33)
+    return NULL
+
+
 cdef int answer_health(Worker* w, Connection* c, const uint8_t* data, uint32_t n, const RequestHead* head) noexcept nogil:
     """The routers' probe: a stored object of origin 0, so that an answer proves worker, table and store."""
-    cdef uint32_t length = <uint32_t>31
-    cdef uint64_t hash = hash_key(w.store, 0, <const uint8_t*>HEALTH_PATH, length)
-    cdef Entry* entry = table_find(w.store, hash, 0, <const uint8_t*>HEALTH_PATH, length)
-    cdef Object* object = NULL if entry == NULL else <Object*>load_ptr(<void**>&entry.variants)
+    cdef Object* object = own_object(w, HEALTH_PATH, 31)
     if object == NULL or w.is_draining == DRAIN_ENDING:
         return respond_error(w, c, 503, False)
     count(&w.counters[C_HEALTH_PROBES], 1)
@@ -445,6 +501,8 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
     cdef int origin, permitted
     cdef const uint8_t* path = data + head.path
     cdef uint32_t path_length = head.path_length
+    cdef uint32_t strip
+    cdef Object* page
     cdef bint has_body = head.content_length > 0 or head.chunked
     c.is_head = head.method == METHOD_HEAD
     c.minor = head.minor
@@ -475,7 +533,19 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
     if not is_allowed_here(w, c):
         count(&w.counters[C_REFUSED_ZONE], 1)
         return respond_error(w, c, 403, True)
-    origin = route(w.tables, data + head.host, head.host_length, path, path_length)
+    if (w.tables.limits.has_pages and not c.is_extended and head.form == FORM_ORIGIN and not has_body
+            and (head.method == METHOD_GET or head.method == METHOD_HEAD)):
+        page = own_page(w, path, path_length)
+        if page != NULL:
+            count(&w.counters[C_OWN_PAGES], 1)
+            return respond_object(w, c, data, n, head, page, AS_HIT)
+    origin = route(w.tables, data + head.host, head.host_length, path, path_length, &strip)
+    c.cut_at = 0
+    c.cut = strip
+    if strip:
+        c.cut_at = head.path
+        head.path += strip
+        head.path_length -= strip
     if origin == ROUTE_UNKNOWN_HOST:
         return respond_error(w, c, 421, has_body)
     if origin == ROUTE_NO_PATH:

@@ -17,7 +17,7 @@ from ext.layout cimport *
 from ext.receive cimport RECEIVE_ENDED, RECEIVE_MORE, RECEIVE_WHOLE, receive_body, stays_behind, upload_leave
 from ext.send cimport pump
 from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, respond_error, respond_object
-from ext.serve cimport MAX_TRIES, handle, leave_bucket, now_ns
+from ext.serve cimport MAX_TRIES, ask_connect, handle, leave_bucket, now_ns
 from ext.store cimport *
 from ext.stream_reader cimport reader_begin, reader_is_silent
 from ext.table cimport entry_match, hash_key, table_find
@@ -238,6 +238,17 @@ cdef uint32_t consume(Worker* w, Connection* c, const uint8_t* data, uint32_t n)
         length = parse_request(data + used, n - used, &w.head)
         if length == HEAD_INCOMPLETE:
             break
+        if length == -501 and w.tables.limits.may_connect:
+            length = parse_connect(data + used, n - used, &w.head)
+            if length == HEAD_INCOMPLETE:
+                break
+            if length > 0:
+                access_serving(w, c, data + used)
+                result = ask_connect(w, c, data + used, n - used)
+                access_serving(w, NULL, NULL)
+                if result != CLOSED:
+                    settle(w, c, result)
+                return n
         if length == -505 and c.arrival_ns == 0 and may_prior_knowledge(w, c):
             result = h2_find_preface(data + used, n - used)
             if result == PREFACE_BEGINS:
@@ -371,8 +382,8 @@ cdef void resume(Worker* w, Connection* c) noexcept nogil:
         n = c.buffer_length
         object = c.object           # carried by reference since the answer
         c.object = NULL
-        if parse_request(c.buffer, c.head_length, &w.head) <= 0:
-            result = respond_error(w, c, 400, True)
+        if parse_request(c.buffer, c.head_length, &w.head) <= 0:    # a CONNECT that leads nowhere
+            result = respond_error(w, c, c.answer_status if c.answer == ANSWER_ERROR else 400, True)
         else:
             c.is_head = w.head.method == METHOD_HEAD
             c.minor = w.head.minor

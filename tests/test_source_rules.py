@@ -34,11 +34,12 @@ MAY_IMPORT = {
     "io": {"protocols"},
     "store": set(),
     "kernel": {"protocols"},
-    "services": {"store", "io", "protocols", "policy", "dataplane", "kernel"},
+    "services": {"store", "io", "protocols", "policy", "dataplane", "kernel", "steering"},
     "control": set(),
     "web": {"control"},
     "doctor": {"policy", "protocols"},  # looks at the machine for the command line, with or without a daemon
-    "cli": {"control", "policy", "protocols", "doctor"},
+    "steering": {"policy", "protocols", "doctor"},
+    "cli": {"control", "policy", "protocols", "doctor", "steering"},
     "daemon": {"services", "store", "io", "protocols", "policy", "dataplane", "control", "web"},
     "intake": set(),  # a process of its own, run as a file, of the standard library alone
     "netd": {"kernel", "control", "protocols"},
@@ -47,7 +48,9 @@ MAY_IMPORT = {
 NO_PART = {"errors", "clock", "__init__"}
 PURE = (
     "accelerator/protocols/", "accelerator/policy/", "accelerator/kernel/plan.py", "accelerator/store/",
-    "accelerator/doctor/judge_", "accelerator/doctor/packet_filter.py", "accelerator/doctor/facts.py",
+    "accelerator/steering/matrix.py", "accelerator/steering/recipes.py",
+    "accelerator/steering/pages.py", "accelerator/doctor/judge_", "accelerator/doctor/packet_filter.py",
+    "accelerator/doctor/facts.py",
 )  # fmt: skip
 IMPURE_MODULES = {"socket", "asyncio", "time", "random", "threading", "logging", "uvloop", "selectors", "ssl"}
 # `datetime` is arithmetic until it reads the clock.

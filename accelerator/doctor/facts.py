@@ -73,6 +73,8 @@ class Network:
     proxies: tuple[Proxy, ...] = ()
     heard: tuple[Heard, ...] = ()
     listeners: tuple[tuple[str, str, int], ...] = ()  # name, address, port
+    intercepts: tuple[str, ...] = ()  # interfaces where viewers' packets are taken
+    is_forwarding: bool = True
     ruleset: Mapping[str, Any] | None = None
     kernel: Mapping[str, bool] = field(default_factory=dict)
     memberships_max: int | None = None  # of a socket

@@ -36,6 +36,7 @@ def judge_network(network: Network, report: Report) -> None:
         ("queriers", len(network.heard) + len(network.proxies), _queriers),
         ("ttl", len(network.heard), _ttl),
         ("routing-daemons", 1, _routing_daemons),
+        ("forwarding", len(network.intercepts), _forwarding),
     )
     for name, n, check in checks:
         report.add(name, n, check(network))
@@ -217,6 +218,16 @@ def _routing_daemons(network: Network) -> Iterator[Finding]:
                 f"{name} (process {pid}) routes multicast here too, and the kernel takes routes of one program only.",
                 f"systemctl disable --now {name}",
             )  # fmt: skip
+
+
+def _forwarding(network: Network) -> Iterator[Finding]:
+    if network.intercepts and not network.is_forwarding:
+        yield Finding(
+            "forwarding-off", "bad", network.intercepts[0],
+            f"Viewers' packets are taken on {network.intercepts[0]}, and this box doesn't forward: when interception "
+            "is withdrawn, video stops.",
+            "sysctl -w net.ipv4.ip_forward=1",
+        )  # fmt: skip
 
 
 def _packets(network: Network) -> list[tuple[str, Packet, str]]:

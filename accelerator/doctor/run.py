@@ -89,6 +89,8 @@ def _network(subject: Subject, report: Report) -> Network:
         proxies=proxies,
         heard=tuple(_heard(streams, proxies, subject.listen_s, report)),
         listeners=_listeners(policy) if policy is not None else (),
+        intercepts=policy.steering.intercept.interfaces if policy is not None and policy.steering.intercept else (),
+        is_forwarding=observe_links.number_of("/proc/sys/net/ipv4/ip_forward") == 1,
         ruleset=ruleset,
         kernel=observe_links.read_kernel(needed),
         memberships_max=observe_links.number_of("/proc/sys/net/ipv4/igmp_max_memberships"),

@@ -34,6 +34,16 @@ class MulticastProxy:
 
 
 @dataclass(frozen=True, slots=True)
+class Interception:
+    """Plain HTTP of viewers that is taken (TPROXY): `destinations` are IPv4 networks, `port` is our socket's."""
+
+    interfaces: tuple[str, ...]
+    destinations: tuple[str, ...]
+    ports: tuple[int, ...]
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class DesiredState:
     """Of one service, whole."""
 
@@ -41,11 +51,12 @@ class DesiredState:
     routes: tuple[Route, ...] = ()
     rules: tuple[Rule, ...] = ()
     packet_rules: tuple[PacketRule, ...] = ()
+    intercept: Interception | None = None
 
 
 def decode(document: object) -> DesiredState:
     """From JSON's values. StateError names the first problem."""
-    top = checked.mapping(document, "the state", {"multicast", "routes", "rules", "packet_rules"})
+    top = checked.mapping(document, "the state", {"intercept", "multicast", "routes", "rules", "packet_rules"})
     proxies = tuple(_proxy(each) for each in checked.items(top.get("multicast", []), "multicast"))
     check_interfaces(proxies)
     routes = objects.routes(top.get("routes", []))
@@ -55,6 +66,7 @@ def decode(document: object) -> DesiredState:
         routes,
         objects.rules(top.get("rules", [])),
         objects.packet_rules(top.get("packet_rules", [])),
+        None if top.get("intercept") is None else _interception(top["intercept"]),
     )
 
 
@@ -68,6 +80,8 @@ def encode(state: DesiredState) -> dict[str, Any]:
     for key, rows in (("routes", state.routes), ("rules", state.rules), ("packet_rules", state.packet_rules)):
         if rows:
             encoded[key] = [objects.encode(row) for row in rows]
+    if state.intercept is not None:
+        encoded["intercept"] = {name: getattr(state.intercept, name) for name in Interception.__slots__}
     return encoded
 
 
@@ -82,6 +96,19 @@ def check_interfaces(proxies: tuple[MulticastProxy, ...]) -> None:
                     "interface", f"{interface} stands in proxy {places[interface]} and in proxy {proxy.name}"
                 )
             places[interface] = proxy.name
+
+
+def _interception(document: object) -> Interception:
+    given = checked.mapping(document, "intercept", set(Interception.__slots__))
+    names = checked.items(given.get("interfaces"), "intercept: interfaces")
+    interfaces = tuple(checked.interface(each, "intercept") for each in names)
+    destinations = checked.networks(given.get("destinations"), "intercept: destinations") or ()
+    listed = checked.items(given.get("ports"), "intercept: ports")
+    ports = tuple(checked.whole({"port": each}, "port", 0, 1, 65_535, "intercept") for each in listed)
+    if not interfaces or not destinations or not ports or any(":" in each for each in destinations):
+        raise StateError("value", "intercept names interfaces, IPv4 destinations and ports")
+    port = checked.whole(given, "port", 0, 1024, 65_535, "intercept")
+    return Interception(interfaces, destinations, ports, port)
 
 
 def _proxy(document: object) -> MulticastProxy:

@@ -25,6 +25,7 @@ from accelerator.policy.relay_rules import (
     inputs_of,
 )
 from accelerator.policy.relay_rules import Input as RelayInput
+from accelerator.policy.steering_rows import InterceptRow, intercept_row, prefix_paths
 
 PROFILES = ("media", "generic")
 VIEWERS = ("zone", "hash", "truncate")
@@ -76,16 +77,18 @@ class OriginRow:
 
 @dataclass(frozen=True, slots=True)
 class PathRow:
-    """`prefix` has no slash at its end unless it is "/", which matches all; it matches at a segment boundary."""
+    """`prefix` has no slash at its end unless it is "/", which matches all; it matches at a segment boundary.
+    `strip`: of the URL prefix, so many bytes before the origin's own path begins."""
 
     prefix: str
     origin: int
+    strip: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class HostRow:
-    """`kind` 0 exact ("media.corp.example", no port), 1 suffix (".corp.example"), 2 any ("*"), 3 any, for relays' paths
-    alone; `paths` longest first.
+    """`kind` 0 exact ("media.corp.example", no port), 1 suffix (".corp.example"), 2 any ("*"), 3 any, for paths of
+    relays and URL prefixes alone; `paths` longest first.
 
     Paths of less specific rows that match the same hosts are here too (the row's own win): the first row that matches
     decides alone.
@@ -268,6 +271,9 @@ class Tables:
     zones_without_multicast: tuple[str, ...] = ()
     links: tuple[LinkRow, ...] = ()
     marks: tuple[MarkRow, ...] = ()
+    intercept: InterceptRow | None = None
+    may_connect: bool = False
+    has_pages: bool = False
     memory_quotas: tuple[int, ...] = ()  # of each class in the policy's order; 0: no bound of its own
 
 
@@ -327,6 +333,9 @@ def compile_policy(policy: Policy) -> Tables:
         zones_without_multicast=tuple(name for name, zone in policy.zones.items() if zone.multicast == "never"),
         links=link_rows(policy),
         marks=mark_rows(policy),
+        intercept=intercept_row(policy),
+        may_connect=bool(policy.steering.connect),
+        has_pages=policy.steering.proxy is not None or policy.steering.document is not None,
         memory_quotas=tuple(
             _share(policy.cache.memory, row.quota) if row.store == "memory" or policy.cache.disk is None else 0
             for row in policy.classes.values()
@@ -555,9 +564,20 @@ def _host_rows(policy: Policy) -> tuple[HostRow, ...]:
             kind = HOST_PATHS
         text = pattern[1:] if kind == HOST_SUFFIX else pattern
         rows.append(HostRow(text, kind, tuple(PathRow(prefix, origin) for prefix, origin in longest_first)))
+    rows += _prefix_rows(policy)
     return tuple(
         sorted(rows, key=lambda row: (row.kind, -len(row.pattern) if row.kind == HOST_SUFFIX else 0, row.pattern))
     )
+
+
+def _prefix_rows(policy: Policy) -> Iterator[HostRow]:
+    """For the box's own names; or for every host that no origin has."""
+    if policy.steering.prefix:
+        paths = tuple(PathRow(*row) for row in prefix_paths(policy))
+        for host in policy.steering.hosts:
+            yield HostRow(f"[{host}]" if ":" in host else host, HOST_EXACT, paths)
+        if not policy.steering.hosts:
+            yield HostRow("", HOST_PATHS, paths)
 
 
 def _mapped(network: IPv4Network | IPv6Network) -> tuple[bytes, int]:

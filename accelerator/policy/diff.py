@@ -48,7 +48,7 @@ class Change:
 @dataclass(frozen=True, slots=True)
 class Effect:
     """What a change does to those who watch. `kind`: listener, origin, route, credential, limit, restart, zone, cache,
-    relay, multicast, privacy, link."""
+    relay, multicast, steering, privacy, link."""
 
     kind: str
     subject: str
@@ -157,6 +157,12 @@ def _effects(old: Policy, new: Policy, changes: Sequence[Change]) -> Iterator[Ef
     yield from _relay_effects(old, new, keys)
     if any(_is_below(key, "multicast") for key in keys):
         yield Effect("multicast", "multicast", "multicast proxies change; flows that are wanted before and after go on")
+    if any(_is_below(key, "steering") for key in keys):
+        yield Effect(
+            "steering", "steering", "how viewers come to the box changes: browsers read /proxy.pac again within "
+            "minutes, "
+            "players the content steering document after its ttl",
+        )  # fmt: skip
     yield from _privacy_effects(new, keys)
     if "site.name" in keys:
         yield Effect("cache", "site", f"Cache-Status and Via say '{new.site.name}' from now on")

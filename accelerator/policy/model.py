@@ -14,6 +14,7 @@ from accelerator.policy import addresses
 from accelerator.policy.link_model import LINKS_MAX, MARKS_MAX, Link, Mark
 from accelerator.policy.origin_model import Credential, Origin, Timeouts, Verify
 from accelerator.policy.relay_model import RELAYS_MAX, Dscp, Relay, RelayOutput, Udpxy
+from accelerator.policy.steering_model import Steering
 from accelerator.policy.values import (
     MEBIBYTE,
     SITE_NAME,
@@ -294,6 +295,7 @@ class Policy(Section):
         default=Udpxy(), description="Groups that viewers may ask for by address: /udp/[SOURCE@]GROUP:PORT and /rtp/."
     )
     multicast: Multicast = Field(default=Multicast(), description="Multicast from one link to others.")
+    steering: Steering = Field(default=Steering(), description="How viewers come to the box, besides by host names.")
     privacy: Privacy = Field(default=Privacy(), description="What is kept of viewers, and for how long.")
     logs: Logs = Field(default=Logs(), description="What is written below STATE_DIR/logs.")
     locked: Annotated[tuple[Annotated[str, *text_of(str)], ...], empty_means(tuple)] = Field(

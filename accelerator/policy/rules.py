@@ -14,6 +14,7 @@ from accelerator.policy.link_rules import link_findings
 from accelerator.policy.model import Listener, Origin, Policy
 from accelerator.policy.relay_rules import relay_findings, udpxy_findings, window_findings
 from accelerator.policy.shape import keys_of, section_at
+from accelerator.policy.steering_rules import steering_findings
 from accelerator.policy.tree import Map, Mark, Path, key_mark, value_mark, walk
 from accelerator.policy.units import nearest, quoted
 
@@ -53,6 +54,8 @@ class Rules:
         self._multicast(policy)
         for place, message, is_warning in link_findings(policy):
             (self._warn if is_warning else self._error)(self._value(*place), message)
+        for place, message, is_warning in steering_findings(policy):
+            (self._warn if is_warning else self._error)(self._value("steering", *place), message)
         for below, message, is_warning in relay_findings(policy):
             (self._warn if is_warning else self._error)(self._value("relays", *below), message)
         for below, message, is_warning in udpxy_findings(policy):

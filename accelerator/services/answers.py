@@ -101,7 +101,7 @@ class Answers:
         memory = self._box.dataplane.plane.memory
         figures = dict(self._box.dataplane.plane.totals())
         figures.update(
-            objects=max(0, self._box.dataplane.plane.n_objects - 1),  # the health probe's own doesn't count
+            objects=self._box.dataplane.n_objects,
             memory_bytes=memory["mapped"] + memory["outside"],
             memory_limit_bytes=memory["limit"],
             memory_reclaiming_bytes=memory["retired"],
@@ -246,7 +246,7 @@ class Answers:
         return {
             **(gauges_of(self._box.disk) if self._box.disk is not None else {}),
             "connections": (self._box.dataplane.plane.n_connections, "viewers' connections open now"),
-            "objects": (max(0, self._box.dataplane.plane.n_objects - 1), "complete variants stored now"),
+            "objects": (self._box.dataplane.n_objects, "complete variants stored now"),
             "memory_bytes": (memory["mapped"] + memory["outside"], "memory that objects and connections take"),
             "memory_limit_bytes": (memory["limit"], "hard limit of that memory"),
             "memory_given_up_bytes": (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerator import clock
-from accelerator.dataplane import DataPlane, worker_count
+from accelerator.dataplane import INTERCEPTED, DataPlane, worker_count
 from accelerator.errors import AcceleratorError, Source
 from accelerator.io.credentials import Credentials
 from accelerator.policy.compile import Tables, compile_policy
@@ -23,6 +23,7 @@ from accelerator.services.disk_boot import make_tier, take_classes
 from accelerator.services.events import Events
 from accelerator.services.fetch import Fetcher
 from accelerator.services.heads import NS
+from accelerator.services.intercept import Interceptor
 from accelerator.services.inventory import Inventory
 from accelerator.services.listening import open_listener, refuse
 from accelerator.services.log_lines import Causes
@@ -37,6 +38,7 @@ from accelerator.services.rollout import Rollout
 from accelerator.services.security_log import SecurityLog
 from accelerator.services.succession import Succession
 from accelerator.services.wan import Wan
+from accelerator.steering.pages import own_pages
 
 log = logging.getLogger("accelerator")
 
@@ -99,6 +101,8 @@ class Appliance:
         self.answers = Answers(self)
         self.pulse = Pulse(self)
         self.overload = Overload(self.dataplane, events, loop)
+        self._intercepted: socket.socket | None = None
+        self.interceptor = Interceptor(state_dir / "netd.sock", self, events, self._take_intercepted)
         self.netd = NetdClient(state_dir / "netd.sock", events)
         self.wan = Wan(loop, self.origins, events)
         self.relays = Relays(events, credentials, self.dataplane)
@@ -190,6 +194,7 @@ class Appliance:
         Listeners in `kept` go on listening, as others have their sockets too. With `idle_s` those serve already, and
         idle connections may be used once more within this time."""
         self.is_draining = True
+        await self.interceptor.stop()
         if idle_s:
             self.relays.stop(is_heir_there=True)
         self.events.note("drain", "draining: no new connections, running answers are finished", why=why)
@@ -239,6 +244,8 @@ class Appliance:
         self.relays.close()
         await self.netd.stop()
         await self.wan.stop()
+        await self.fetcher.connects.close()
+        await self.interceptor.stop()
         if self.disk is not None:
             await self.disk.log.close()
         self._plane.close()
@@ -272,7 +279,10 @@ class Appliance:
         if self.disk is not None:
             take_classes(self.disk, tables, policy)
         logs = tables.logs
+        self.dataplane.put_pages(own_pages(policy))
+        self.fetcher.take_over(policy, frozenset(own))
         self.netd.want(tables)
+        self.interceptor.want(tables.intercept.port if tables.intercept is not None else 0)
         self.security.keep(retention_s=logs.security_retention_s, bytes_max=logs.security_bytes)
 
     def _open_listeners(self, tables: Tables) -> Listening:
@@ -305,6 +315,14 @@ class Appliance:
         for name, listening in fresh.items():
             self._succession.opened(name, listening)
         return opened
+
+    def _take_intercepted(self, listening: socket.socket | None) -> None:
+        if self._intercepted is not None:
+            self.dataplane.unlisten(INTERCEPTED)
+            self._retire(self._intercepted)
+        self._intercepted = listening
+        if listening is not None:
+            self.dataplane.listen(INTERCEPTED, listening)
 
     def _retire(self, listening: socket.socket) -> None:
         """Refuses connections from now on; the descriptor's number stays taken for a while."""

@@ -7,18 +7,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from accelerator import clock
-from accelerator.dataplane import SLICE_BYTES, DataPlane, Exchange, HeadError, parse_request
+from accelerator.dataplane import BOX_ORIGIN, SLICE_BYTES, DataPlane, Exchange, HeadError, parse_request
 from accelerator.errors import OriginError
 from accelerator.protocols.byte_ranges import are_scattered
 from accelerator.protocols.cache_control import RequestDirectives, request_directives
 from accelerator.protocols.upstream_fields import is_loop
+from accelerator.protocols.url_prefix import Places
 from accelerator.services.authorise import Authoriser
+from accelerator.services.connects import Connects
 from accelerator.services.fill import Fill
 from accelerator.services.fills import Fills
 from accelerator.services.flight import Flight
 from accelerator.services.heads import NS
 from accelerator.services.origins import Origin, Origins
 from accelerator.services.passing import Passing
+from accelerator.services.prefixed import PrefixedManifest, is_rewritten, places_of
 from accelerator.services.relay_viewers import Desk
 from accelerator.services.remembered import Remembered, WithdrawnTags
 from accelerator.services.stale import is_known
@@ -26,6 +29,7 @@ from accelerator.services.tunnels import Tunnels
 from accelerator.services.upstream_request import UpstreamRequest, has_range, has_several_ranges, several_ranges
 
 if TYPE_CHECKING:
+    from accelerator.policy.model import Policy
     from accelerator.services.disk import DiskTier
 
 TICK_S = 0.05
@@ -62,6 +66,13 @@ class Fetcher:
         self._timer: asyncio.TimerHandle | None = None
         self.tunnels = Tunnels(self)
         self.desk: Desk | None = None
+        self.connects = Connects(self)
+        self.places = Places({})
+
+    def take_over(self, policy: Policy, own_listeners: frozenset[tuple[str, int]]) -> None:
+        """What of a policy is for requests of no origin, or of any."""
+        self.places = places_of(policy)
+        self.connects.allow(policy.steering.connect, own_listeners)
 
     def start(self) -> None:
         self.loop.add_reader(self._plane.bell_fd, self.on_bell)
@@ -122,6 +133,9 @@ class Fetcher:
             else:
                 exchange.error(503)
             return
+        if exchange.origin == BOX_ORIGIN and exchange.kind == "tunnel":
+            self.connects.ask(exchange)
+            return
         origin = self.origins.by_id.get(exchange.origin)
         if origin is None:  # the policy has changed since the worker routed it
             if exchange.kind == "want" and exchange.stored is not None:
@@ -160,6 +174,13 @@ class Fetcher:
                 self._uploads[exchange.body.identity] = passing
             self._begin(passing, exchange)
             return
+        if is_rewritten(exchange.key):
+            PrefixedManifest(self, origin, exchange).begin()
+            return
+        self.look_up(exchange, origin, request)
+
+    def look_up(self, exchange: Any, origin: Origin, request: Any) -> None:
+        """From the disk, or else from the origin."""
         may_look = self._disk is not None and exchange.kind == "miss"
         if may_look and not self.remembered.is_timing((origin.id, exchange.key)):
             assert self._disk is not None

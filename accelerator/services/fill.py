@@ -71,6 +71,7 @@ class Fill:
         self._plane = dataplane.plane
         self._loop = asyncio.get_running_loop()
         self._is_private = is_private
+        self.is_awaited = False  # by the control plane, which is no reader, and wants all of it
         self._etag = etag
         self.source = source
         self._ended = ended
@@ -321,6 +322,8 @@ class Fill:
         return window_bytes(self._limit_bytes)
 
     def _is_worth_finishing(self) -> bool:
+        if self.is_awaited:
+            return True
         if self._is_private:
             return False
         most = min(FINISH_BYTES, self._limit_bytes // 4)

@@ -51,6 +51,12 @@ class Fills:
         for fill in list(self._by_object.get(stored, ())):
             fill.nudge()
 
+    def await_whole(self, stored: StoredObject) -> None:
+        """The control plane reads it once it is whole: it is filled although no viewer reads it."""
+        for fill in self._by_object.get(stored, ()):
+            fill.is_awaited = True
+            fill.nudge()
+
     def look_around(self) -> None:
         now_ns = clock.monotonic_ns()
         self._n_looks += 1

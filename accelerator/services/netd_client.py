@@ -112,7 +112,10 @@ class NetdClient:
         if self._wanted != DesiredState() and not self._is_waiting_told:
             self._is_waiting_told = True
             wanted = self._wanted
-            parts = {"multicast": wanted.multicast, "links' routes": wanted.routes, "marks": wanted.packet_rules}
+            parts: dict[str, Any] = {"multicast": wanted.multicast, "links' routes": wanted.routes}
+            parts["marks"] = wanted.packet_rules
+            if wanted.intercept is not None:
+                parts["interception"] = (wanted.intercept,)
             what = f"{' and '.join(name for name, rows in parts.items() if rows)}: waiting for accelerator-netd"
             self._events.note("netd-waiting", what, why=why, advice=_ADVICE)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 
 from accelerator.kernel.objects import PacketRule, Route, Rule
-from accelerator.kernel.state import DesiredState, MulticastProxy
+from accelerator.kernel.state import DesiredState, Interception, MulticastProxy
 from accelerator.policy.compile import MulticastRow, Tables
 from accelerator.policy.link_rows import LinkRow, MarkRow
 
@@ -17,7 +17,9 @@ LINK_TABLE, LINK_PRIORITY = 86_010, 8610
 
 def desired(tables: Tables) -> DesiredState:
     routes, rules = link_routes(tables.links)
-    return DesiredState(tuple(map(_proxy, tables.multicast)), routes, rules, mark_rules(tables.marks))
+    row = tables.intercept
+    taken = None if row is None else Interception(row.interfaces, row.destinations, row.ports, row.port)
+    return DesiredState(tuple(map(_proxy, tables.multicast)), routes, rules, mark_rules(tables.marks), taken)
 
 
 def mark_rules(marks: Iterable[MarkRow]) -> tuple[PacketRule, ...]:

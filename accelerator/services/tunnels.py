@@ -26,6 +26,8 @@ from accelerator.protocols.websocket import (
 from accelerator.services.flight import Flight
 
 if TYPE_CHECKING:
+    import socket
+
     from accelerator.dataplane import Exchange
     from accelerator.io.origin import Upstream
     from accelerator.io.response import Response
@@ -74,13 +76,13 @@ class Tunnels:
             exchange.refuse(error.status)
             return None
         n_before = len(self._asking.get(origin.id, ())) + len(self._waiting.get(origin.id, ()))
-        if self.n_open(origin.id) + n_before >= origin.policy.tunnels or not self._has_descriptors():
+        if self.n_open(origin.id) + n_before >= origin.policy.tunnels or not self.has_descriptors():
             self._plane.count("tunnels_refused")
             exchange.refuse(503)
             return None
         return Upgrade(self, origin, exchange, request, handshake)
 
-    def _has_descriptors(self) -> bool:
+    def has_descriptors(self) -> bool:
         """A tunnel takes two. Better one viewer refused than no descriptor left for anybody's video."""
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return most == resource.RLIM_INFINITY or (
@@ -121,6 +123,15 @@ class Tunnels:
             relay = TlsRelay(self.fetcher.loop, self._relays.discard)
             fd = relay.begin(connection)
             self._relays.add(relay)
+        self._hand_over(exchange, fd, head, first, is_websocket, idle_s)
+
+    def give_connected(self, exchange: Exchange, sock: socket.socket, head: bytes, idle_s: float) -> None:
+        """A connection that speaks what the viewer wants it to: a CONNECT's."""
+        self._hand_over(exchange, sock.detach(), head, b"", False, idle_s)
+
+    def _hand_over(
+        self, exchange: Exchange, fd: int, head: bytes, first: bytes, is_websocket: bool, idle_s: float
+    ) -> None:
         if exchange.tunnel(fd, head, first, is_websocket, int(idle_s * 1e9)):
             self._given[exchange.origin] = self._given.get(exchange.origin, 0) + 1
 

@@ -210,7 +210,7 @@ class Rig:
             return len(strings) - len(value), len(value)
 
         prefixes = ((b"/relay", RELAY), (b"/signed", CREDENTIAL), (b"/generic", GENERIC), (b"/", MEDIA))
-        paths = [(*text(prefix), origin) for prefix, origin in prefixes]
+        paths = [(*text(prefix), origin, 0) for prefix, origin in prefixes]
         parameter = text(b"token")
         origins = np.zeros(5, dtype=layout.ORIGIN_DTYPE)
         origins["is_used"] = 1

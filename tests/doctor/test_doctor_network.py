@@ -121,6 +121,13 @@ def test_a_smaller_mtu_behind_a_proxy_loses_large_packets(box: netns.Namespace, 
     assert "mtu" not in doctor(PROXY)["found"]
 
 
+def test_interception_on_a_box_that_does_not_forward(box: netns.Namespace, doctor: Doctor) -> None:
+    link(box, "lan", "10.1.0.1/24")
+    policy = "steering: {intercept: {interfaces: [lan], destinations: [10.0.0.0/24]}}\n"
+    mend(box, doctor(policy)["found"]["forwarding-off"])
+    assert "forwarding-off" not in doctor(policy)["found"]
+
+
 def test_an_interface_that_is_missing_or_down(box: netns.Namespace, doctor: Doctor) -> None:
     link(box, "wan", "10.0.0.1/24")
     box.ip("link", "set", "wan", "down")

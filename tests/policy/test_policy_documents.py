@@ -52,6 +52,9 @@ HAS_NO_DEFAULT = {
     "group",
     "unicast",
     "http",
+    "pathways",
+    "interfaces",
+    "destinations",
 }
 
 
@@ -87,6 +90,7 @@ def test_the_default_policy_is_the_defaults() -> None:
     assert {path for path in differences(policy) if path.rpartition(".")[2] not in HAS_NO_DEFAULT} == set()
     minimal, _ = check_texts([("p", b"{version: 1, site: {name: lyon}}")])
     assert minimal is not None
+    assert policy.steering == minimal.steering
     assert policy.multicast.querier == minimal.multicast.querier
     assert (policy.cache, policy.limits, policy.workers, policy.locked, policy.privacy, policy.logs) == (
         minimal.cache,
@@ -109,6 +113,11 @@ def test_the_default_policy_has_every_key() -> None:
     tree["origins"]["media"]["timeouts"]["head"] = "commented out, as the profile decides"
     tree["links"]["main"] |= {"down": "", "video": "", "gateway": "", "probe": ""}  # they stand for facts of a site
     tree["cache"]["disk"] = {"path": "", "size": "", "encrypt": ""}  # commented out too: without it there is no disk
+    tree["steering"] |= {
+        "proxy": {"address": "", "zones": ""},
+        "intercept": dict.fromkeys(("interfaces", "destinations", "ports", "port"), "commented out: there is none"),
+        "document": dict.fromkeys(("pathways", "ttl", "clone_of", "host", "reload"), "commented out: there is none"),
+    }
     for name in ("reorder", "payload_type", "bitrate", "announce"):
         tree["relays"]["hall"][name] = "commented out: no value stands for their lack"
     tree["relays"]["hall"]["connection"] = dict.fromkeys(Connection.model_fields, "commented out: is of srt and rist")

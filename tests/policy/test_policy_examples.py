@@ -32,6 +32,17 @@ BESIDE: dict[str, dict[str, Any]] = {
     "origins.NAME.credential": {"origins.NAME.credential": CREDENTIAL},
     "origins.NAME.via_credential": {"origins.NAME.via": "http://proxy.corp.example:3128"},
     "listen.NAME.zones": {"zones": {"desks": {"nets": ["10.12.0.0/22"]}}},
+    "steering.intercept.destinations": {"steering.intercept": {"interfaces": ["lan0"]}},
+    "steering.intercept.interfaces": {"steering.intercept": {"destinations": ["10.0.0.0/24"]}},
+    "steering.intercept.port": {"steering.intercept": {"interfaces": ["lan0"], "destinations": ["10.0.0.0/24"]}},
+    "steering.intercept.ports": {"steering.intercept": {"interfaces": ["lan0"], "destinations": ["10.0.0.0/24"]}},
+    "steering.document.clone_of": {"steering.document": {"pathways": ["lyon", "cdn"], "host": "media.example"}},
+    "steering.document.host": {"steering.document": {"pathways": ["lyon", "cdn"], "clone_of": "cdn"}},
+    "steering.document.reload": {"steering.document": {"pathways": ["lyon", "cdn"]}},
+    "steering.document.ttl": {"steering.document": {"pathways": ["lyon", "cdn"]}},
+    "steering.proxy.zones": {
+        "steering.proxy": {"address": "box.example:8080"}, "zones": {"desks": {"nets": ["10.12.0.0/22"]}},
+    },
     "relays.NAME.interfaces": {"relays": {"hall": {"from": ["rtp://239.1.1.1:5004", "rtp://239.1.1.2:5004"]}}},
     **{f"relays.NAME.connection{key}": SRT for key in ("", ".mode", ".latency", ".passphrase", ".stream_id")},
     **{f"relays.NAME.retransmit.{key}": {"relays.NAME.retransmit": {"from": "10.1.0.1:5005"}}

@@ -1,0 +1,43 @@
+"""The pages that the box itself serves on viewers' listeners, made of its policy: PAC, content steering. Pure."""
+
+from __future__ import annotations
+
+from accelerator.policy.model import Policy
+from accelerator.protocols import content_steering, pac
+
+PAC_PATHS = ("/proxy.pac", "/wpad.dat")
+DOCUMENT_PATH = "/.well-known/accelerator/steering"
+
+
+def own_pages(policy: Policy) -> list[tuple[str, str, str, bytes]]:
+    """(path, Content-Type, Cache-Control, body) of each; none where policy wants none."""
+    found = []
+    script, document = pac_of(policy), document_of(policy)
+    if script is not None:
+        found += [(path, pac.CONTENT_TYPE, "max-age=300", script.encode()) for path in PAC_PATHS]
+    if document is not None:
+        # The document says itself when to ask again; a browser's cache must not answer instead.
+        found.append((DOCUMENT_PATH, content_steering.CONTENT_TYPE, "no-cache", document.encode()))
+    return found
+
+
+def pac_of(policy: Policy) -> str | None:
+    proxy = policy.steering.proxy
+    if proxy is None:
+        return None
+    hosts = [host for origin in policy.origins.values() for host in origin.hosts]
+    nets = [str(net) for zone in proxy.zones for net in policy.zones[zone].nets]
+    tunnels = [str(each) for each in policy.steering.connect]
+    own = (*policy.steering.hosts, proxy.address.host)
+    return pac.pac_script(policy.site.name, str(proxy.address), hosts, nets, tunnels, own)
+
+
+def document_of(policy: Policy) -> str | None:
+    document = policy.steering.document
+    if document is None:
+        return None
+    return content_steering.steering_text(
+        content_steering.steering_manifest(
+            document.pathways, document.ttl, clone_of=document.clone_of, host=document.host, reload=document.reload
+        )
+    )

@@ -1,0 +1,208 @@
+"""Policy routing towards the box for common routers, with a probe of its health: where the probe fails the router sends
+viewers' packets their usual way, so that a dead box costs nobody video. Pure text, from the policy; nothing is
+sent to a router. Names in capitals are for the reader to fill in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, ip_address
+
+from accelerator.policy.model import Policy
+
+PROBE = "/.well-known/accelerator/health"
+
+
+class RecipeError(ValueError):
+    """The policy doesn't say enough: one clear line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What every recipe needs. `nets`: whose packets are sent to the box; `port` of the probe."""
+
+    site: str
+    box: str
+    port: int
+    nets: tuple[IPv4Network, ...]
+    interface: str
+
+    def acl(self) -> list[tuple[str, str]]:
+        """(address, wildcard) of each net."""
+        return [(str(net.network_address), str(net.hostmask)) for net in self.nets]
+
+
+def plan_of(policy: Policy, box: str | None, interface: str | None) -> Plan:
+    """`box`: the address that the router knows it by; by default one that the policy says."""
+    address = box or _address_of(policy)
+    if ip_address(address).version != 4:
+        raise RecipeError("these recipes are for IPv4: name the box's IPv4 address with --box")
+    plain = [row.address.port for row in policy.listen.values() if not row.tls and not row.address.is_loopback]
+    if not plain:
+        raise RecipeError("the probe needs a listener without TLS that others reach (listen), and there is none")
+    nets = [net for zone in policy.zones.values() for net in zone.nets if isinstance(net, IPv4Network)]
+    everybody = IPv4Network("0.0.0.0/0")
+    return Plan(policy.site.name, address, plain[0], tuple(nets) or (everybody,), interface or "LAN-INTERFACE")
+
+
+def _address_of(policy: Policy) -> str:
+    listening = [row.address.host for row in policy.listen.values() if not row.address.is_loopback]
+    for host in (*policy.steering.hosts, *listening):
+        try:
+            if not ip_address(host).is_unspecified:
+                return host
+        except ValueError:
+            continue
+    raise RecipeError("the policy doesn't say which address the box has: name it with --box ADDRESS")
+
+
+def _ios_xe(plan: Plan) -> list[str]:
+    permits = [f" permit tcp {address} {wildcard} any eq 80" for address, wildcard in plan.acl()]
+    return [
+        "ip sla 80",
+        f" http get http://{plan.box}:{plan.port}{PROBE}",
+        " frequency 5",
+        " timeout 2000",
+        "ip sla schedule 80 life forever start-time now",
+        "track 80 ip sla 80 reachability",
+        " delay down 5 up 30",
+        "ip access-list extended VIDEO-TO-BOX",
+        f" deny tcp host {plan.box} any",
+        *permits,
+        "route-map VIDEO-TO-BOX permit 10",
+        " match ip address VIDEO-TO-BOX",
+        f" set ip next-hop verify-availability {plan.box} 1 track 80",
+        f"interface {plan.interface}",
+        " ip policy route-map VIDEO-TO-BOX",
+    ]
+
+
+def _junos(plan: Plan) -> list[str]:
+    filtered = "set firewall family inet filter VIDEO-TO-BOX term"
+    sources = [f"{filtered} video from source-address {net}" for net in plan.nets]
+    route = "set services ip-monitoring policy BOX then preferred-route routing-instances TO-BOX route 0.0.0.0/0"
+    probe = "set services rpm probe BOX test HEALTH"
+    return [
+        f"{probe} probe-type http-get",
+        f"{probe} target url http://{plan.box}:{plan.port}{PROBE}",
+        f"{probe} probe-interval 5",
+        f"{probe} thresholds successive-loss 2",
+        "set services ip-monitoring policy BOX match rpm-probe BOX",
+        f"{route} next-hop WAN-GATEWAY",
+        f"{route} preferred-metric 2",
+        "set routing-instances TO-BOX instance-type forwarding",
+        f"set routing-instances TO-BOX routing-options static route 0.0.0.0/0 next-hop {plan.box}",
+        "set routing-options rib-groups TO-BOX import-rib [ inet.0 TO-BOX.inet.0 ]",
+        "set routing-options interface-routes rib-group inet TO-BOX",
+        f"{filtered} own from source-address {plan.box}/32",
+        f"{filtered} own then accept",
+        *sources,
+        f"{filtered} video from protocol tcp",
+        f"{filtered} video from destination-port 80",
+        f"{filtered} video then routing-instance TO-BOX",
+        f"{filtered} rest then accept",
+        f"set interfaces {plan.interface} unit 0 family inet filter input VIDEO-TO-BOX",
+    ]
+
+
+def _fortigate(plan: Plan) -> list[str]:
+    sources = " ".join(f'"{net.network_address} {net.netmask}"' for net in plan.nets)
+    return [
+        "config system link-monitor",
+        '    edit "video-box"',
+        f'        set srcintf "{plan.interface}"',
+        f'        set server "{plan.box}"',
+        "        set protocol http",
+        f"        set port {plan.port}",
+        f'        set http-get "{PROBE}"',
+        '        set http-match "ok"',
+        "        set interval 5000",
+        "        set failtime 2",
+        "        set update-policy-route enable",
+        "    next",
+        "end",
+        "config router policy",
+        "    edit 79",
+        f'        set input-device "{plan.interface}"',
+        f'        set src "{plan.box} 255.255.255.255"',
+        "        set action deny",
+        "    next",
+        "    edit 80",
+        f'        set input-device "{plan.interface}"',
+        f"        set src {sources}",
+        "        set protocol 6",
+        "        set start-port 80",
+        "        set end-port 80",
+        f"        set gateway {plan.box}",
+        f'        set output-device "{plan.interface}"',
+        "    next",
+        "end",
+    ]
+
+
+def _linux(plan: Plan) -> list[str]:
+    nets = ", ".join(map(str, plan.nets))
+    return [
+        "# nft rules, a table and a rule; the loop withdraws the rule while the probe fails. As root, or in a unit.",
+        "nft -f - <<'RULES'",
+        "table ip video_to_box",
+        "delete table ip video_to_box",
+        "table ip video_to_box {",
+        "    chain mark_video {",
+        "        type filter hook prerouting priority mangle;",
+        f"        ip saddr {plan.box} return",
+        f"        iifname {plan.interface} ip saddr {{ {nets} }} tcp dport 80 meta mark set 0x80",
+        "    }",
+        "}",
+        "RULES",
+        f"ip route replace default via {plan.box} table 80",
+        "while sleep 5; do",
+        f"    if curl --silent --fail --max-time 2 --output /dev/null http://{plan.box}:{plan.port}{PROBE}; then",
+        "        ip rule show | grep -q 'fwmark 0x80 lookup 80' || ip rule add fwmark 0x80 table 80 priority 80",
+        "    else",
+        "        ip rule del fwmark 0x80 table 80 priority 80 2>/dev/null",
+        "    fi",
+        "done",
+    ]
+
+
+def _mikrotik(plan: Plan) -> list[str]:
+    lists = [f"/ip firewall address-list add list=video-viewers address={net}" for net in plan.nets]
+    route = '/ip route set [find comment="video-box"] disabled'
+    return [
+        "/routing table add name=to-box fib",
+        f'/ip route add dst-address=0.0.0.0/0 gateway={plan.box} routing-table=to-box comment="video-box"',
+        *lists,
+        f"/ip firewall mangle add chain=prerouting in-interface={plan.interface} src-address={plan.box} action=accept",
+        f"/ip firewall mangle add chain=prerouting in-interface={plan.interface} src-address-list=video-viewers "
+        "protocol=tcp dst-port=80 action=mark-routing new-routing-mark=to-box passthrough=no",
+        "/system scheduler add name=video-box interval=5s "
+        f'on-event=":do {{ /tool fetch url=\\"http://{plan.box}:{plan.port}{PROBE}\\" output=none; '
+        f'{_escaped(route)}=no }} on-error={{ {_escaped(route)}=yes }}"',
+    ]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+ROUTERS: Mapping[str, Callable[[Plan], list[str]]] = {
+    "cisco-ios-xe": _ios_xe,
+    "fortigate": _fortigate,
+    "juniper": _junos,
+    "linux": _linux,
+    "mikrotik": _mikrotik,
+}
+_COMMENTS = {"cisco-ios-xe": "!", "fortigate": "#", "juniper": "#", "linux": "#", "mikrotik": "#"}
+
+
+def recipe(router: str, plan: Plan) -> str:
+    """Lines to paste, with a head that says what they do."""
+    mark = _COMMENTS[router]
+    head = [
+        f"{mark} Video accelerator {plan.site}: plain HTTP of viewers goes to {plan.box} while its health probe "
+        "answers.",
+        f"{mark} What the box itself sends is left alone, or it would come back to it.",
+    ]
+    return "\n".join([*head, *ROUTERS[router](plan), ""])
