@@ -1,8 +1,9 @@
 """How much CPU time does a hit cost over HTTP/2, beside nginx? The playlist and the segment of hits.py, by h2load.
 
-Without TLS (prior knowledge), so that what is compared is HTTP/2 alone; nginx reads files or sends them, the cheaper
-one is the peer. Each case with one stream a connection at a time, as hits.py asks, and with ten.
-Run: .venv/bin/python benchmarks/http2.py [--rounds N] [--seconds S] [--plane: the data plane without the daemon]
+First without TLS (prior knowledge), so that what is compared is HTTP/2 alone, then over TLS 1.3 with the same certificate
+and cipher; nginx reads files or sends them, the cheaper one is the peer. Each case with one stream a connection at a
+time, as hits.py asks, and with ten.
+Run: .venv/bin/python benchmarks/http2.py [--rounds N] [--seconds S] [--only plain|tls] [--plane: without the daemon]
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from measure import Failure, Run, median
 from origin import body_of
 
 OURS = "accelerator"
+CIPHER = "TLS_AES_128_GCM_SHA256"
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,14 @@ def h2load(url: str, case: Case, seconds: int, server: Sequence[int]) -> Run | F
         return Failure((done.stderr or done.stdout or "h2load").strip().splitlines()[-1])
     if int(found[2]) or int(found[3]) or (protocol and protocol[1] not in ("h2c", "h2")):
         return Failure(f"{found[0]}; {protocol and protocol[1]}")
+    if url.startswith("https:") and f"Cipher: {CIPHER}" not in done.stdout:
+        return Failure(f"another cipher than {CIPHER}")
     if int(found[1]) == 0 or server_cpu_s == 0:
         return Failure("nothing was answered")
     return Run(int(found[1]), elapsed_s, server_cpu_s, load_cpu_s, max(0.0, busy - server_cpu_s - load_cpu_s))
 
 
-def show(case: Case, found: dict[str, list[Run | Failure]]) -> None:
+def show(case: Case, is_tls: bool, found: dict[str, list[Run | Failure]]) -> None:
     rows, cost = [], {}
     for name, runs in found.items():
         whole = [run for run in runs if isinstance(run, Run)]
@@ -79,7 +83,7 @@ def show(case: Case, found: dict[str, list[Run | Failure]]) -> None:
             continue
         rows.append(row(name, whole, "-"))
         cost[name] = median(run.cpu_us for run in whole)
-    print(f"\n{case.title} ({case.path})")
+    print(f"\n{case.title}, {'over TLS 1.3' if is_tls else 'without TLS'} ({case.path})")
     measure.table(COLUMNS, rows)
     peers = [name for name in cost if name != OURS]
     if OURS not in cost or not peers:
@@ -93,8 +97,8 @@ def show(case: Case, found: dict[str, list[Run | Failure]]) -> None:
     )
 
 
-def main(rounds: int = ROUNDS, seconds: int = SECONDS, is_plane: bool = False) -> None:
-    if absent := measure.missing("h2load", "nginx", "taskset"):
+def main(rounds: int = ROUNDS, seconds: int = SECONDS, only: str | None = None, is_plane: bool = False) -> None:
+    if absent := measure.missing("h2load", "nginx", "taskset", "openssl"):
         print(f"http2: not measured, not installed: {absent}")
         return
     measure.allow_many_files(65536)
@@ -102,26 +106,32 @@ def main(rounds: int = ROUNDS, seconds: int = SECONDS, is_plane: bool = False) -
     print(f"{rounds} windows of {seconds} s each, the servers in turn; medians; one server core, one load core")
     with contextlib.ExitStack() as stack:
         origin = stack.enter_context(servers.origin())
-        ours = servers.plane(list(files)) if is_plane else servers.box(origin.port)
+        tls = stack.enter_context(servers.certificate())
+        ours = servers.plane(list(files)) if is_plane else servers.box(origin.port, tls=tls)
         peers = [
             stack.enter_context(ours),
-            stack.enter_context(servers.nginx_files(files, True, is_http2=True)),
-            stack.enter_context(servers.nginx_files(files, False, is_http2=True)),
+            stack.enter_context(servers.nginx_files(files, True, is_http2=True, tls=tls)),
+            stack.enter_context(servers.nginx_files(files, False, is_http2=True, tls=tls)),
         ]
-        for case in CASES:
-            found: dict[str, list[Run | Failure]] = {peer.name: [] for peer in peers}
-            for peer in peers:
-                h2load(peer.url(case.path), case, 1, peer.pids)
-            for _ in range(rounds):
+        for is_tls in (False, True):
+            if only == ("plain" if is_tls else "tls") or (is_tls and is_plane):
+                continue
+            for case in CASES:
+                urls = {peer.name: peer.tls_url(case.path) if is_tls else peer.url(case.path) for peer in peers}
+                found: dict[str, list[Run | Failure]] = {peer.name: [] for peer in peers}
                 for peer in peers:
-                    found[peer.name].append(h2load(peer.url(case.path), case, seconds, peer.pids))
-            show(case, found)
+                    h2load(urls[peer.name], case, 1, peer.pids)
+                for _ in range(rounds):
+                    for peer in peers:
+                        found[peer.name].append(h2load(urls[peer.name], case, seconds, peer.pids))
+                show(case, is_tls, found)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seconds", type=int, default=SECONDS)
+    parser.add_argument("--only", choices=["plain", "tls"])
     parser.add_argument("--plane", action="store_true")
     arguments = parser.parse_args()
-    main(arguments.rounds, arguments.seconds, arguments.plane)
+    main(arguments.rounds, arguments.seconds, arguments.only, arguments.plane)

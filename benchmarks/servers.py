@@ -27,11 +27,12 @@ SEND_BUFFER_BYTES = 256 << 10  # as accelerator/dataplane.py sets it
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: where it listens, and its first process."""
+    """A running server: where it listens, without TLS and with it (0: it doesn't), and its first process."""
 
     name: str
     port: int
     pid: int
+    tls_port: int = 0
 
     @property
     def pids(self) -> list[int]:
@@ -40,6 +41,23 @@ class Server:
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
+
+    def tls_url(self, path: str) -> str:
+        return f"https://127.0.0.1:{self.tls_port}{path}"
+
+
+@contextlib.contextmanager
+def certificate() -> Iterator[Path]:
+    """A folder with site.crt and site.key, signed by itself: ECDSA P-256, which is what `accelctl csr` makes."""
+    with tempfile.TemporaryDirectory(prefix="bench-tls-") as folder:
+        subprocess.run(
+            [
+                "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+                "-subj", "/CN=bench", "-addext", "subjectAltName=DNS:bench", "-keyout", f"{folder}/site.key",
+                "-out", f"{folder}/site.crt",
+            ], check=True, capture_output=True,
+        )  # fmt: skip
+        yield Path(folder)
 
 
 @contextlib.contextmanager
@@ -87,16 +105,20 @@ def times_asked(origin_server: Server, path: str) -> int:
 
 
 @contextlib.contextmanager
-def box(origin_port: int, memory: str = "512MiB", disk: str = "") -> Iterator[Server]:
-    """Our daemon with one edge worker, as `acceleratord --policy … --state-dir …` starts it."""
+def box(origin_port: int, memory: str = "512MiB", disk: str = "", tls: Path | None = None) -> Iterator[Server]:
+    """Our daemon with one edge worker, as `acceleratord --policy … --state-dir …` starts it. `tls`: of certificate()."""
     port = measure.free_port()
+    tls_port = measure.free_port() if tls else 0
+    listen = f'bench: {{address: "127.0.0.1:{port}", http2: cleartext}}'
+    if tls:
+        listen += f', tls: {{address: "127.0.0.1:{tls_port}", tls: site}}'
     with tempfile.TemporaryDirectory(prefix="bench-box-") as folder:
         policy = Path(folder, "policy.yaml")
         policy.write_text(
             f"""version: 1
 site: {{name: bench}}
 cache: {{memory: {memory}{f', disk: {{size: {disk}}}' if disk else ''}}}
-listen: {{bench: {{address: "127.0.0.1:{port}", http2: cleartext}}}}
+listen: {{{listen}}}
 workers: 1
 origins: {{bench: {{from: ["http://127.0.0.1:{origin_port}"], hosts: ["*"]}}}}
 limits: {{idle_timeout: 10m}}
@@ -104,8 +126,9 @@ limits: {{idle_timeout: 10m}}
         )
         program = str(measure.ROOT / ".venv" / "bin" / "acceleratord")
         command = [program, "--policy", str(policy), "--state-dir", str(Path(folder, "state"))]
+        command += ["--credentials", str(tls)] if tls else []
         with running(command, port, "/.well-known/accelerator/health", measure.SERVER_CPU) as process:
-            yield Server("accelerator", port, process.pid)
+            yield Server("accelerator", port, process.pid, tls_port)
 
 
 @contextlib.contextmanager
@@ -139,16 +162,30 @@ def bare_uring(body_bytes: int) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def nginx(
-    name: str, location: str, http: str = "", connections: int = 20000, *, is_http2: bool = False
-) -> Iterator[Server]:
+    name: str, location: str, http: str = "", connections: int = 20000, *, is_http2: bool = False,
+    tls: Path | None = None,
+) -> Iterator[Server]:  # fmt: skip
     """One worker of Debian's nginx. `location`: what stands in `location /`; FOLDER in both texts is its own folder.
 
     Logs off, keep-alive without end (the default closes after 1,000 requests), limits of descriptors out of the way.
-    Everything else is Debian's default or nginx's own advice for static files."""
+    Everything else is Debian's default or nginx's own advice for static files. `tls`: what our own listeners agree on with
+    every client that is measured, so that both encrypt the same."""
     port = measure.free_port()
+    tls_port = measure.free_port() if tls else 0
     other = measure.free_port() if is_http2 else port  # a listener speaks either HTTP/1.1 or, without TLS, HTTP/2
     with tempfile.TemporaryDirectory(prefix="bench-nginx-") as folder:
         user = "user root;" if os.geteuid() == 0 else ""
+        secure = (
+            f"""listen 127.0.0.1:{tls_port} ssl {"http2" if is_http2 else ""} backlog=4096;
+        ssl_certificate {tls}/site.crt;
+        ssl_certificate_key {tls}/site.key;
+        ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;
+        ssl_ecdh_curve X25519;
+        ssl_session_timeout 4h;"""
+            if tls
+            else ""
+        )
         config = Path(folder, "nginx.conf")
         config.write_text(
             f"""{user}
@@ -176,6 +213,7 @@ http {{
     server {{
         listen 127.0.0.1:{port} backlog=4096;
         {f"listen 127.0.0.1:{other} http2 backlog=4096;" if is_http2 else ""}
+        {secure}
         location = /probe {{ return 200 "ok"; }}
         location / {{ {location.replace("FOLDER", folder)} }}
     }}
@@ -184,11 +222,13 @@ http {{
         )
         command = [NGINX, "-p", folder, "-c", str(config), "-e", "stderr"]
         with running(command, port, "/probe", measure.SERVER_CPU) as process:
-            yield Server(name, other, process.pid)
+            yield Server(name, other, process.pid, tls_port)
 
 
 @contextlib.contextmanager
-def nginx_files(files: dict[str, bytes], is_sendfile: bool, *, is_http2: bool = False) -> Iterator[Server]:
+def nginx_files(
+    files: dict[str, bytes], is_sendfile: bool, *, is_http2: bool = False, tls: Path | None = None
+) -> Iterator[Server]:
     """Files from the page cache, descriptors cached: by sendfile, or read and written, which costs less where they are
     small."""
     with tempfile.TemporaryDirectory(prefix="bench-files-") as folder:
@@ -201,7 +241,7 @@ def nginx_files(files: dict[str, bytes], is_sendfile: bool, *, is_http2: bool = 
         how = "sendfile on;" if is_sendfile else "sendfile off; output_buffers 2 128k;"
         name = "nginx, sendfile" if is_sendfile else "nginx, read"
         location = f"root {folder}; {how} add_header Cache-Control max-age=86400;"
-        with nginx(name, location, http, is_http2=is_http2) as server:
+        with nginx(name, location, http, is_http2=is_http2, tls=tls) as server:
             yield server
 
 
@@ -228,7 +268,7 @@ sub vcl_backend_response {{ set beresp.ttl = 1d; }}
 
 
 @contextlib.contextmanager
-def nginx_cache(origin_port: int) -> Iterator[Server]:
+def nginx_cache(origin_port: int, tls: Path | None = None) -> Iterator[Server]:
     """proxy_cache, descriptors cached, concurrent misses collapsed."""
     http = (
         "open_file_cache max=1000 inactive=600s; open_file_cache_valid 600s;"
@@ -240,5 +280,5 @@ def nginx_cache(origin_port: int) -> Iterator[Server]:
         "proxy_http_version 1.1; proxy_set_header Connection '';"
         "add_header X-Cache-Status $upstream_cache_status;"
     )
-    with nginx("nginx, proxy_cache", location, http) as server:
+    with nginx("nginx, proxy_cache", location, http, tls=tls) as server:
         yield server
