@@ -1,5 +1,6 @@
 # TLS of viewers' connections behind tls.pxd. Records are gathered in a buffer of the worker and leave by one write; what
-# the socket doesn't take is kept as ciphertext, with how much plaintext it stands for. No lock of ours is held anywhere.
+# the socket doesn't take is kept as ciphertext, with how much plaintext it stands for. That is rare: a full socket is asked
+# before a large batch is encrypted for it. No lock of ours is held anywhere.
 from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EIO, ENOMEM, EPROTO, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -34,6 +35,14 @@ cdef extern from "<openssl/bio.h>" nogil:
     void BIO_clear_retry_flags(BIO*)
     void BIO_set_retry_read(BIO*)
     int BIO_up_ref(BIO*)
+
+cdef extern from "<poll.h>" nogil:
+    enum: POLLOUT
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd*, unsigned long, int)
 
 cdef extern from "<openssl/err.h>" nogil:
     void ERR_clear_error()
@@ -70,6 +79,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_shutdown(SSL*)
     int SSL_get_error(const SSL*, int)
     int SSL_get_shutdown(const SSL*)
+    int SSL_has_pending(const SSL*)
     int SSL_is_init_finished(const SSL*)
     int SSL_session_reused(const SSL*)
     int SSL_version(const SSL*)
@@ -79,7 +89,8 @@ cdef extern from "<openssl/ssl.h>" nogil:
 cdef enum:
     RECORD_BYTES = 16384        # the most of one record (RFC 8446 section 5.1)
     GATHER_BYTES = 65536        # plaintext that leaves by one write (docs/decisions/0160-tls-in-the-worker.md)
-    OUT_BYTES = 81920           # its records, and a handshake's flight
+    OUT_BYTES = 98304           # its records with one more that ends an answer, and a handshake's flight
+    ASK_BYTES = 32768           # from so many on, the socket is asked before they are encrypted
     TLS_BYTES = 16384           # what an idle connection's SSL takes, counted against the memory limit
 
 
@@ -124,7 +135,13 @@ cdef int bio_write(BIO* bio, const char* data, int n) noexcept nogil:
     cdef Worker* w = <Worker*>t.worker
     cdef int rest = n
     cdef uint32_t room
+    cdef ssize_t sent
     BIO_clear_retry_flags(bio)
+    if t.is_alone and w.tls_out_length == 0:    # a whole answer in one record: it need not be gathered
+        sent = send((<Connection*>t.connection).fd, data, <size_t>n, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if sent > 0:
+            data += sent
+            rest -= <int>sent
     while rest > 0:
         room = OUT_BYTES - w.tls_out_length
         if room == 0:
@@ -236,15 +253,32 @@ cdef bint spill(Worker* w, Tls* t) noexcept nogil:
     return not t.is_broken
 
 
+cdef inline void forget_errors() noexcept nogil:
+    """What SSL_get_error goes by must be empty before a call (SSL_get_error(3)). It mostly is, and clearing costs more."""
+    if ERR_peek_error() != 0:
+        ERR_clear_error()
+
+
+cdef inline bint has_room(Connection* c) noexcept nogil:
+    """Whether a third of the socket's buffer is free. If not, the kernel tells when it is (an edge), as after EAGAIN."""
+    cdef pollfd asked
+    asked.fd = c.fd
+    asked.events = POLLOUT
+    asked.revents = 0
+    return poll(&asked, 1, 0) != 0
+
+
 cdef ssize_t tls_writev(Worker* w, Connection* c, const msghdr* message) noexcept nogil:
     """As sendmsg. Encrypts a batch, and says so only when the socket has taken all of it: until then the same bytes are
     offered again, and not encrypted again."""
     cdef Tls* t = c.tls
     cdef const iovec* part = message.msg_iov
     cdef const iovec* end = part + message.msg_iovlen
+    cdef const iovec* each
     cdef const uint8_t* data = NULL
     cdef size_t left = 0        # of the part that `data` is in
-    cdef size_t n
+    cdef size_t rest = 0        # of all parts
+    cdef size_t n, most
     cdef uint32_t batch, filled
     cdef ssize_t done = 0
     if t.is_broken or not t.is_ready:
@@ -265,12 +299,25 @@ cdef ssize_t tls_writev(Worker* w, Connection* c, const msghdr* message) noexcep
         done += <ssize_t>left
         left = 0
         part += 1
-    ERR_clear_error()
+    rest = left
+    each = part + 1
+    while each < end:
+        rest += each.iov_len
+        each += 1
+    forget_errors()
     while part < end:
+        # What was encrypted for a full socket must be kept, copied twice, and counted against the memory limit.
+        if rest > ASK_BYTES and not has_room(c):
+            if done:
+                return done
+            acc_set_errno(EAGAIN)
+            return -1
+        t.is_alone = rest <= RECORD_BYTES
+        most = rest if rest <= GATHER_BYTES + RECORD_BYTES else GATHER_BYTES
         batch = 0
-        while part < end and batch < GATHER_BYTES:
+        while part < end and batch < most:
             if left >= RECORD_BYTES or (part + 1 == end and left > 0):
-                n = left if left < GATHER_BYTES - batch else GATHER_BYTES - batch
+                n = left if left < most - batch else most - batch
                 if n > RECORD_BYTES:
                     n -= n % RECORD_BYTES
                 if SSL_write(t.ssl, data, <int>n) != <int>n:
@@ -299,7 +346,9 @@ cdef ssize_t tls_writev(Worker* w, Connection* c, const msghdr* message) noexcep
                 if part < end:
                     data = <const uint8_t*>part.iov_base
                     left = part.iov_len
-        if not spill(w, t):
+        t.is_alone = 0
+        rest -= batch
+        if w.tls_out_length and not spill(w, t):
             acc_set_errno(ENOMEM if t.lacks_memory else ECONNRESET)
             return -1
         if t.pending != NULL:
@@ -316,6 +365,7 @@ cdef ssize_t broken_write(Worker* w, Tls* t) noexcept nogil:
     if not t.is_broken:         # else it was the socket
         count(&w.counters[C_TLS_BROKEN], 1)
     t.is_broken = 1
+    t.is_alone = 0
     w.tls_out_length = 0
     acc_set_errno(ENOMEM if t.lacks_memory else EIO)
     return -1
@@ -341,13 +391,15 @@ cdef ssize_t tls_read(Worker* w, Connection* c, uint8_t* into, size_t most) noex
     if t.has_left:
         return 0
     t.is_drained = 0
-    ERR_clear_error()
+    forget_errors()
     acc_set_errno(0)
     while total < most:
         n = SSL_read(t.ssl, into + total, <int>(most - total if most - total < (1 << 30) else 1 << 30))
         if n <= 0:
             break
         total += <size_t>n
+        if t.is_drained and SSL_has_pending(t.ssl) == 0:
+            break               # to be told so by OpenSSL costs 150 ns
     if n <= 0:
         why = SSL_get_error(t.ssl, n)
     if not t.is_ready and SSL_is_init_finished(t.ssl):

@@ -48,6 +48,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     enum: SSL_SESS_CACHE_OFF
     enum: TLS1_VERSION
     enum: TLS1_2_VERSION
+    enum: TLS1_3_VERSION
     uint64_t SSL_OP_NO_RENEGOTIATION
     uint64_t SSL_OP_NO_COMPRESSION
     uint64_t SSL_OP_CIPHER_SERVER_PREFERENCE
@@ -62,6 +63,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     const char* SSL_get_servername(const SSL*, int)
     SSL_CTX* SSL_set_SSL_CTX(SSL*, SSL_CTX*)
     SSL_CTX* SSL_get_SSL_CTX(const SSL*)
+    int SSL_version(const SSL*)
     long SSL_set_tlsext_status_ocsp_resp(SSL*, unsigned char*, long)
     uint64_t SSL_CTX_set_options(SSL_CTX*, uint64_t)
     long SSL_CTX_set_mode(SSL_CTX*, long)
@@ -199,7 +201,7 @@ cdef int on_alpn(SSL* ssl, const unsigned char** chosen, unsigned char* n_chosen
 
 cdef int on_ticket(SSL* ssl, unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* cipher, EVP_MAC_CTX* mac,
                    int is_sealing) noexcept nogil:
-    """The keys of all workers. 0: unknown, which means a full handshake; 2: good, but with an older key: a new ticket."""
+    """The keys of all workers. 0: unknown, which means a full handshake; 2: good, and a new one is due."""
     cdef Tls* t = <Tls*>SSL_get_app_data(ssl)
     cdef TicketKeys* keys = <TicketKeys*>load_ptr(<void**>&(<Worker*>t.worker).shared.tickets)
     cdef TicketKey* key
@@ -227,7 +229,8 @@ cdef int on_ticket(SSL* ssl, unsigned char* name, unsigned char* iv, EVP_CIPHER_
     parameters[2] = OSSL_PARAM_construct_end()
     if EVP_MAC_CTX_set_params(mac, parameters) != 1:
         return -1
-    return 1 if i == keys.sealing else 2
+    # A viewer uses a ticket once (RFC 8446 appendix C.4): who isn't given another one can resume every other time only.
+    return 1 if i == keys.sealing and SSL_version(ssl) < TLS1_3_VERSION else 2
 
 
 cdef int tls_prepare(SSL_CTX* context, TlsSettings* settings, bint is_legacy) noexcept nogil:
