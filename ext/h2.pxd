@@ -33,6 +33,7 @@ cdef struct Session:
     uint32_t n_streams
     uint8_t is_feeding          # nghttp2 is reading: it may not be told to write
     uint8_t is_gone             # the carrier is closed: nghttp2 isn't asked any more
+    uint8_t is_cut              # we ended it, and have counted why
     uint8_t is_told             # its fault is counted
     uint8_t leaving
     int32_t fault               # the counter of the flood that ends it; -1: none

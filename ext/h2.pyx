@@ -3,7 +3,7 @@
 #
 # What a full socket leaves over of a write is copied, because pointers into bodies are good only until the pass ends: at
 # most GATHER_BYTES, less once a socket was full.
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -122,6 +122,21 @@ cdef ssize_t write_parts(Worker* w, Connection* c, iovec* parts, int n) noexcept
             return written
 
 
+cdef void cut(Worker* w, Connection* c, int column) noexcept nogil:
+    """We end it, for the reason that `column` counts: its streams' viewers have not left."""
+    session_of(c).is_cut = 1
+    count(&w.counters[column], 1)
+    connection_close(w, c, True)
+
+
+cdef void lost(Worker* w, Connection* c) noexcept nogil:
+    """A write has failed; errno says why."""
+    if errno == ENOMEM:         # over TLS: none for what the socket didn't take
+        cut(w, c, C_CLOSED_MEMORY)
+    else:
+        connection_close(w, c, False)
+
+
 cdef void blocked(Worker* w, Connection* c) noexcept nogil:
     if not c.is_blocked:
         c.is_blocked = 1
@@ -145,7 +160,7 @@ cdef void flush(Worker* w, Connection* c) noexcept nogil:
             written = write_parts(w, c, &part, 1)
             if written < 0:
                 if errno != EAGAIN:
-                    connection_close(w, c, False)
+                    lost(w, c)
                     return
                 blocked(w, c)
                 return
@@ -160,22 +175,21 @@ cdef void flush(Worker* w, Connection* c) noexcept nogil:
         s.is_feeding = 1
         result = nghttp2_session_send(s.engine)
         s.is_feeding = 0
-        if result != 0:
-            connection_close(w, c, True)
+        if result != 0:         # of our callbacks none ends a session, so that memory is all that can be short
+            cut(w, c, C_CLOSED_MEMORY)
             return
         if g.n_bytes == 0:
             return
         written = write_parts(w, c, g.parts, g.n_parts)
         if written < 0:
             if errno != EAGAIN:
-                connection_close(w, c, False)
+                lost(w, c)
                 return
             written = 0
         c.window_bytes += <uint64_t>written
         if <uint64_t>written < g.n_bytes:
             if not keep_unsent(w, c, g, <uint64_t>written):
-                count(&w.counters[C_CLOSED_MEMORY], 1)
-                connection_close(w, c, True)
+                cut(w, c, C_CLOSED_MEMORY)
                 return
             blocked(w, c)
             return
@@ -282,8 +296,7 @@ cdef void feed(Worker* w, Connection* c, const uint8_t* data, size_t n) noexcept
     if s.block_ns == 0:
         s.block_ns = w.now_ns
     if not keep_block(w, s, b):
-        count(&w.counters[C_CLOSED_MEMORY], 1)
-        connection_close(w, c, True)
+        cut(w, c, C_CLOSED_MEMORY)
 
 
 cdef void read_on(Worker* w, Connection* c) noexcept nogil:
@@ -466,7 +479,7 @@ cdef void h2_close(Worker* w, Connection* c) noexcept nogil:
         return
     s.is_gone = 1
     while s.streams != NULL:
-        if s.streams.state == STATE_WAIT or s.streams.state == STATE_ANSWERED or s.streams.state == STATE_SEND:
+        if not s.is_cut and (s.streams.state == STATE_WAIT or s.streams.state == STATE_ANSWERED or s.streams.state == STATE_SEND):
             count(&w.counters[C_CLOSED_BY_VIEWER], not s.streams.is_answered)
         connection_close(w, s.streams, True)
     drop_block(w, s)
@@ -529,8 +542,7 @@ cdef void h2_on_deadline(Worker* w, Connection* c) noexcept nogil:
     cdef Session* s = session_of(c)
     if c.is_blocked and w.now_ns >= c.window_ns + w.tables.limits.send_window_ns:
         if c.window_bytes < w.tables.limits.send_window_bytes:
-            count(&w.counters[C_CLOSED_SLOW_READER], 1)
-            connection_close(w, c, True)
+            cut(w, c, C_CLOSED_SLOW_READER)
             return
         c.window_bytes = 0
         c.window_ns = w.now_ns

@@ -314,6 +314,8 @@ cdef ssize_t tls_writev(Worker* w, Connection* c, const msghdr* message) noexcep
             return -1
         t.is_alone = rest <= RECORD_BYTES
         most = rest if rest <= GATHER_BYTES + RECORD_BYTES else GATHER_BYTES
+        if t.is_tight:
+            most = rest if rest <= RECORD_BYTES else RECORD_BYTES
         batch = 0
         while part < end and batch < most:
             if left >= RECORD_BYTES or (part + 1 == end and left > 0):
@@ -351,7 +353,8 @@ cdef ssize_t tls_writev(Worker* w, Connection* c, const msghdr* message) noexcep
         if w.tls_out_length and not spill(w, t):
             acc_set_errno(ENOMEM if t.lacks_memory else ECONNRESET)
             return -1
-        if t.pending != NULL:
+        t.is_tight = t.pending != NULL
+        if t.is_tight:
             t.owed = batch
             break
         done += batch

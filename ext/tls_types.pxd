@@ -52,6 +52,7 @@ cdef struct Tls:                # of one connection
     uint8_t has_left            # close_notify or the end was read
     uint8_t is_broken           # nothing can be read or written any more
     uint8_t is_alone            # in this call: what is written is one record and nothing else
+    uint8_t is_tight            # the socket didn't take the last batch: the next one is small
     uint8_t lacks_memory        # that is why: there was none for `pending`
     uint8_t* pending            # ciphertext that the socket didn't take
     uint32_t pending_offset

@@ -75,6 +75,19 @@ def test_a_viewer_who_reads_slowly_gets_every_byte(rigs: Rigs) -> None:
     assert all(each.body == pattern(700_000) for each in viewer.until_over(*streams))
 
 
+def test_who_is_cut_for_want_of_memory_is_counted_as_such(rigs: Rigs) -> None:
+    """The connection went without a counter that said why, and its streams' viewers were said to have left."""
+    rig = tls_rig(rigs, http2=OFFERED, memory=4 << 20, slice_bytes=65_536, send_bytes=4096)
+    rig.store("/x", pattern(300_000))
+    viewers = [H2Viewer(rig, takes=False, window=1 << 20, receive_bytes=4096) for _ in range(60)]
+    for viewer in viewers:
+        viewer.h2.increment_flow_control_window(1 << 20)
+        viewer.request("/x")
+    wait_until(lambda: rig.total("closed_memory") > 0)
+    wait_until(lambda: rig.total("requests") == 60)
+    assert rig.total("closed_by_viewer") == 0
+
+
 def test_who_agreed_on_http_2_speaks_nothing_else(rig: Rig) -> None:
     rig.store("/x", b"x")
     viewer = connect(rig, context("h2"))

@@ -25,6 +25,8 @@ REFUSED_12 = [
     "ECDHE-ECDSA-AES256-CCM", "DHE-RSA-AES128-GCM-SHA256", "ECDHE-RSA-AES256-SHA384", "NULL-SHA256",
 ]  # fmt: skip
 
+SEND_BUFFER_BYTES = 256 << 10  # as accelerator/dataplane.py sets it
+
 
 def offering(
     suites: str = "", version: ssl.TLSVersion | None = None, alpn: tuple[str, ...] = (), level: int = 0
@@ -206,6 +208,23 @@ def test_a_ticket_is_good_at_every_worker_and_after_a_reload(
     assert rig.total("tls_resumed") == 7
 
 
+@pytest.mark.rfc("RFC 8446 C.4", "a viewer uses a ticket once, and is given another one")
+def test_who_comes_back_with_a_ticket_is_given_another_one(rigs: Callable[..., Rig]) -> None:
+    """Browsers resumed every other connection only: a resumed one brought no ticket for the next."""
+    rig = tls_rig(rigs)
+    rig.store("/x", b"x")
+    context = authority().context()
+    session, ids = None, set()
+    for _ in range(4):
+        viewer = connect(rig, context, session=session)
+        assert viewer.get("/x").body == b"x"  # tickets come before it
+        session = secured(viewer).session
+        assert session is not None
+        ids.add(session.id)
+    assert rig.total("tls_resumed") == 3
+    assert len(ids) == 4
+
+
 def test_tickets_of_the_key_before_are_good_and_of_the_one_before_that_not(rigs: Callable[..., Rig]) -> None:
     rig = tls_rig(rigs)
     rig.store("/x", b"x")
@@ -345,6 +364,28 @@ def test_who_is_cut_for_want_of_memory_is_not_said_to_have_left(rigs: Callable[.
     assert rig.total("closed_by_viewer") == 0
     assert ends.count(None) == cut
     assert ends.count(pattern(300_000)) == 60 - cut
+
+
+def test_who_does_not_read_costs_no_ciphertext(rigs: Callable[..., Rig]) -> None:
+    """Each full socket kept a batch of 64 KiB, copied and counted: it is asked before anything is encrypted for it."""
+    rig = tls_rig(rigs, send_bytes=SEND_BUFFER_BYTES, slice_bytes=1 << 20)
+    rig.store("/x", pattern(4_000_000))
+    rig.store("/small", b"small")
+    viewers = [rig.viewer(receive_bytes=65_536) for _ in range(12)]
+    witness = rig.viewer()
+    assert witness.get("/small").body == b"small"
+    idle = rig.plane.memory["outside"]
+    for viewer in viewers:
+        viewer.ask("/x")
+    wait_until(lambda: rig.total("requests") == 13)
+    sent = -1
+    while sent != rig.total("bytes_to_viewers"):  # until all are blocked
+        sent = rig.total("bytes_to_viewers") + len(b"small")
+        assert witness.get("/small").body == b"small"
+    # Beside TLS's own: the head of the request, and that of the answer when it has not left.
+    assert rig.plane.memory["outside"] - idle < 12 * 4096
+    for viewer in viewers:
+        assert viewer.reply().body == pattern(4_000_000)
 
 
 def test_pipelined_requests_in_one_record_and_one_request_in_many(rigs: Callable[..., Rig]) -> None:
