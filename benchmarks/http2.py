@@ -1,8 +1,8 @@
 """How much CPU time does a hit cost over HTTP/2, beside nginx? The playlist and the segment of hits.py, by h2load.
 
-First without TLS (prior knowledge), so that what is compared is HTTP/2 alone, then over TLS 1.3 with the same certificate
-and cipher; nginx reads files or sends them, the cheaper one is the peer. Each case with one stream a connection at a
-time, as hits.py asks, and with ten.
+First without TLS (prior knowledge), so that what is compared is HTTP/2 alone, then over TLS 1.3 with the same
+certificate and cipher; nginx reads files or sends them, the cheaper one is the peer. Each case with one stream a
+connection at a time, as hits.py asks, and with ten.
 Run: .venv/bin/python benchmarks/http2.py [--rounds N] [--seconds S] [--only plain|tls] [--plane: without the daemon]
 """
 

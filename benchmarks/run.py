@@ -13,7 +13,7 @@ import measure
 
 # The questions of the product first, then what its parts cost.
 QUESTIONS = (
-    "hits", "http2", "disk_serve", "viewers", "collapse", "idle_memory", "relay_fanout", "relay_load",
+    "hits", "tls", "http2", "disk_serve", "viewers", "collapse", "idle_memory", "relay_fanout", "relay_load",
     "relay_http", "eviction",
     "loops", "wan_budget", "reconcile",
 )  # fmt: skip

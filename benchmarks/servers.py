@@ -52,9 +52,9 @@ def certificate() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="bench-tls-") as folder:
         subprocess.run(
             [
-                "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-                "-subj", "/CN=bench", "-addext", "subjectAltName=DNS:bench", "-keyout", f"{folder}/site.key",
-                "-out", f"{folder}/site.crt",
+                "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+                "-days", "2", "-subj", "/CN=bench", "-addext", "subjectAltName=DNS:bench",
+                "-keyout", f"{folder}/site.key", "-out", f"{folder}/site.crt",
             ], check=True, capture_output=True,
         )  # fmt: skip
         yield Path(folder)
@@ -106,7 +106,7 @@ def times_asked(origin_server: Server, path: str) -> int:
 
 @contextlib.contextmanager
 def box(origin_port: int, memory: str = "512MiB", disk: str = "", tls: Path | None = None) -> Iterator[Server]:
-    """Our daemon with one edge worker, as `acceleratord --policy … --state-dir …` starts it. `tls`: of certificate()."""
+    """Our daemon with one edge worker, as `acceleratord --policy … --state-dir …` starts it. `tls`: certificate()'s."""
     port = measure.free_port()
     tls_port = measure.free_port() if tls else 0
     listen = f'bench: {{address: "127.0.0.1:{port}", http2: cleartext}}'
@@ -168,8 +168,8 @@ def nginx(
     """One worker of Debian's nginx. `location`: what stands in `location /`; FOLDER in both texts is its own folder.
 
     Logs off, keep-alive without end (the default closes after 1,000 requests), limits of descriptors out of the way.
-    Everything else is Debian's default or nginx's own advice for static files. `tls`: what our own listeners agree on with
-    every client that is measured, so that both encrypt the same."""
+    Everything else is Debian's default or nginx's own advice for static files. `tls`: what our own listeners agree on
+    with every client that is measured, so that both encrypt the same."""
     port = measure.free_port()
     tls_port = measure.free_port() if tls else 0
     other = measure.free_port() if is_http2 else port  # a listener speaks either HTTP/1.1 or, without TLS, HTTP/2

@@ -1,8 +1,8 @@
-"""How much CPU time does a hit cost over TLS 1.3, and a handshake, beside nginx? The playlist and the segment of hits.py.
+"""How much CPU time does a hit cost over TLS 1.3, and a handshake, beside nginx? Playlist and segment of hits.py.
 
-Both have the same certificate (ECDSA P-256) and agree on the same cipher and group, which is checked before anything counts;
-nginx reads files or sends them, the cheaper one is the peer. `handshakes.c` comes and goes, each time for one playlist:
-with a full handshake, and with the ticket of the time before. What AES-128-GCM alone takes here is printed beside.
+Both have the same certificate (ECDSA P-256) and agree on the same cipher and group, which is checked before anything
+counts; nginx reads files or sends them, the cheaper one is the peer. `handshakes.c` comes and goes, each time for one
+playlist: with a full handshake, and with the ticket of the time before. What AES-128-GCM alone takes is printed beside.
 Run: .venv/bin/python benchmarks/tls.py [--rounds N] [--seconds S] [--only hits|handshakes]
 """
 
@@ -108,14 +108,13 @@ def show(title: str, found: dict[str, list[Run | Failure]], heads: dict[str, str
 
 def floor() -> None:
     """What one core takes to seal 1 MiB in records of 16 KiB: no server over TLS can cost less."""
-    done = subprocess.run(
-        measure.pin(["openssl", "speed", "-seconds", "1", "-bytes", "16384", "-evp", "aes-128-gcm"], measure.SERVER_CPU),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = ["openssl", "speed", "-seconds", "1", "-bytes", "16384", "-evp", "aes-128-gcm"]
+    done = subprocess.run(measure.pin(command, measure.SERVER_CPU), capture_output=True, text=True, check=False)
     found = re.search(r"^AES-128-GCM\s+([\d.]+)k", done.stdout, re.MULTILINE | re.IGNORECASE)
     if found:
         bytes_per_s = float(found[1]) * 1000
-        print(f"AES-128-GCM alone (openssl speed): {bytes_per_s / 1e9:.2f} GB/s, {2**20 / bytes_per_s * 1e6:.0f} µs/MiB")
+        mib_us = 2**20 / bytes_per_s * 1e6
+        print(f"AES-128-GCM alone (openssl speed): {bytes_per_s / 1e9:.2f} GB/s, {mib_us:.0f} µs/MiB")
 
 
 def main(rounds: int = ROUNDS, seconds: int = SECONDS, only: str | None = None) -> None:
