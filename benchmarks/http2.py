@@ -47,30 +47,36 @@ CASES = (
 
 
 def h2load(url: str, case: Case, seconds: int, server: Sequence[int]) -> Run | Failure:
-    """One window of h2load with one thread on the load's core."""
+    """One window of h2load with one thread on the load's core. Requests are the body bytes that have come, by the body's
+    size: streams share a connection by turns, so that a window's end leaves many bodies nearly whole."""
     command = ["h2load", "-t1", f"-c{case.connections}", f"-m{case.streams}", f"-D{seconds}", url]
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     before, busy = measure.cpu_s(server), measure.busy_s({measure.SERVER_CPU, measure.LOAD_CPU})
     begin = time.monotonic()
-    done = subprocess.run(
-        measure.pin(command, measure.LOAD_CPU), capture_output=True, text=True, timeout=seconds + 30, check=False
-    )
+    try:
+        done = subprocess.run(
+            measure.pin(command, measure.LOAD_CPU), capture_output=True, text=True, timeout=seconds + 15, check=False
+        )
+    except subprocess.TimeoutExpired:  # seen with nginx, 10 streams and TLS on a busy machine
+        return Failure("h2load did not end")
     elapsed_s = time.monotonic() - begin
     server_cpu_s = measure.cpu_s(server) - before
     busy = measure.busy_s({measure.SERVER_CPU, measure.LOAD_CPU}) - busy
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     load_cpu_s = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
     found = re.search(r"requests: .* done, (\d+) succeeded, (\d+) failed, (\d+) errored", done.stdout)
+    came = re.search(r"traffic: .*\((\d+)\) data", done.stdout)
     protocol = re.search(r"Application protocol: (\S+)", done.stdout)
-    if done.returncode != 0 or found is None:
+    if done.returncode != 0 or found is None or came is None:
         return Failure((done.stderr or done.stdout or "h2load").strip().splitlines()[-1])
     if int(found[2]) or int(found[3]) or (protocol and protocol[1] not in ("h2c", "h2")):
         return Failure(f"{found[0]}; {protocol and protocol[1]}")
     if url.startswith("https:") and f"Cipher: {CIPHER}" not in done.stdout:
         return Failure(f"another cipher than {CIPHER}")
-    if int(found[1]) == 0 or server_cpu_s == 0:
+    requests = round(int(came[1]) / len(body_of(case.path)))
+    if requests == 0 or server_cpu_s == 0:
         return Failure("nothing was answered")
-    return Run(int(found[1]), elapsed_s, server_cpu_s, load_cpu_s, max(0.0, busy - server_cpu_s - load_cpu_s))
+    return Run(requests, elapsed_s, server_cpu_s, load_cpu_s, max(0.0, busy - server_cpu_s - load_cpu_s))
 
 
 def show(case: Case, is_tls: bool, found: dict[str, list[Run | Failure]]) -> None:
@@ -123,7 +129,10 @@ def main(rounds: int = ROUNDS, seconds: int = SECONDS, only: str | None = None, 
                     h2load(urls[peer.name], case, 1, peer.pids)
                 for _ in range(rounds):
                     for peer in peers:
-                        found[peer.name].append(h2load(urls[peer.name], case, seconds, peer.pids))
+                        run = h2load(urls[peer.name], case, seconds, peer.pids)
+                        if isinstance(run, Failure):  # once more: a load that did not end is no server's fault
+                            run = h2load(urls[peer.name], case, seconds, peer.pids)
+                        found[peer.name].append(run)
                 show(case, is_tls, found)
 
 

@@ -26,7 +26,7 @@ from ext.h2_requests cimport (
 from ext.layout cimport *
 from ext.nghttp2 cimport *
 from ext.session cimport close_gently
-from ext.sockets cimport iovec, msghdr
+from ext.sockets cimport iovec, msghdr, socket_has_room
 from ext.transport cimport transport_read, transport_writev
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -168,6 +168,10 @@ cdef void flush(Worker* w, Connection* c) noexcept nogil:
             c.window_bytes += <uint64_t>written
         if c.out != NULL:
             release_output(w, c)
+        # What a full socket doesn't take must be copied, and over TLS encrypted in vain: it is asked first.
+        if (spent or c.is_blocked) and nghttp2_session_want_write(s.engine) and not socket_has_room(c.fd):
+            blocked(w, c)
+            return
         c.is_blocked = 0
         g.n_parts = 0
         g.n_small = 0
@@ -193,7 +197,7 @@ cdef void flush(Worker* w, Connection* c) noexcept nogil:
                 return
             blocked(w, c)
             return
-        if c.window_capacity < GATHER_BYTES:
+        if c.window_capacity < GATHER_BYTES and c.tls == NULL:
             c.window_capacity *= 2
         spent += g.n_bytes
         if spent >= share_of_pass(w):
@@ -304,7 +308,7 @@ cdef void read_on(Worker* w, Connection* c) noexcept nogil:
     cdef ssize_t n
     cdef int turns = 0
     while c.state == STATE_STREAMS:
-        if c.out_length > c.out_offset and nghttp2_session_get_outbound_queue_size(s.engine) > QUEUE_MOST:
+        if c.is_blocked and nghttp2_session_get_outbound_queue_size(s.engine) > QUEUE_MOST:
             c.is_readable = 1   # who doesn't read what he asks for may not ask for more
             return
         if turns == READS_PER_TURN:
@@ -449,7 +453,7 @@ cdef void h2_begin(Worker* w, Connection* c, const uint8_t* data, uint32_t n) no
     c.session = s
     c.state = STATE_STREAMS
     c.has_head_begun = 0
-    c.window_capacity = GATHER_BYTES
+    c.window_capacity = GATHER_BYTES if c.tls == NULL else GATHER_LEAST    # a batch of records: tls.pyx
     release_input(w, c)
     clear_deadline(w, c)
     setsockopt(c.fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent))

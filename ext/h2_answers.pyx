@@ -20,6 +20,7 @@ from ext.stream_reader cimport reader_frame
 from ext.send cimport next_part, note_sent, wait_for_body
 
 cdef enum:
+    RECORD_PAYLOAD = 16375      # of a DATA frame that fills a TLS record (RFC 8446 section 5.1) with its head
     FRAME_ROOM = 64             # of Engine.small that is left free for frames' heads
 
 
@@ -98,6 +99,8 @@ cdef ssize_t read_body(nghttp2_session* engine, int32_t stream_id, uint8_t* out,
         n = <uint64_t>(end - c.offset)
     if n > length:
         n = length
+    if n > RECORD_PAYLOAD and s.carrier.tls != NULL:
+        n = RECORD_PAYLOAD
     if c.stream == NULL and total >= 0 and c.offset + <int64_t>n == end and c.parts == NULL:
         flags[0] |= NGHTTP2_DATA_FLAG_EOF
     flags[0] |= NGHTTP2_DATA_FLAG_NO_COPY

@@ -24,3 +24,20 @@ cdef extern from * nogil:
     static inline void acc_set_errno(int error) { errno = error; }
     """
     void acc_set_errno(int)
+
+cdef extern from "<poll.h>" nogil:
+    enum: POLLOUT
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd*, unsigned long, int)
+
+
+cdef inline bint socket_has_room(int fd) noexcept nogil:
+    """Whether a third of the socket's buffer is free. If not, the kernel tells when it is (an edge), as after EAGAIN."""
+    cdef pollfd asked
+    asked.fd = fd
+    asked.events = POLLOUT
+    asked.revents = 0
+    return poll(&asked, 1, 0) != 0

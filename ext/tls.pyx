@@ -9,7 +9,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 from ext.atomics cimport *
 from ext.connection cimport charge, discharge, set_deadline
 from ext.layout cimport *
-from ext.sockets cimport MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, acc_set_errno, iovec, recv, send, shutdown
+from ext.sockets cimport MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, acc_set_errno, iovec, recv, send, shutdown, socket_has_room
 from ext.tls_settings cimport tls_settings_release
 from ext.tls_types cimport *
 from ext.transport cimport PROTOCOL_H2, PROTOCOL_HTTP1
@@ -35,14 +35,6 @@ cdef extern from "<openssl/bio.h>" nogil:
     void BIO_clear_retry_flags(BIO*)
     void BIO_set_retry_read(BIO*)
     int BIO_up_ref(BIO*)
-
-cdef extern from "<poll.h>" nogil:
-    enum: POLLOUT
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd*, unsigned long, int)
 
 cdef extern from "<openssl/err.h>" nogil:
     void ERR_clear_error()
@@ -259,15 +251,6 @@ cdef inline void forget_errors() noexcept nogil:
         ERR_clear_error()
 
 
-cdef inline bint has_room(Connection* c) noexcept nogil:
-    """Whether a third of the socket's buffer is free. If not, the kernel tells when it is (an edge), as after EAGAIN."""
-    cdef pollfd asked
-    asked.fd = c.fd
-    asked.events = POLLOUT
-    asked.revents = 0
-    return poll(&asked, 1, 0) != 0
-
-
 cdef ssize_t tls_writev(Worker* w, Connection* c, const msghdr* message) noexcept nogil:
     """As sendmsg. Encrypts a batch, and says so only when the socket has taken all of it: until then the same bytes are
     offered again, and not encrypted again."""
@@ -307,7 +290,7 @@ cdef ssize_t tls_writev(Worker* w, Connection* c, const msghdr* message) noexcep
     forget_errors()
     while part < end:
         # What was encrypted for a full socket must be kept, copied twice, and counted against the memory limit.
-        if rest > ASK_BYTES and not has_room(c):
+        if rest > ASK_BYTES and not socket_has_room(c.fd):
             if done:
                 return done
             acc_set_errno(EAGAIN)
