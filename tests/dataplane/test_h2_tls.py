@@ -75,6 +75,29 @@ def test_a_viewer_who_reads_slowly_gets_every_byte(rigs: Rigs) -> None:
     assert all(each.body == pattern(700_000) for each in viewer.until_over(*streams))
 
 
+def test_who_does_not_read_costs_little(rigs: Rigs) -> None:
+    """A full socket kept what had been gathered for it, up to 256 KiB: it is asked before more is gathered."""
+    rig = tls_rig(rigs, http2=OFFERED, send_bytes=256 << 10, slice_bytes=1 << 20)
+    rig.store("/x", pattern(3_000_000))
+    rig.store("/small", b"small")
+    witness = connect(rig)
+    viewers = [H2Viewer(rig, takes=False, window=(1 << 31) - 1, receive_bytes=65_536) for _ in range(8)]
+    for viewer in viewers:
+        viewer.h2.increment_flow_control_window(1 << 30)
+        viewer.flush()
+    assert witness.get("/small").body == b"small"
+    idle = rig.plane.memory["outside"]
+    streams = [[viewer.request("/x"), viewer.request("/x")] for viewer in viewers]
+    wait_until(lambda: rig.total("requests") == 17)
+    sent = -1
+    while sent != rig.total("bytes_to_viewers"):  # until all are blocked
+        sent = rig.total("bytes_to_viewers") + len(b"small")
+        assert witness.get("/small").body == b"small"
+    assert rig.plane.memory["outside"] - idle < 8 * 8192
+    for viewer, both in zip(viewers, streams, strict=True):
+        assert all(each.body == pattern(3_000_000) for each in viewer.until_over(*both))
+
+
 def test_who_is_cut_for_want_of_memory_is_counted_as_such(rigs: Rigs) -> None:
     """The connection went without a counter that said why, and its streams' viewers were said to have left."""
     rig = tls_rig(rigs, http2=OFFERED, memory=4 << 20, slice_bytes=65_536, send_bytes=4096)
