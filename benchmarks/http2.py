@@ -47,7 +47,7 @@ CASES = (
 
 
 def h2load(url: str, case: Case, seconds: int, server: Sequence[int]) -> Run | Failure:
-    """One window of h2load with one thread on the load's core. Requests are the body bytes that have come, by the body's
+    """One window of h2load with one thread on the load's core. Requests are body bytes that have come by the body's
     size: streams share a connection by turns, so that a window's end leaves many bodies nearly whole."""
     command = ["h2load", "-t1", f"-c{case.connections}", f"-m{case.streams}", f"-D{seconds}", url]
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
