@@ -19,11 +19,10 @@ from dataclasses import dataclass
 
 import measure
 import servers
-from hits import COLUMNS, ROUNDS, SECONDS, row
+from hits import COLUMNS, OURS, ROUNDS, SECONDS, row
 from measure import Failure, Run, median
 from origin import body_of
 
-OURS = "accelerator"
 CIPHER = "TLS_AES_128_GCM_SHA256"
 
 
@@ -79,17 +78,22 @@ def h2load(url: str, case: Case, seconds: int, server: Sequence[int]) -> Run | F
     return Run(requests, elapsed_s, server_cpu_s, load_cpu_s, max(0.0, busy - server_cpu_s - load_cpu_s))
 
 
-def show(case: Case, is_tls: bool, found: dict[str, list[Run | Failure]]) -> None:
-    rows, cost = [], {}
+def show(title: str, found: dict[str, list[Run | Failure]], target: float, heads: dict[str, str] | None = None) -> None:
+    """A case's table and ratio. `heads`: by server, bytes of the response head, or what was wrong with it."""
+    rows, cost, both = [], {}, {}
     for name, runs in found.items():
         whole = [run for run in runs if isinstance(run, Run)]
         failures = [run.why for run in runs if isinstance(run, Failure)]
-        if failures or not whole:
+        head = heads[name] if heads else "-"
+        if head.startswith("failed"):
+            rows.append([name, head])
+        elif failures or not whole:
             rows.append([name, f"failed: {failures[0] if failures else 'no run'}"])
-            continue
-        rows.append(row(name, whole, "-"))
-        cost[name] = median(run.cpu_us for run in whole)
-    print(f"\n{case.title}, {'over TLS 1.3' if is_tls else 'without TLS'} ({case.path})")
+        else:
+            rows.append(row(name, whole, head))
+            cost[name] = median(run.cpu_us for run in whole)
+            both[name] = median(run.both_cpu_us for run in whole)
+    print(f"\n{title}")
     measure.table(COLUMNS, rows)
     peers = [name for name in cost if name != OURS]
     if OURS not in cost or not peers:
@@ -98,8 +102,8 @@ def show(case: Case, is_tls: bool, found: dict[str, list[Run | Failure]]) -> Non
     peer = min(peers, key=cost.__getitem__)
     ratio = cost[OURS] / cost[peer]
     print(
-        f"  server CPU per request, ours / {peer}: {ratio:.3f} = 1/{1 / ratio:.2f}: "
-        f"{measure.reached(ratio <= case.target)} (at most {case.target:.3f})"
+        f"  server CPU per request, ours / {peer}: {ratio:.3f} = 1/{1 / ratio:.2f}: {measure.reached(ratio <= target)} "
+        f"(at most {target:.3f}); with the load's CPU: {both[OURS] / both[peer]:.3f}"
     )
 
 
@@ -133,7 +137,7 @@ def main(rounds: int = ROUNDS, seconds: int = SECONDS, only: str | None = None, 
                         if isinstance(run, Failure):  # once more: a load that did not end is no server's fault
                             run = h2load(urls[peer.name], case, seconds, peer.pids)
                         found[peer.name].append(run)
-                show(case, is_tls, found)
+                show(f"{case.title}, {'over TLS 1.3' if is_tls else 'without TLS'} ({case.path})", found, case.target)
 
 
 if __name__ == "__main__":

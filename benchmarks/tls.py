@@ -21,8 +21,9 @@ import time
 
 import measure
 import servers
-from hits import COLUMNS, OURS, ROUNDS, SECONDS, Case, row
-from measure import Failure, Run, median
+from hits import ROUNDS, SECONDS, Case
+from http2 import show
+from measure import Failure, Run
 from origin import body_of
 
 CIPHER = ("TLS_AES_128_GCM_SHA256", "TLSv1.3", 128)
@@ -79,33 +80,6 @@ def handshakes(peer: servers.Server, kind: str, seconds: int) -> Run | Failure:
     return Run(found["connections"], elapsed_s, server_cpu_s, load_cpu_s, others_s)
 
 
-def show(title: str, found: dict[str, list[Run | Failure]], heads: dict[str, str], target: float) -> None:
-    rows, cost, both = [], {}, {}
-    for name, runs in found.items():
-        whole = [run for run in runs if isinstance(run, Run)]
-        failures = [run.why for run in runs if isinstance(run, Failure)]
-        if heads[name].startswith("failed"):
-            rows.append([name, heads[name]])
-        elif failures or not whole:
-            rows.append([name, f"failed: {failures[0] if failures else 'no run'}"])
-        else:
-            rows.append(row(name, whole, heads[name]))
-            cost[name] = median(run.cpu_us for run in whole)
-            both[name] = median(run.both_cpu_us for run in whole)
-    print(f"\n{title}")
-    measure.table(COLUMNS, rows)
-    peers = [name for name in cost if name != OURS]
-    if OURS not in cost or not peers:
-        print("  ratio: none, as one side failed")
-        return
-    peer = min(peers, key=cost.__getitem__)
-    ratio = cost[OURS] / cost[peer]
-    print(
-        f"  server CPU, ours / {peer}: {ratio:.3f} = 1/{1 / ratio:.2f}: {measure.reached(ratio <= target)} "
-        f"(at most {target:.3f}); with the load's CPU: {both[OURS] / both[peer]:.3f}"
-    )
-
-
 def floor() -> None:
     """What one core takes to seal 1 MiB in records of 16 KiB: no server over TLS can cost less."""
     command = ["openssl", "speed", "-seconds", "1", "-bytes", "16384", "-evp", "aes-128-gcm"]
@@ -142,14 +116,14 @@ def main(rounds: int = ROUNDS, seconds: int = SECONDS, only: str | None = None) 
             for _ in range(rounds):
                 for peer in peers:
                     found[peer.name].append(measure.wrk(peer.tls_url(case.path), case.connections, seconds, peer.pids))
-            show(f"{case.title} ({case.path})", found, heads, case.targets["nginx"])
+            show(f"{case.title} ({case.path})", found, case.targets["nginx"], heads)
         for kind in ("full", "resumed") if only != "hits" else ():
             heads = {peer.name: head_of(PLAYLIST, peer) for peer in peers}
             found = {peer.name: [] for peer in peers}
             for _ in range(rounds):
                 for peer in peers:
                     found[peer.name].append(handshakes(peer, kind, seconds))
-            show(f"connect, {kind} handshake, one 2.7 KB playlist, close: one after the other", found, heads, 1.0)
+            show(f"connect, {kind} handshake, one 2.7 KB playlist, close: one after the other", found, 1.0, heads)
 
 
 if __name__ == "__main__":
