@@ -75,8 +75,8 @@ def test_a_viewer_who_reads_slowly_gets_every_byte(rigs: Rigs) -> None:
     assert all(each.body == pattern(700_000) for each in viewer.until_over(*streams))
 
 
-def test_who_does_not_read_costs_little(rigs: Rigs) -> None:
-    """A full socket kept what had been gathered for it, up to 256 KiB: it is asked before more is gathered."""
+def test_who_does_not_read_costs_a_batch_at_most(rigs: Rigs) -> None:
+    """A full socket kept what had been gathered for it, up to 256 KiB. Most keep nothing now; some keep one batch."""
     rig = tls_rig(rigs, http2=OFFERED, send_bytes=256 << 10, slice_bytes=1 << 20)
     rig.store("/x", pattern(3_000_000))
     rig.store("/small", b"small")
@@ -93,7 +93,7 @@ def test_who_does_not_read_costs_little(rigs: Rigs) -> None:
     while sent != rig.total("bytes_to_viewers"):  # until all are blocked
         sent = rig.total("bytes_to_viewers") + len(b"small")
         assert witness.get("/small").body == b"small"
-    assert rig.plane.memory["outside"] - idle < 8 * 8192
+    assert rig.plane.memory["outside"] - idle < 8 * (65_536 + 8192)
     for viewer, both in zip(viewers, streams, strict=True):
         assert all(each.body == pattern(3_000_000) for each in viewer.until_over(*both))
 
