@@ -38,6 +38,8 @@ cdef ssize_t read_body(nghttp2_session* engine, int32_t stream_id, uint8_t* out,
     cdef const uint8_t* data
     if c == NULL:
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+    if length > RECORD_PAYLOAD and s.carrier.tls != NULL:
+        length = RECORD_PAYLOAD
     while True:
         n = c.out_length - c.out_offset
         if n:                   # our own words: short answers, and what stands between parts
@@ -99,8 +101,6 @@ cdef ssize_t read_body(nghttp2_session* engine, int32_t stream_id, uint8_t* out,
         n = <uint64_t>(end - c.offset)
     if n > length:
         n = length
-    if n > RECORD_PAYLOAD and s.carrier.tls != NULL:
-        n = RECORD_PAYLOAD
     if c.stream == NULL and total >= 0 and c.offset + <int64_t>n == end and c.parts == NULL:
         flags[0] |= NGHTTP2_DATA_FLAG_EOF
     flags[0] |= NGHTTP2_DATA_FLAG_NO_COPY
