@@ -107,7 +107,6 @@ def test_who_is_cut_for_want_of_memory_is_counted_as_such(rigs: Rigs) -> None:
         viewer.h2.increment_flow_control_window(1 << 20)
         viewer.request("/x")
     wait_until(lambda: rig.total("closed_memory") > 0)
-    wait_until(lambda: rig.total("requests") == 60)
     assert rig.total("closed_by_viewer") == 0
 
 
