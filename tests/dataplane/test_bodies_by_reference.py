@@ -41,6 +41,7 @@ def test_what_a_socket_still_holds_outlives_its_memory(rigs: Callable[..., Rig])
     assert film.has_bytes(0) == 0, "the slice that is on its way was to be evicted"
     viewer.head()
     assert viewer.until(sent) == body[:sent]
+    film.fail()  # nobody fetches the rest
 
 
 def test_a_purged_object_still_goes_out_whole(rigs: Callable[..., Rig]) -> None:

@@ -326,7 +326,7 @@ def test_a_bridge_upstream_hears_the_merged_filters(tmp_path: Path, is_v6: bool)
     ("state", "message"),
     [
         ([], "no mapping"),
-        ({"routes": []}, "no key 'routes'"),
+        ({"roads": []}, "no key 'roads'"),
         ({"multicast": [{"name": "tv", "upstream": "wan", "downstream": []}]}, "names no interface"),
         (
             {"multicast": [{"name": "tv", "upstream": "wan", "downstream": ["wan"]}]},
