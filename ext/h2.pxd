@@ -7,6 +7,7 @@ from ext.connection cimport Connection, Worker
 from ext.h2_head cimport Block
 from ext.nghttp2 cimport nghttp2_option, nghttp2_session, nghttp2_session_callbacks
 from ext.sockets cimport iovec
+from ext.store cimport Object
 
 cdef enum:
     MAX_STREAMS = 100           # at once, of one connection (RFC 9113 section 6.5.2 recommends no fewer)
@@ -60,6 +61,8 @@ cdef struct Engine:             # what a worker's sessions share while one of th
     uint64_t n_bytes
     const uint8_t* data         # what read_body has found for send_data
     iovec parts[160]            # MAX_IOVECS
+    Object* held[160]           # whose bodies `parts` point into: referenced until the write is over
+    int n_held
 
 cdef inline Session* session_of(Connection* c) noexcept nogil:
     return <Session*>c.session

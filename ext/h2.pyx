@@ -145,8 +145,21 @@ cdef void blocked(Worker* w, Connection* c) noexcept nogil:
     c.window_capacity = GATHER_LEAST
 
 
+cdef void let_held(Engine* g) noexcept nogil:
+    """The write is over: the bodies that it pointed into may go."""
+    cdef int i
+    for i in range(g.n_held):
+        add_u64(&g.held[i].refs, <uint64_t>-1)
+    g.n_held = 0
+
+
 cdef void flush(Worker* w, Connection* c) noexcept nogil:
     """Sends what there is, until the socket is full, all is out, or it is the others' turn."""
+    flush_on(w, c)
+    let_held(engine_of(w))
+
+
+cdef void flush_on(Worker* w, Connection* c) noexcept nogil:
     cdef Session* s = session_of(c)
     cdef Engine* g = engine_of(w)
     cdef iovec part
@@ -173,6 +186,7 @@ cdef void flush(Worker* w, Connection* c) noexcept nogil:
             blocked(w, c)
             return
         c.is_blocked = 0
+        let_held(g)
         g.n_parts = 0
         g.n_small = 0
         g.n_bytes = 0

@@ -140,6 +140,12 @@ cdef int send_data(nghttp2_session* engine, nghttp2_frame* frame, const uint8_t*
     if c == NULL:
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
     put_small(g, head, 9)
+    if c.object != NULL and (g.n_held == 0 or g.held[g.n_held - 1] != c.object):
+        # nghttp2 closes the stream of a last frame before anything is written. If its object was purged meanwhile, the
+        # reference of the stream is all that keeps the body that the write still points into.
+        add_u64(&c.object.refs, 1)
+        g.held[g.n_held] = c.object
+        g.n_held += 1
     g.parts[g.n_parts].iov_base = <void*>g.data
     g.parts[g.n_parts].iov_len = n
     g.n_parts += 1

@@ -7,14 +7,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import threading
 from collections.abc import Callable
 
 import h2.events
 import h2.exceptions
 import pytest
 from h2_rig import CANCEL, CLEARTEXT, Answer, H2Viewer, raw_frame
-from plane_rig import Rig
-from test_socket_torture import N_KEYS, SECONDS, SEED, Client, Control
+from plane_rig import MEDIA, Rig
+from test_socket_torture import N_KEYS, SECONDS, SEED, Client, Control, body_of
 from test_upload_torture import SIZES, Reader
 from tls_rig import one_way_socket, tls_rig
 from torture_run import run_for
@@ -200,3 +201,71 @@ def test_streams_against_a_control_plane(rigs: Callable[..., Rig], memory: int, 
     assert {"hits", "misses", "passed", "uploads", "h2_streams"} <= figures.keys()
     assert "h2_protocol_errors" not in figures
     rig.check_counters()
+
+
+class Purger(threading.Thread):
+    """Stores an object under the same key again and again, takes it away while it is sent, and frees what it can."""
+
+    def __init__(self, rig: Rig) -> None:
+        super().__init__()
+        self.rig, self.must_stop = rig, threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        seed = 0
+        try:
+            while not self.must_stop.is_set():
+                seed += 1
+                n_hits = self.rig.total("hits")
+                self.rig.store("/0", body_of(seed, 20_000), lines=b"X-Seed: %d\r\n" % seed)
+                while self.rig.total("hits") == n_hits and not self.must_stop.is_set():
+                    self.refuse()
+                for stored in self.rig.plane.find(MEDIA, b"/0"):
+                    stored.detach()
+                stored = None
+                for _ in range(50):
+                    self.rig.plane.reclaim()
+                self.refuse()
+        except BaseException as error:
+            self.error = error
+
+
+    def refuse(self) -> None:
+        self.rig.take()
+        for exchange in self.rig.exchanges:
+            exchange.error(503)
+        self.rig.exchanges.clear()
+
+
+class Taker(threading.Thread):
+    def __init__(self, rig: Rig) -> None:
+        super().__init__()
+        self.rig, self.must_stop = rig, threading.Event()
+        self.n = 0
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            viewer = H2Viewer(self.rig, window=1 << 20)
+            while not self.must_stop.is_set():
+                for answer in viewer.until_over(*(viewer.request("/0") for _ in range(20))):
+                    if answer.status == 200:
+                        assert answer.body == body_of(int(answer["x-seed"]), 20_000)
+                        self.n += 1
+        except BaseException as error:
+            self.error = error
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls-1.3"])
+def test_a_body_that_is_purged_while_its_last_frame_is_on_its_way(rigs: Callable[..., Rig], kind: str) -> None:
+    """The stream was closed, and its reference given back, before the write that pointed into the body: a purge and a
+    reclaim in between freed it under the write, which then sent whatever was there. ThreadSanitizer saw it."""
+    if kind == "plain":
+        rig = rigs(workers=2, http2=CLEARTEXT)
+    else:
+        rig = tls_rig(rigs, workers=2, http2=OFFERED)
+        rig.secure = one_way_socket(kind, "h2")
+    purger, takers = Purger(rig), [Taker(rig) for _ in range(3)]
+    run_for(1, purger, takers)
+    assert sum(taker.n for taker in takers) > 0
+    gc.collect()
