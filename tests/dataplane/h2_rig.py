@@ -31,6 +31,10 @@ class Answer:
     reset: int | None = None
 
     @property
+    def is_open(self) -> bool:
+        return not self.is_whole and self.reset is None
+
+    @property
     def fields(self) -> list[tuple[str, str]]:
         return [(name, value) for name, value in self.heads[-1] if not name.startswith(":")]
 
@@ -159,7 +163,7 @@ class H2Viewer(Viewer):
     def until_over(self, *streams: int) -> list[Answer]:
         """The answers of these streams, each whole or reset."""
         answers = [self.answers[stream] for stream in streams]
-        while not all(answer.is_whole or answer.reset is not None for answer in answers):
+        while any(answer.is_open for answer in answers):
             assert self.step(), f"ended: {self.goaways}"
         return answers
 

@@ -103,9 +103,9 @@ class Streams(Client):
             if stream not in left:
                 self.upload(viewer, stream, body)
         going = [stream for stream in (*asked, *sent) if stream not in left]
-        if chance.random() < 0.1 and going:
+        if chance.random() < 0.1 and going and viewer.answers[going[0]].is_open:
             viewer.step()
-            if not viewer.answers[going[0]].is_whole and viewer.answers[going[0]].reset is None:
+            if viewer.answers[going[0]].is_open:
                 left.add(going[0])
                 self.take_back(viewer, going.pop(0))
         for stream, answer in zip(going, viewer.until_over(*going), strict=True):
