@@ -121,7 +121,7 @@ cache: {{memory: {memory}{f', disk: {{size: {disk}}}' if disk else ''}}}
 listen: {{{listen}}}
 workers: 1
 origins: {{bench: {{from: ["http://127.0.0.1:{origin_port}"], hosts: ["*"]}}}}
-limits: {{idle_timeout: 10m}}
+limits: {{idle_timeout: 10m, head_timeout: 60s}}
 """
         )
         program = str(measure.ROOT / ".venv" / "bin" / "acceleratord")

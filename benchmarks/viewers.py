@@ -1,5 +1,6 @@
-"""Viewers at their own pace, beside nginx: 10,000 keep-alive connections with 2,000 requests/s over all; up to 6,000
-viewers of a low-latency live channel, each with a playlist and a part every 333 ms. First byte, memory, server CPU.
+"""Viewers at their own pace, beside nginx: 10,000 keep-alive connections with 2,000 requests/s over all, plain and over
+TLS 1.3; up to 6,000 viewers of a low-latency live channel, each with a playlist and a part every 333 ms. First byte,
+memory, server CPU.
 
 paced.c is the load: it counts from when a request was due. The servers take turns; medians of the rounds.
 Run: .venv/bin/python benchmarks/viewers.py [--rounds N] [--seconds S] [--case idle|live]
@@ -34,10 +35,14 @@ class Case:
     connections: int
     interval_ms: int
     paths: tuple[str, ...]
+    is_tls: bool = False
 
 
 CASES = {
-    "idle": (Case("10,000 keep-alive connections, 2,000 requests/s", 10_000, 5000, (PLAYLIST,)),),
+    "idle": (
+        Case("10,000 keep-alive connections, 2,000 requests/s", 10_000, 5000, (PLAYLIST,)),
+        Case("10,000 keep-alive connections, 2,000 requests/s, TLS 1.3", 10_000, 5000, (PLAYLIST,), is_tls=True),
+    ),
     # From few to all: where the load side can't follow any more, the ones before it still say something.
     "live": tuple(
         Case(f"{n:,} live viewers, a playlist and a part of 125 kB every 333 ms", n, 333, (PLAYLIST, PART))
@@ -59,8 +64,8 @@ class Round:
 def run(case: Case, server: servers.Server, seconds: int, idle_bytes: int) -> Round | str:
     """One round; what was wrong where it does not count."""
     command = [
-        measure.compiled("paced", "-lssl", "-lcrypto"), str(server.port), str(case.connections), str(case.interval_ms),
-        str(seconds), "plain", *case.paths,
+        measure.compiled("paced", "-lssl", "-lcrypto"), str(server.tls_port if case.is_tls else server.port),
+        str(case.connections), str(case.interval_ms), str(seconds), "tls" if case.is_tls else "plain", *case.paths,
     ]  # fmt: skip
     with subprocess.Popen(measure.pin(command, measure.LOAD_CPU), stdout=subprocess.PIPE, text=True) as load:
         assert load.stdout is not None
@@ -137,10 +142,11 @@ def main(rounds: int = ROUNDS, seconds: int = SECONDS, case: str = "") -> None:
     print(f"{rounds} rounds of {seconds} s each, the servers in turn; medians; one server core, one load core")
     with contextlib.ExitStack() as stack:
         origin = stack.enter_context(servers.origin())
+        tls = stack.enter_context(servers.certificate())
         peers = [
-            stack.enter_context(servers.box(origin.port)),
-            stack.enter_context(servers.nginx_files(files, True)),
-            stack.enter_context(servers.nginx_files(files, False)),
+            stack.enter_context(servers.box(origin.port, tls=tls)),
+            stack.enter_context(servers.nginx_files(files, True, tls=tls)),
+            stack.enter_context(servers.nginx_files(files, False, tls=tls)),
         ]
         for peer in peers:
             for path in files:
