@@ -8,6 +8,7 @@ udpxy, whose work this is elsewhere, isn't packaged in Debian: it is no peer her
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import statistics
@@ -151,7 +152,9 @@ def bare() -> tuple[float, float]:
 
 
 def main() -> int:
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=int, nargs="?", default=5)
+    runs = parser.parse_args().runs
     if measure.missing("gcc", "taskset"):
         print("not measured: needs gcc and taskset")
         return 0
