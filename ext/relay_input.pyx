@@ -5,6 +5,7 @@ from libc.string cimport memcpy, memset
 
 from ext.atomics cimport count, load_ptr, store_u64_relaxed
 from ext.relay cimport *
+from ext.relay_align cimport align_close, align_lost, align_take, content_of, is_apart
 from ext.relay_ask cimport ask_missed, ask_take
 from ext.relay_fec cimport fec_forget, fec_take, fec_try
 from ext.relay_wire cimport *
@@ -48,6 +49,7 @@ cdef void relay_close(Relay* r) noexcept nogil:
     free(r.fec)
     free(r.fec_data)
     free(r.asks)
+    align_close(r)
     r.asks = NULL
     r.ready = NULL
     r.slots = NULL
@@ -211,13 +213,15 @@ cdef void leg_measure(Relay* r, Leg* leg, Rtp* rtp, int64_t now) noexcept nogil:
 
 # --- a datagram -------------------------------------------------------------------------------------------------------
 
-cdef void accept(Relay* r, uint32_t leg, uint64_t sequence, const uint8_t* data, uint32_t length, Rtp* rtp, int64_t now) noexcept nogil:
+cdef void accept(Relay* r, uint32_t leg, uint64_t sequence, const uint8_t* data, uint32_t length, Rtp* rtp, uint64_t content,
+                 int64_t now) noexcept nogil:
     """Puts a packet into its slot, `sequence` being within the window, and releases what can go."""
     cdef Slot* slot = &r.slots[sequence & r.mask]
     if sequence > r.oldest_unsent and sequence - r.oldest_unsent > r.mask:
         drop_backlog(r, sequence)
     slot.sequence = sequence
     slot.arrival_ns = now
+    slot.content = content
     slot.timestamp = rtp.timestamp
     slot.length = <uint16_t>length
     slot.header_bytes = <uint16_t>rtp.header_bytes
@@ -259,15 +263,41 @@ cdef bint is_restart(Relay* r, Leg* leg, Rtp* rtp, int64_t now) noexcept nogil:
     return second and (r.n_media == 1 or r.mode == MODE_BACKUP or now - r.good_ns > r.wait_ns)
 
 
+cdef bint unwrap(Relay* r, uint32_t index, const uint8_t* data, uint32_t length, Rtp* rtp, uint64_t* content, int64_t now) noexcept nogil:
+    """What SRT or RIST brought, without our header. Transport packets in RTP of the sender's own have numbers that hold
+    for all legs; others have those of their connection. False: it belongs nowhere."""
+    cdef Rtp inner
+    if read_rtp(data, length, &inner) == WIRE_OK and is_ts(data + inner.header_bytes, inner.payload_bytes):
+        rtp[0] = inner
+        r.inner_format = FORMAT_RTP
+        return True
+    rtp.header_bytes = 0
+    rtp.payload_bytes = length
+    r.inner_format = FORMAT_TS if is_ts(data, length) else FORMAT_OPAQUE
+    if r.inner_format == FORMAT_OPAQUE:
+        rtp.payload_type = 96           # RFC 3551 section 3: dynamic
+    if r.aligns == NULL:
+        return True
+    content[0] = content_of(data, length)
+    return align_take(r, index, content[0], rtp, now)
+
+
 cdef void take_rtp(Relay* r, uint32_t index, const uint8_t* data, uint32_t length, int64_t now) noexcept nogil:
     cdef Leg* leg = &r.legs[index]
     cdef Rtp rtp
+    cdef Slot* slot
     cdef int32_t step
-    cdef uint64_t sequence
+    cdef uint64_t sequence, content = 0
     cdef int said = read_rtp(data, length, &rtp)
     if said != WIRE_OK:
         count(&r.counters[R_DROP_RTCP if said == WIRE_RTCP else R_DROP_MALFORMED], 1)
         return
+    if r.is_wrapped:
+        data += rtp.header_bytes
+        length = rtp.payload_bytes
+        if not unwrap(r, index, data, length, &rtp, &content, now):
+            count(&r.counters[R_DROP_APART], 1)
+            return
     if r.asks != NULL and (rtp.payload_type == r.rtx_type or leg.kind == LEG_RTX):
         if rtp.payload_type == r.rtx_type:
             ask_take(r, data, length, &rtp, now)
@@ -305,8 +335,13 @@ cdef void take_rtp(Relay* r, uint32_t index, const uint8_t* data, uint32_t lengt
     if sequence < r.next or r.slots[sequence & r.mask].sequence == sequence:
         # A slot keeps its number until it is taken again. The other leg may bring any number of true copies at once,
         # after the source has paused: they say nothing of a new stream.
-        if r.slots[sequence & r.mask].sequence == sequence and r.slots[sequence & r.mask].timestamp == rtp.timestamp:
-            count(&r.counters[R_DUPLICATE], 1)
+        slot = &r.slots[sequence & r.mask]
+        if slot.sequence == sequence and (slot.timestamp == rtp.timestamp or content):
+            if slot.content != content:
+                align_lost(r, index)
+                count(&r.counters[R_DROP_APART], 1)
+            else:
+                count(&r.counters[R_DUPLICATE], 1)
             return
         r.late_run += 1
         if r.late_run < LATE_RUN or now - r.good_ns <= r.wait_ns:
@@ -328,7 +363,7 @@ cdef void take_rtp(Relay* r, uint32_t index, const uint8_t* data, uint32_t lengt
         r.newest_rtp = <uint16_t>(rtp.sequence - 1)
         sequence = r.next
         fec_forget(r)
-    accept(r, index, sequence, data, length, &rtp, now)
+    accept(r, index, sequence, data, length, &rtp, content, now)
 
 
 cdef bint is_over_cap(Relay* r, Leg* leg, uint32_t length, int64_t now) noexcept nogil:
@@ -400,7 +435,7 @@ cdef void relay_take(Relay* r, uint32_t index, const uint8_t* data, uint32_t len
     memset(&rtp, 0, sizeof(Rtp))
     rtp.payload_bytes = length
     rtp.timestamp = <uint32_t>(now // 1000 * r.clock_hz // 1000000)
-    accept(r, index, r.newest + 1, data, length, &rtp, now)
+    accept(r, index, r.newest + 1, data, length, &rtp, 0, now)
 
 
 cdef void relay_gauges(Relay* r) noexcept nogil:
@@ -413,11 +448,12 @@ cdef void relay_gauges(Relay* r) noexcept nogil:
     store_u64_relaxed(&row[R_TS_PCR_JUMPS], r.ts.n_pcr_jumps)
     store_u64_relaxed(&row[R_TS_RANDOM_ACCESS], r.ts.n_random_access)
     store_u64_relaxed(&row[R_TS_RATE_BPS], r.ts.rate_bps)
-    store_u64_relaxed(&row[R_FORMAT], r.format)
+    store_u64_relaxed(&row[R_FORMAT], r.inner_format if r.is_wrapped else r.format)
     store_u64_relaxed(&row[R_ACTIVE_LEG], r.active)
     store_u64_relaxed(&row[R_LAST_NS], <uint64_t>r.good_ns)
     for i in range(r.n_legs):
         leg = &r.legs[i]
         store_u64_relaxed(&leg.counters[L_LAST_NS], <uint64_t>leg.last_ns)
+        store_u64_relaxed(&leg.counters[L_APART], is_apart(r, i))
         store_u64_relaxed(&leg.counters[L_JITTER_NS], <uint64_t>(leg.jitter_16 >> 4) * 1000000000 // r.clock_hz)
     store_u64_relaxed(&row[R_JITTER_NS], r.legs[r.active].counters[L_JITTER_NS])

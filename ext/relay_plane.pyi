@@ -37,6 +37,7 @@ class Settings:
         ask_ssrc: int = 0,
         ask_name: bytes = b"",
         rtx_type: int = 255,
+        is_wrapped: bool = False,
     ) -> None: ...
 
 class RelayPlane:

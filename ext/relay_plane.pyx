@@ -10,6 +10,7 @@ import numpy as np
 
 from ext.atomics cimport *
 from ext.relay cimport *
+from ext.relay_align cimport align_open
 from ext.relay_ask cimport ASK_AGAIN_NS, ASK_BYTES, ask_write
 from ext.relay_input cimport relay_close, relay_expire, relay_gauges, relay_open, relay_take, source_allowed
 from ext.relay_send cimport Sender, relay_pump
@@ -56,6 +57,7 @@ RELAY_COUNTERS = (
     (R_DROP_SSRC, "drop_ssrc", "dropped: another source, alone"),
     (R_DROP_JUMP, "drop_jump", "dropped: out of sequence, alone"),
     (R_DROP_FORMAT, "drop_format", "dropped: not what the stream carries"),
+    (R_DROP_APART, "drop_apart", "dropped: of an input whose packets can't be put beside the other's (yet)"),
     (R_DROP_STANDBY, "drop_standby", "left: from an input that stands by"),
     (R_DROP_RATE, "drop_rate", "dropped: beyond the relay's bitrate"),
     (R_DROP_FEC_MALFORMED, "drop_fec_malformed", "dropped: repair packets that can't be read"),
@@ -75,7 +77,7 @@ RELAY_GAUGES = (
 )
 LEG_COLUMNS = (
     (L_DATAGRAMS, "datagrams"), (L_BYTES, "bytes"), (L_FIRST, "first"), (L_LOST, "lost"), (L_JITTER_NS, "jitter_ns"),
-    (L_LAST_NS, "last_ns"), (L_DROP_KERNEL, "drop_kernel"),
+    (L_LAST_NS, "last_ns"), (L_DROP_KERNEL, "drop_kernel"), (L_APART, "apart"),
 )
 OUTPUT_COLUMNS = (
     (O_PACKETS, "packets"), (O_BYTES, "bytes"), (O_CALLS, "calls"), (O_TRAINS, "trains"), (O_DROP_FULL, "drop_full"),
@@ -98,7 +100,8 @@ cdef class Settings:
     cdef Relay* relay
 
     def __cinit__(self, *, legs, mode="merge", is_rtp=False, wait_ns=0, failover_ns=500_000_000, window_packets=256,
-                  slot_bytes=1536, payload_type=255, clock_hz=90000, cap_bytes_s=0, ask_to=b"", ask_ssrc=0, ask_name=b"", rtx_type=255):
+                  slot_bytes=1536, payload_type=255, clock_hz=90000, cap_bytes_s=0, ask_to=b"", ask_ssrc=0, ask_name=b"", rtx_type=255,
+                  is_wrapped=False):
         cdef Relay* r
         cdef Leg* leg
         if not 1 <= len(legs) <= MAX_LEGS or mode not in MODES or not 0 <= wait_ns <= 10_000_000_000:
@@ -139,7 +142,8 @@ cdef class Settings:
                     raise ValueError("a source is 16 bytes and at most 128 bits")
                 memcpy(leg.sources[j].address, <const char*>address, 16)
                 leg.sources[j].bits = bits
-        if not relay_open(r, window_packets, has_fec):
+        r.is_wrapped = is_wrapped
+        if not relay_open(r, window_packets, has_fec) or (is_wrapped and mode == "merge" and r.n_media > 1 and not align_open(r)):
             raise MemoryError
         if ask_to:
             self._ask(ask_to, ask_ssrc, ask_name, rtx_type)

@@ -64,7 +64,7 @@ cdef void stamp(Relay* r, Output* o, Slot* slot, uint8_t* header) noexcept nogil
         kind = RTP_DYNAMIC
     header[0] = 0x80
     header[1] = kind
-    if r.format == FORMAT_RTP:
+    if r.format == FORMAT_RTP and slot.header_bytes:
         header[1] |= slot_data(r, slot.sequence)[1] & 0x80
     header[2] = <uint8_t>(o.sequence >> 8)
     header[3] = <uint8_t>o.sequence

@@ -254,6 +254,8 @@ def relay_page(row: Mapping[str, Any]) -> RenderableType:
         use = leg["kind"] if leg["kind"] != "media" else "active" if leg["active"] else "standby"
         if leg["joined"] is False:
             use += ", not joined"
+        if leg["apart"]:
+            use += ", apart"
         legs.add_row(
             printable(leg["input"]), printable(leg["interface"] or "-"), use, count_text(leg["datagrams"]),
             count_text(leg["first"]), count_text(leg["lost"]), f"{leg['jitter_ms']:.1f}",

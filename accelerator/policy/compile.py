@@ -17,7 +17,6 @@ from accelerator.policy.link_rows import LinkRow, MarkRow, link_rows, mark_rows
 from accelerator.policy.model import Origin, Policy, Relay, RelayOutput
 from accelerator.policy.relay_addresses import dscp_value
 from accelerator.policy.relay_rules import (
-    CONNECTED,
     REORDER_FEC_S,
     REORDER_LEGS_S,
     REORDER_RETRANSMIT_S,
@@ -400,14 +399,14 @@ def _relay_row(name: str, relay: Relay) -> RelayRow:
         payload_type=-1 if relay.payload_type is None else relay.payload_type,
         receivers_max=relay.receivers,
         bitrate_bps=relay.bitrate or 0,
-        outputs=tuple(_relay_output_row(each, keeps_rtp=relay.from_[0].scheme not in CONNECTED) for each in relay.to),
+        outputs=tuple(map(_relay_output_row, relay.to)),
         announce=relay.announce or "",
         asks=relay.retransmit.from_ if relay.retransmit is not None else None,
         asks_type=relay.retransmit.payload_type if relay.retransmit is not None else -1,
     )
 
 
-def _relay_output_row(output: RelayOutput, *, keeps_rtp: bool) -> RelayOutputRow:
+def _relay_output_row(output: RelayOutput) -> RelayOutputRow:
     kind = "group" if output.group is not None else "http" if output.http is not None else "unicast"
     targets = (output.group,) if output.group is not None else output.unicast or ()
     hold_s = (HOLD_HTTP_S if kind == "http" else HOLD_S) if output.hold is None else output.hold
@@ -420,8 +419,7 @@ def _relay_output_row(output: RelayOutput, *, keeps_rtp: bool) -> RelayOutputRow
         dscp=dscp_value(output.dscp),
         source_port=output.source_port,
         zones=output.zones,
-        # As it came by SRT or RIST: the header in front is ours, for the way into the relay.
-        rtp="strip" if output.rtp == "keep" and not keeps_rtp else output.rtp,
+        rtp=output.rtp,
         hold_ns=int(hold_s * 1e9),
         rate_bps=output.rate or 0,
         window_bytes=output.window if kind == "http" else 0,

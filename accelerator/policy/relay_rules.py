@@ -190,9 +190,6 @@ def _connection_findings(name: str, relay: Relay) -> Iterator[Finding]:
         if relay.connection is not None:
             yield Finding(below, f"{key}: is for srt:// and rist:// inputs, which connect: {scheme} doesn't")
         return
-    if relay.mode == "legs" and len(relay.from_) > 1:
-        message = f"{scheme} connections number their packets each for itself and can't be merged: mode: backup"
-        yield Finding((name, "from"), f"{where}.from: {message}")
     for index, url in enumerate(relay.from_):
         if ip_address(url.host).is_unspecified and said.mode == "caller":
             yield Finding((name, "from", index), f"{where}.from: a caller connects to an address, {url.host} is none")

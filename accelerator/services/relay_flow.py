@@ -39,6 +39,8 @@ DATAGRAM_BYTES_MAX = 1536
 # In flight, half of it: 50 ms of 100 Mbit/s; with legs or repair 250 ms of 80 Mbit/s. 1.5 and 6 MiB.
 WINDOW_PACKETS = 1024
 WINDOW_PACKETS_WIDE = 4096
+# A leg that has just connected is put beside the others within some packets.
+APART_TOLD_NS = 5_000_000_000
 # Of a link: what a train may take of it at most.
 TRAIN_S = 0.0005
 RATES = ("bitrate_bps", "packets_per_s", "lost_per_s", "sent_bps", "sent_packets_per_s")
@@ -59,6 +61,7 @@ class Leg:
     trouble: str = ""
     intake: Intake | None = None
     n_refused_told: int = 0
+    apart_since_ns: int = 0
 
     @property
     def membership(self) -> Membership:
@@ -114,6 +117,7 @@ def settings_of(row: RelayRow, legs: Iterable[Leg]) -> RelaySettings:
         ask_name=base64.b64encode(secrets.token_bytes(12)),
         ask_ssrc=secrets.randbits(32),
         rtx_type=row.asks_type if row.asks is not None else 255,
+        is_wrapped=row.inputs[0].session is not None,
     )
 
 
@@ -256,7 +260,8 @@ class Flow:
         outlet.index = outlet.socket = None
 
     def sends_rtp(self, outlet: Outlet) -> bool:
-        is_rtp = self.row.inputs[0].is_rtp or RELAY_FORMATS[self.gauges()["format"]] == "rtp"
+        first = self.row.inputs[0]
+        is_rtp = (first.is_rtp and first.session is None) or RELAY_FORMATS[self.gauges()["format"]] == "rtp"
         return is_rtp if outlet.row.rtp == "keep" else outlet.row.rtp == "restamp"
 
     def freed(self, index: int) -> None:
@@ -275,10 +280,11 @@ class Flow:
         """Joins, leaves and joins anew; opens outputs that can be now. `refusal`: why a group may not be sent to a
         link, "" if it may. True: outputs have changed, and are published."""
         is_wanted = self.is_wanted(now_ns)
-        for leg in self.legs:
+        for index, leg in enumerate(self.legs):
             if leg.intake is not None:
                 leg.intake.follow(now_ns, is_wanted=is_wanted)
                 leg.is_joined, leg.trouble = leg.intake.state == "connected", leg.intake.trouble
+                self._follow_place(index, leg, now_ns)
             elif leg.is_group:
                 self._follow_leg(leg, links, is_wanted=is_wanted)
         changed = False
@@ -306,6 +312,15 @@ class Flow:
                 leg.trouble = error.message
             else:
                 leg.is_joined, leg.link, leg.trouble = True, seen, ""
+
+    def _follow_place(self, index: int, leg: Leg, now_ns: int) -> None:
+        """Of a leg that is put beside another by what it carries: a sender of other packets is left out, and told."""
+        if not leg.is_joined or not self.leg_counters(index)["apart"]:
+            leg.apart_since_ns = 0
+            return
+        leg.apart_since_ns = leg.apart_since_ns or now_ns
+        if now_ns - leg.apart_since_ns > APART_TOLD_NS:
+            leg.trouble = "its packets are not those of the other input: they are left out"
 
     def _follow_outlet(self, outlet: Outlet, links: Mapping[str, Link], refusal: Callable[[Link], str]) -> bool:
         name = outlet.row.interface if outlet.row.kind == "group" else None
@@ -433,7 +448,7 @@ class Flow:
                     "active": leg.spec.kind == "media" and (not self.row.is_backup or index == self.active_leg),
                     "silent_s": round((now_ns - row["last_ns"]) / 1e9, 1) if row["last_ns"] else None,
                     "jitter_ms": round(row["jitter_ns"] / 1e6, 2),
-                    **{name: row[name] for name in ("datagrams", "bytes", "first", "lost", "drop_kernel")},
+                    **{name: row[name] for name in ("datagrams", "bytes", "first", "lost", "drop_kernel", "apart")},
                 }
             )  # fmt: skip
         outputs = [

@@ -98,11 +98,48 @@ def check_relay(source: random.Random) -> None:
     assert sum(packet not in came for packet in out) <= known["repaired"]
 
 
+def check_wrapped(source: random.Random) -> None:
+    """As SRT and RIST give it, on legs with numbers of their own: what goes out came in, without our header."""
+    legs: list[tuple[int, str, tuple[tuple[bytes, int], ...]]] = [(-1, "media", ())] * 3
+    bench = RelayBench(
+        Settings(
+            legs=legs, is_rtp=True, is_wrapped=True, mode=source.choice(["merge", "merge", "backup"]),
+            wait_ns=source.choice([0, 10**7, 10**9]), window_packets=source.choice([64, 1024]), slot_bytes=1400,
+        )
+    )  # fmt: skip
+    now, out, came, n, at = 10**9, [], set(), 0, 0
+    shifts = [source.randrange(65_536) for _ in legs]
+    for _ in range(300):
+        now += source.choice([10**5, 10**6, 10**7, 3 * 10**9 if source.random() < 0.01 else 0])
+        at += source.choice([1, 1, 1, 1, 0, -1, 2, 5000 if source.random() < 0.02 else 0])
+        leg = source.randrange(3)
+        if source.random() < 0.01:
+            shifts[leg] = source.randrange(65_536)
+        payload = struct.pack("!I", at % 50) + MEDIA[at % 12][16:] if source.random() < 0.2 else MEDIA[at % 12][12:]
+        payload = payload[:5] + struct.pack("!I", at & 0xFFFFFFFF) + payload[9:]
+        if source.random() < 0.1:
+            payload = mutated(source, SEEDS, WORDS, most=2)
+        data = rtp(at + shifts[leg], payload, ssrc=shifts[leg])
+        data = mutated(source, [data], WORDS, most=2) if source.random() < 0.05 else data
+        n += 1
+        came.add(data)
+        out += bench.take(leg, data, now)
+    out += bench.expire(now + 10**10)
+    known = bench.known()
+    assert known["packets"] + sum(known[name] for name in (*DROPS, "drop_apart")) == n
+    assert len(out) == known["packets"]
+    contents = {each[found["header_bytes"] :][: found["payload_bytes"]] for each in came
+                if isinstance(found := rtp_of(each), dict)}  # fmt: skip
+    assert all(packet in contents for packet in out)
+
+
 def check(source: random.Random) -> None:
     """The target's invariants, for one seed."""
     check_readers(source)
     if source.random() < 0.2:
         check_relay(source)
+    if source.random() < 0.1:
+        check_wrapped(source)
 
 
 def test_fuzz_relay() -> None:

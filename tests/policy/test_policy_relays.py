@@ -84,7 +84,7 @@ def test_legs_backups_and_repair_are_inputs() -> None:
         ('from: ["udp://224.0.0.5:99"]', "224.0.0.5 belongs to routing protocols"),
         ('from: ["udp://[fd00::1]@239.1.1.1:99"]', "source and address are of two families"),
         ('from: ["srt://239.1.1.1:99"]', "srt connects to one address: neither a group nor a source stands here"),
-        ('from: ["srt://10.0.0.1:99", "srt://10.0.0.2:99"]', "srt connections number their packets each for itself"),
+        ('from: ["srt://10.0.0.1:99", "rist://10.0.0.2:98"]', "inputs of one relay have one scheme"),
         ('from: ["srt://0.0.0.0:99"]', "a caller connects to an address, 0.0.0.0 is none"),
         ('from: ["srt://10.0.0.1:99"], fec: both', "repairs RTP, so the input has to be rtp://"),
         ('from: ["srt://10.0.0.1:99"], payload_type: 33', "payload_type: srt carries none"),

@@ -3,11 +3,13 @@ senders that are refused, a library that isn't there."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,13 +65,13 @@ def channel(source: netns.Namespace, port: int, seconds: int) -> subprocess.Pope
     return source.popen(*command.split(), stderr=subprocess.DEVNULL)
 
 
-def srt_sender(source: netns.Namespace, to: str) -> subprocess.Popen[bytes]:
-    command = ["srt-live-transmit", "-q", "-chunk:1316", "udp://127.0.0.1:7000", to]
+def srt_sender(source: netns.Namespace, to: str, port: int = 7000) -> subprocess.Popen[bytes]:
+    command = ["srt-live-transmit", "-q", "-chunk:1316", f"udp://127.0.0.1:{port}", to]
     return source.popen(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def rist_sender(source: netns.Namespace, to: str, *options: str) -> subprocess.Popen[bytes]:
-    command = ["ristsender", "-i", "udp://@127.0.0.1:7000", "-o", to, "-S", "0", *options]
+def rist_sender(source: netns.Namespace, to: str, *options: str, port: int = 7000) -> subprocess.Popen[bytes]:
+    command = ["ristsender", "-i", f"udp://@127.0.0.1:{port}", "-o", to, "-S", "0", *options]
     return source.popen(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -147,6 +149,80 @@ def test_an_encrypted_input_over_a_lossy_network_is_whole(case: str, places: Pla
         assert trouble not in said, said.decode()
     assert "NoNewPrivs:\t1" in status
     assert not is_running(pid), "it ends with the daemon"
+
+
+class Splitter:
+    """What comes on one loopback port of a namespace goes to several: two encoders' worth of senders for one stream."""
+
+    def __init__(self, namespace: netns.Namespace, port: int, to: Sequence[int]) -> None:
+        self._to = to
+        self._socket = unicast(namespace, "127.0.0.1", port)
+        self._socket.settimeout(0.05)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError, ConnectionRefusedError):
+                data = self._socket.recv(65_536)
+                for port in self._to:
+                    self._socket.sendto(data, ("127.0.0.1", port))
+
+    def __enter__(self) -> Splitter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._socket.close()
+
+
+@pytest.mark.parametrize("scheme", ["srt", pytest.param("rist", marks=pytest.mark.slow)])
+def test_a_leg_that_dies_is_not_seen_by_ffmpeg(scheme: str, places: Places, tmp_path: Path) -> None:
+    """One stream by two connections that number their packets each for itself: the first dies and comes back, then the
+    second dies. (About 10 s: a connection takes up to 3 s to be there again.)"""
+    source, namespace, (screens,) = places
+
+    def sender(leg: int) -> subprocess.Popen[bytes]:
+        make = srt_sender if scheme == "srt" else rist_sender
+        return make(source, f"{scheme}://10.0.0.1:{9000 + 10 * leg}", port=7010 + 10 * leg)
+
+    def legs() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = box.relay()["legs"]
+        return found
+
+    hall = {
+        "from": [f"{scheme}://10.0.0.1:9000", f"{scheme}://10.0.0.1:9010"], "sources": ["10.0.0.2/32"], "to": SCREEN,
+        "connection": {"mode": "listener", "latency": "120ms"},
+    }  # fmt: skip
+    first, second = sender(0), sender(1)
+    with (
+        running(first, second), Splitter(source, 7000, [7010, 7020]), RelayBox(namespace, tmp_path, hall=hall) as box,
+    ):  # fmt: skip
+        wait_for(lambda: all(leg["joined"] for leg in legs()) or scheme == "rist", seconds=15)
+        screen = screens.popen(
+            "ffmpeg", "-v", "warning", "-analyzeduration", "500000",
+            "-i", "udp://239.2.1.1:5004?localaddr=10.1.0.2&timeout=2000000", "-f", "null", "-", stderr=subprocess.PIPE,
+        )  # fmt: skip
+        wait_for(lambda: "239.2.1.1" in groups(screens, "eth0"))
+        with running(channel(source, 7000, 60)):
+            wait_for(lambda: all(leg["datagrams"] > 50 and not leg["apart"] for leg in legs()))
+            first.kill()
+            # What it took with it comes from the other leg alone.
+            before = legs()[1]["first"]
+            wait_for(lambda: legs()[1]["first"] > before + 100)
+            n_of_first = legs()[0]["datagrams"]
+            with running(sender(0)):
+                wait_for(lambda: legs()[0]["datagrams"] > n_of_first + 50 and not legs()[0]["apart"])
+                second.kill()
+                before = legs()[0]["first"]
+                wait_for(lambda: legs()[0]["first"] > before + 100)
+                counters = box.relay()["counters"]
+        _, said = screen.communicate(timeout=30)
+    assert (counters["lost"], counters["ts_continuity"], counters["restarts"]) == (0, 0, 0), counters
+    for trouble in (b"Continuity", b"corrupt", b"missed"):
+        assert trouble not in said, said.decode()
 
 
 def test_a_process_that_is_killed_is_started_again_and_ends_with_the_daemon(places: Places, tmp_path: Path) -> None:

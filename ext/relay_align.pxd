@@ -1,0 +1,16 @@
+# Legs whose packets have no numbers in common (SRT, RIST: each connection counts for itself): by how much one leg's numbers
+# differ from another's is learned from packets whose bytes are the same. docs/decisions/0250. No socket and no clock.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from ext.relay cimport Relay
+from ext.relay_wire cimport Rtp
+
+cdef bint align_open(Relay* relay) noexcept nogil           # False: no memory
+cdef void align_close(Relay* relay) noexcept nogil
+# What tells a payload from others; 0: nothing does (transport packets that are all stuffing).
+cdef uint64_t content_of(const uint8_t* data, uint32_t length) noexcept nogil
+# Puts `rtp` of a leg's packet into the numbers, times and source of the relay. False: where it belongs isn't known.
+cdef bint align_take(Relay* relay, uint32_t leg, uint64_t content, Rtp* rtp, int64_t now) noexcept nogil
+# The leg brought other bytes than another one under the same number: its place is to be learned anew.
+cdef void align_lost(Relay* relay, uint32_t leg) noexcept nogil
+cdef bint is_apart(Relay* relay, uint32_t leg) noexcept nogil
