@@ -25,8 +25,6 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +36,12 @@ from accelerator.errors import AcceleratorError, ControlError
 from accelerator.kernel.intercept import Interceptor, open_transparent
 from accelerator.kernel.keeper import Kept
 from accelerator.kernel.links import LinkWatch, read_links
-from accelerator.kernel.mroute import MulticastRoutingError, MulticastSocket
-from accelerator.kernel.multicast import MulticastService, ProxyWish
+from accelerator.kernel.mroute import MulticastRoutingError, MulticastSocket, kept_table
+from accelerator.kernel.multicast import MulticastService
+from accelerator.kernel.multicast_wish import MulticastWish, multicast_rules, multicast_wish
 from accelerator.kernel.objects import check_routes
 from accelerator.kernel.reconcile import Reconciler
-from accelerator.kernel.state import DesiredState, MulticastProxy, StateError, check_interfaces, decode, encode
-from accelerator.protocols.membership.messages import Prefix, prefix
-from accelerator.protocols.membership.settings import Admission, HostSettings, QuerierMode, RouterSettings, Timing
+from accelerator.kernel.state import DesiredState, StateError, check_multicast, decode, encode
 
 # 100,000 routes.
 MESSAGE_BYTES_MAX = 16 << 20
@@ -72,7 +69,7 @@ class Netd:
         self._clients: set[asyncio.Task[None]] = set()
         self._keeper: Kept | None = None
         self._multicast: dict[socket.AddressFamily, MulticastService] = {}
-        self._wishes: tuple[ProxyWish, ...] = ()
+        self._wish = MulticastWish()
         self._timers: dict[socket.AddressFamily, asyncio.TimerHandle] = {}
         self._interceptor = Interceptor(self._tell)
         self._beating: set[asyncio.Task[None]] = set()
@@ -125,7 +122,7 @@ class Netd:
             raise ControlError("stale", f"{service} has said generation {known[0]} already")
         others = [each for name, (_, each) in self._services.items() if name != service]
         try:
-            check_interfaces(tuple(proxy for each in (*others, state) for proxy in each.multicast))
+            check_multicast((*others, state))
             check_routes(route for each in (*others, state) for route in each.routes)
         except StateError as error:
             raise ControlError(error.kind, error.message) from None
@@ -160,36 +157,40 @@ class Netd:
         if not self._services:
             return  # nobody has spoken: what is there may be wanted
         states = [state for _, (_, state) in sorted(self._services.items())]
+        wish = multicast_wish(states)
         self._reconciler.want(
             [route for state in states for route in state.routes],
-            [rule for state in states for rule in state.rules],
+            [*(rule for state in states for rule in state.rules), *multicast_rules(wish)],
             [rule for state in states for rule in state.packet_rules],
         )
         wanted = (state.intercept for _, state in self._services.values())
         self._interceptor.want(next((each for each in wanted if each is not None), None))
-        wishes = tuple(_wish(proxy) for _, state in self._services.values() for proxy in state.multicast)
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
         for family in (socket.AF_INET, socket.AF_INET6):
-            if wishes == self._wishes and family in self._multicast:
+            if wish == self._wish and family in self._multicast:
                 continue
             self._stop(family)
-            if wishes:
-                self._start(family, wishes)
+            if wish.interfaces:
+                self._start(family, wish)
             elif self._keeper is not None:
                 self._keeper.drop(_SLOTS[family])
-        self._wishes = wishes
+        self._wish = wish
         self._links_wanted.set()
 
-    def _start(self, family: socket.AddressFamily, wishes: tuple[ProxyWish, ...]) -> None:
+    def _start(self, family: socket.AddressFamily, wish: MulticastWish) -> None:
         loop = asyncio.get_running_loop()
         try:
             if self._keeper is None:
                 self._keeper = Kept(self._keeper_path)
                 loop.add_reader(self._keeper.fileno(), self._keeper_gone)
             kept = self._keeper.descriptors.get(_SLOTS[family])
-            router = MulticastSocket(family, kept=None if kept is None else os.dup(kept))
+            if kept is not None and kept_table(kept) != wish.table:
+                # Of another table: a flow can't be in two, so this ends here and begins there.
+                self._keeper.drop(_SLOTS[family])
+                kept = None
+            router = MulticastSocket(family, wish.table, None if kept is None else os.dup(kept))
         except (MulticastRoutingError, RuntimeError) as error:
             self._tell({"kind": "multicast-refused", "family": _name(family), "message": str(error)})
             if self._retry is None:
@@ -197,7 +198,7 @@ class Netd:
             return
         if kept is None:
             self._keeper.keep(_SLOTS[family], router.fileno())
-        service = MulticastService(router, wishes, _now_s())
+        service = MulticastService(router, wish, _now_s(), self._wish)
         self._multicast[family] = service
         loop.add_reader(service.fileno(), self._readable, family)
 
@@ -319,7 +320,7 @@ class Netd:
                 case "desire":
                     writer.write(encode_result(await self._desire(request.arguments)))
                 case "show":
-                    writer.write(encode_result({**self.show(), "kernel": await self._reconciler.show()}))
+                    writer.write(encode_result({**await self.show(), "kernel": await self._reconciler.show()}))
                 case "alive":
                     task = asyncio.current_task()
                     assert task is not None
@@ -364,13 +365,18 @@ class Netd:
         self.desire(service, generation, state)
         return {"generation": generation}
 
-    def show(self) -> dict[str, Any]:
+    async def show(self) -> dict[str, Any]:
+        services = list(self._multicast.items())
+        # In a thread: an upcall must not wait for thousands of routes.
+        found = [await asyncio.to_thread(service.kernel_routes) for _, service in services]
         return {
             "services": {
                 name: {"generation": generation, "state": encode(state)}
                 for name, (generation, state) in self._services.items()
             },
-            "multicast": {_name(family): service.show() for family, service in self._multicast.items()},
+            "multicast": {
+                _name(family): service.show(routes) for (family, service), routes in zip(services, found, strict=True)
+            },
             "events": list(self._events)[-100:],
         }
 
@@ -385,27 +391,6 @@ class Netd:
                 writer.write(json.dumps({"event": event}).encode() + b"\n")
         finally:
             self._followers.discard(queue)
-
-
-def _wish(proxy: MulticastProxy) -> ProxyWish:
-    settings = RouterSettings(
-        replace(
-            Timing(),
-            robustness=proxy.robustness,
-            interval_s=proxy.interval_s,
-            response_s=min(10.0, proxy.interval_s / 2),
-            last_member_interval_s=proxy.last_member_interval_s,
-        ),
-        QuerierMode(proxy.querier),
-        Admission(_prefixes(proxy.groups), _prefixes(proxy.sources), n_groups_max=proxy.n_groups_max),
-        proxy.fast_leave,
-    )
-    host = HostSettings(robustness=proxy.robustness, version_min=proxy.version_min)
-    return ProxyWish(proxy.name, proxy.upstream, dict.fromkeys(proxy.downstream, settings), host)
-
-
-def _prefixes(networks: tuple[str, ...] | None) -> tuple[Prefix, ...] | None:
-    return None if networks is None else tuple(prefix(ip_network(each)) for each in networks)
 
 
 def _name(family: socket.AddressFamily) -> str:

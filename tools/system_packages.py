@@ -34,10 +34,12 @@ OPTIONAL = {
     "debootstrap": "the machine that the units are tested on",
     "ethtool": "turns segmentation by the device off in a benchmark",
     "faketime": "tests with a clock that is wrong",
+    "frr": "router with PIM upstream of ours in the tests of multicast",
     "gstreamer1.0-plugins-bad": "peers of relays in the tests",
     "gstreamer1.0-plugins-base": "peers of relays in the tests",
     "gstreamer1.0-plugins-good": "peers of relays in the tests: RTP, its jitter buffer, FEC, retransmission",
     "gstreamer1.0-tools": "peers of relays in the tests",
+    "igmpproxy": "peer of the benchmarks and tests of multicast",
     "iproute2": "tests in network namespaces",
     "liburing-dev": "a loop that benchmarks compare ours with",
     "librist4": "RIST inputs of relays",
@@ -48,6 +50,7 @@ OPTIONAL = {
     "nginx-light": "peer of the benchmarks",
     "openssl": "certificates of the tests",
     "rist-tools": "peer of relays in the tests",
+    "smcroute": "peer of the benchmarks and tests of multicast",
     "squid": "parent proxy in the tests",
     "srt-tools": "peer of relays in the tests",
     "strace": "tests that count system calls",
@@ -58,7 +61,14 @@ OPTIONAL = {
     "wrk": "load for benchmarks",
 }
 # What some of them would start at boot.
-SERVICES = {"nginx-light": "nginx.service", "squid": "squid.service", "varnish": "varnish.service"}
+SERVICES = {
+    "frr": "frr.service",
+    "igmpproxy": "igmpproxy.service",
+    "nginx-light": "nginx.service",
+    "smcroute": "smcroute.service",
+    "squid": "squid.service",
+    "varnish": "varnish.service",
+}
 # A program that is there already, from wherever, makes its packages unnecessary.
 COVERED_BY = {"nodejs": "node", "npm": "npm", "chromium": "chromium", "systemd": "systemd-analyze"}
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 SLOTS = b"46"
 ALONE_S = 300.0
+_ANSWER_S = 2.0
 
 
 def serve(path: str, alone_s: float) -> None:
@@ -42,7 +43,10 @@ def serve(path: str, alone_s: float) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             return
-        if listener in ready:
+        if client is not None and client in ready:
+            # First what it has said: a netd that is killed may have just given a socket.
+            client = _take(client, kept)
+        else:
             newer = listener.accept()[0]
             if _peer(newer) != os.geteuid():
                 newer.close()
@@ -52,8 +56,6 @@ def serve(path: str, alone_s: float) -> None:
             client = newer
             with contextlib.suppress(OSError):
                 socket.send_fds(client, [bytes(kept) or b"-"], list(kept.values()))
-        elif client is not None:
-            client = _take(client, kept)
 
 
 def _take(client: socket.socket, kept: dict[int, int]) -> socket.socket | None:
@@ -88,17 +90,16 @@ class Kept:
         """Finds the keeper of this path or starts one, in a session of its own: what kills netd's group spares it."""
         self._path = path
         self._process: subprocess.Popen[bytes] | None = None
-        self._socket = self._connect()
-        if self._socket is None:
-            command = [sys.executable, "-m", "accelerator.kernel.keeper", str(path), str(alone_s)]
-            self._process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, close_fds=True)
-            while self._socket is None:
-                if self._process.poll() is not None:
-                    raise RuntimeError("the keeper process ended at its start")
-                select.select([], [], [], 0.01)
-                self._socket = self._connect()
-        data, descriptors, _, _ = socket.recv_fds(self._socket, len(SLOTS), len(SLOTS))
-        self.descriptors = dict(zip(data, descriptors, strict=False))
+        self._socket: socket.socket | None = None
+        self.descriptors: dict[int, int] = {}
+        if self._connect():
+            return
+        command = [sys.executable, "-m", "accelerator.kernel.keeper", str(path), str(alone_s)]
+        self._process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, close_fds=True)
+        while not self._connect():
+            if self._process.poll() is not None:
+                raise RuntimeError("the keeper process ended at its start")
+            select.select([], [], [], 0.01)
 
     def fileno(self) -> int:
         """Readable when the keeper has ended: it says nothing else."""
@@ -124,14 +125,22 @@ class Kept:
         assert self._socket is not None
         self._socket.close()
 
-    def _connect(self) -> socket.socket | None:
+    def _connect(self) -> bool:
+        """Whether a keeper is there and has said what it keeps: one that is being ended may take a connection, and
+        never answer."""
         made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        made.settimeout(_ANSWER_S)
         try:
             made.connect(str(self._path))
+            data, descriptors, _, _ = socket.recv_fds(made, len(SLOTS), len(SLOTS))
         except OSError:
+            data, descriptors = b"", []
+        if not data:
             made.close()
-            return None
-        return made
+            return False
+        self._socket = made
+        self.descriptors = dict(zip(data, descriptors, strict=False))
+        return True
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ class Link:
     address4: bytes | None = None
     nets4: tuple[Prefix, ...] = ()
     address6: bytes | None = None
+    addresses: frozenset[bytes] = frozenset()  # all of them, of both families
 
 
 async def read_links() -> dict[str, Link]:
@@ -57,6 +58,7 @@ async def read_links() -> dict[str, Link]:
             v4[0][0] if v4 else None,
             tuple(prefix(ip_interface((address, length)).network) for address, length in v4),
             min((each.packed for each in v6 if each.is_link_local), default=None),
+            frozenset({*(address for address, _ in v4), *(each.packed for each in v6)}),
         )
     return found
 

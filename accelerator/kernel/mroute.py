@@ -7,6 +7,7 @@ Constants and structs: linux/mroute.h, linux/mroute6.h.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Iterable
@@ -28,7 +29,7 @@ _IPV6_RECVPKTINFO, _IPV6_RECVHOPLIMIT, _IPV6_RECVHOPOPTS = 49, 51, 53
 _MLD_TYPES = (130, 131, 132, 143)
 # Reports of every host of a link may come within one response time's last moments.
 _RECEIVE_BUFFER_BYTES = 4 << 20
-_SO_RCVBUFFORCE = 33
+_SO_RCVBUFFORCE, _SO_MARK = 33, 36
 
 
 class Upcall(IntEnum):
@@ -50,16 +51,6 @@ class Unrouted:
     group: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class KernelRoute:
-    """A multicast route as the kernel has it."""
-
-    source: bytes | None
-    group: bytes
-    parent: int
-    outputs: frozenset[int]
-
-
 class MulticastRoutingError(AcceleratorError):
     """The kernel refused: `kind` is `busy` where another program routes multicast in the same table."""
 
@@ -69,14 +60,17 @@ class MulticastSocket:
     routes and interfaces. It also receives IGMP or MLD: `receive()` of membership packets is another file's."""
 
     def __init__(self, family: socket.AddressFamily, table: int | None = None, kept: int | None = None) -> None:
-        """`kept`: the descriptor of such a socket that outlived its process, with its routes. MulticastRoutingError: no
-        right to (CAP_NET_ADMIN, CAP_NET_RAW), no kernel support, or another program does it."""
+        """`kept`: the descriptor of such a socket that outlived its process, with its routes, of whatever table.
+        MulticastRoutingError: no right to (CAP_NET_ADMIN, CAP_NET_RAW), no kernel support, or another program does
+        it."""
         self.family = family
+        self.table = table
         self.is_v6 = family == socket.AF_INET6
         self._level = socket.IPPROTO_IPV6 if self.is_v6 else socket.IPPROTO_IP
         protocol = socket.IPPROTO_ICMPV6 if self.is_v6 else socket.IPPROTO_IGMP
         if kept is not None:
             self.socket = socket.socket(family, socket.SOCK_RAW, protocol, kept)
+            self.table = kept_table(kept)
             return
         try:
             self.socket = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
@@ -108,6 +102,8 @@ class MulticastSocket:
             self.socket.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO
         if table is not None:
             self.socket.setsockopt(self._level, _TABLE, struct.pack("=I", table))
+            # The kernel doesn't tell a socket's table again. Nothing is sent by this one, so its mark is free for it.
+            self.socket.setsockopt(socket.SOL_SOCKET, _SO_MARK, table)
         self.socket.setsockopt(self._level, _INIT, 1)
         # What an earlier router left in the table, static entries too, would be bound to our interfaces' numbers.
         self.socket.setsockopt(self._level, _FLUSH, _FLUSH_ALL)
@@ -169,6 +165,12 @@ class MulticastSocket:
         return struct.pack("=4s4sH32s2xIIIi", source or bytes(4), group, parent, ttls, 0, 0, 0, 0)
 
 
+def kept_table(descriptor: int) -> int | None:
+    """The table of a router's socket, as _prepare() has marked it; None: the usual one."""
+    with socket.socket(fileno=os.dup(descriptor)) as kept:
+        return kept.getsockopt(socket.SOL_SOCKET, _SO_MARK) or None
+
+
 def read_upcall(data: bytes, *, is_v6: bool) -> Unrouted | None:
     """An upcall, told from a packet by the zero where IPv4 has the protocol and ICMPv6 the type; None: it's a
     packet."""
@@ -186,46 +188,6 @@ def read_upcall(data: bytes, *, is_v6: bool) -> Unrouted | None:
         return Unrouted(Upcall(kind), vif, source, group)
     except ValueError:
         return None
-
-
-def read_table(*, is_v6: bool) -> tuple[dict[str, int], list[KernelRoute]]:
-    """Interfaces by name, and routes, of the default table. A route for any source is without its parent among the
-    outputs, as add_route() takes it."""
-    family = "6" if is_v6 else ""
-    vifs: dict[str, int] = {}
-    for line in _lines(f"/proc/self/net/ip{family}_mr_vif"):
-        vif, name = line.split()[:2]
-        vifs[name] = int(vif)
-    routes = []
-    for line in _lines(f"/proc/self/net/ip{family}_mr_cache"):
-        group, source, parent, _, _, _, *outputs = line.split()
-        if not 0 <= int(parent) < VIFS_MAX:  # waits for its route
-            continue
-        origin = _address(source, is_v6=is_v6)
-        out = frozenset(int(each.partition(":")[0]) for each in outputs)
-        is_any = not any(origin)
-        routes.append(
-            KernelRoute(
-                None if is_any else origin,
-                _address(group, is_v6=is_v6),
-                int(parent),
-                out - {int(parent)} if is_any else out,
-            )
-        )
-    return vifs, routes
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read().splitlines()[1:]
-    except FileNotFoundError:
-        return []
-
-
-def _address(text: str, *, is_v6: bool) -> bytes:
-    """IPv4's are printed as numbers in the machine's order."""
-    return socket.inet_pton(socket.AF_INET6, text) if is_v6 else struct.pack("=I", int(text, 16))
 
 
 def _refusal(error: OSError, table: int | None) -> MulticastRoutingError:

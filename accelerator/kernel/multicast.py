@@ -15,33 +15,24 @@ from typing import Any
 
 from accelerator.kernel.links import Link
 from accelerator.kernel.membership_port import MembershipPort
-from accelerator.kernel.mroute import VIFS_MAX, KernelRoute, MulticastSocket, Unrouted, Upcall, read_table
-from accelerator.protocols.membership.filters import Filter
-from accelerator.protocols.membership.forwarding import Entry, Forwarding, Install
-from accelerator.protocols.membership.messages import Drop, Heard, Prefix
+from accelerator.kernel.mroute import VIFS_MAX, MulticastRoutingError, MulticastSocket, Unrouted, Upcall
+from accelerator.kernel.mroute_table import KernelRoute, read_interfaces, read_routes
+from accelerator.kernel.multicast_wish import MulticastWish, ProxyWish, proxies_of_routes
+from accelerator.protocols.membership.filters import EVERYTHING, Filter, merge
+from accelerator.protocols.membership.forwarding import Entry, Forwarding, Install, StaticRoute
+from accelerator.protocols.membership.messages import Drop, Heard, Prefix, is_within
 from accelerator.protocols.membership.proxy import (
     DownstreamQuerierChanged,
     FlowsChanged,
     Proxy,
     UpstreamVersionChanged,
 )
-from accelerator.protocols.membership.settings import HostSettings, RouterSettings
 
 # How many packets are read before their answers leave: bounds what a flood holds back.
 _BATCH = 256
 # A flow that nobody foretold is forgotten when no packet came between two looks.
 IDLE_LOOK_S = 60.0
 _SIOCGETSGCNT = 0x89E1
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyWish:
-    """One proxy, as policy wants it. Each interface stands in one proxy only."""
-
-    name: str
-    upstream: str
-    downstreams: Mapping[str, RouterSettings]
-    host: HostSettings = field(default_factory=HostSettings)
 
 
 @dataclass(slots=True)
@@ -57,28 +48,57 @@ class MulticastService:
     earlier process, or the policy before, left in the kernel is taken as what hosts wanted then: routes stay, and who
     wants nothing any more doesn't answer our first queries."""
 
-    def __init__(self, router: MulticastSocket, wishes: tuple[ProxyWish, ...], now_s: float) -> None:
+    def __init__(
+        self, router: MulticastSocket, wish: MulticastWish, now_s: float, before: MulticastWish | None = None
+    ) -> None:
+        """`before`: what was wanted until now. What its static routes sent is not taken for hosts' wishes."""
         self.router = router
         self.events: deque[dict[str, Any]] = deque()
         self.drops: Counter[Drop] = Counter()
         self.n_unsent = 0
         self._port = MembershipPort(router)
-        self._left: tuple[dict[str, int], list[KernelRoute]] | None = read_table(is_v6=router.is_v6)
+        self._left: tuple[dict[int, int], list[KernelRoute]] | None = (
+            read_interfaces(router),
+            read_routes(is_v6=router.is_v6, table=router.table),
+        )
         self._links: dict[str, Link] = {}
         self._names: dict[int, str] = {}
         self._vifs: dict[str, int] = {}
+        self._never = wish.never
+        self._sent_always: dict[tuple[bytes | None, bytes], frozenset[str]] = {}
+        for each in (*wish.routes, *(before.routes if before is not None else ())):
+            key = each.source, each.group
+            self._sent_always[key] = self._sent_always.get(key, frozenset()).union(each.outputs)
+        self._told: set[tuple[str, str]] = set()
         self._idle_look_s = now_s + IDLE_LOOK_S
         self._packets: dict[tuple[bytes, bytes], int] = {}
         self._running: list[_Running] = []
         self._by_interface: dict[str, _Running] = {}
-        for wish in wishes:
-            proxy = Proxy(wish.upstream, wish.host, random.Random().random)
-            running = _Running(wish, proxy, Forwarding(proxy))
-            self._running.append(running)
-            for name in (wish.upstream, *wish.downstreams):
-                if name in self._by_interface:
-                    raise ValueError(f"interface {name} stands in two places")
-                self._by_interface[name] = running
+        static = [each for each in wish.routes if (len(each.group) == 16) == router.is_v6]
+        for proxy in (*wish.proxies, *proxies_of_routes(wish, static)):
+            self._begin(proxy, static, now_s)
+        for route in static:
+            # An interface that only gets packets has nobody to ask, or to be asked by.
+            for name in route.outputs:
+                self._by_interface.setdefault(name, self._by_interface[route.parent])
+
+    def _begin(self, wish: ProxyWish, static: list[StaticRoute], now_s: float) -> None:
+        proxy = Proxy(wish.upstream, wish.host, random.Random().random)
+        places = (wish.upstream, *wish.downstreams)
+        mine = [each for each in static if each.parent in places]
+        foreign = frozenset((each.source, each.group) for each in static if each.source and each.parent not in places)
+        running = _Running(wish, proxy, Forwarding(proxy, static=mine, foreign=foreign))
+        self._running.append(running)
+        for name in places:
+            if name in self._by_interface:
+                raise ValueError(f"interface {name} stands in two places")
+            self._by_interface[name] = running
+        asked: dict[bytes, Filter] = {}
+        for each in mine:
+            if each.parent == wish.upstream:
+                wanted = EVERYTHING if each.source is None else Filter(False, frozenset((each.source,)))
+                asked[each.group] = merge([asked.get(each.group, Filter()), wanted])
+        proxy.ask_always(asked, now_s)
 
     def close(self) -> None:
         self._port.close()
@@ -89,26 +109,45 @@ class MulticastService:
 
     def links_changed(self, links: Mapping[str, Link], now_s: float) -> None:
         """The interfaces as they are now. Those that aren't there yet are waited for, and an event says so."""
+        usable = {name: link for name in self._by_interface if (link := self._usable(name, links)) is not None}
+        # What goes first: two interfaces may have changed names.
         for name, running in self._by_interface.items():
-            old, new = self._links.get(name), links.get(name)
-            if new is not None and not new.is_up:
-                new = None
+            old, new = self._links.get(name), usable.get(name)
             if old is not None and (new is None or new.index != old.index):
                 self._remove(name, running, old, now_s)
-                old = None
+        for name, running in self._by_interface.items():
+            old, new = self._links.get(name), usable.get(name)
             if new is None:
                 continue
             if old is None:
                 self._add(name, running, new, now_s)
             elif new != old:
                 self._links[name] = new
-                if name != running.wish.upstream:
+                if name in running.wish.downstreams:
                     running.proxy.set_address(name, self._address(new), self._nets(new), now_s)
+                elif name == running.wish.upstream and new.addresses != old.addresses:
+                    # Another address there may well be another router.
+                    running.proxy.host.announce(now_s)
         if self._left is not None:
             vifs, routes = self._left
             self._left = None
             self._adopt(vifs, routes, now_s)
         self._act(now_s)
+
+    def _usable(self, name: str, links: Mapping[str, Link]) -> Link | None:
+        link = links.get(name)
+        if link is None or not link.is_up:
+            if name not in self._links:
+                self._tell_once("interface-missing", name, f"multicast waits for interface {name}")
+            return None
+        running = self._by_interface[name]
+        is_source = name == running.wish.upstream
+        if self._never and not is_source and any(is_within(each, self._never) for each in link.addresses):
+            what = f"{name} has an address in a zone that says multicast: never: none is sent there"
+            self._tell_once("multicast-never", name, what)
+            return None
+        self._told -= {("interface-missing", name), ("multicast-never", name)}
+        return link
 
     def readable(self, now_s: float) -> None:
         """Reads what has come, then answers all of it: so a report that came with a timer's end still counts."""
@@ -132,45 +171,56 @@ class MulticastService:
             self._forget_idle()
             self._act(now_s)
 
-    def show(self) -> dict[str, Any]:
+    def kernel_routes(self) -> list[KernelRoute]:
+        """What show() compares with. Blocks for as long as the kernel needs to say it: for a thread."""
+        return read_routes(is_v6=self.router.is_v6, table=self.router.table)
+
+    def show(self, actual: list[KernelRoute]) -> dict[str, Any]:
         """What `accelctl routes` shows of it, routes compared with the kernel's. Addresses of groups and sources, of no
         viewer."""
-        proxies = {}
-        actual = {(each.source, each.group): each for each in read_table(is_v6=self.router.is_v6)[1]}
-        for running in self._running:
-            upstream = {
-                _text(group): {"mode": "exclude" if each.is_exclude else "include", "sources": _texts(each.sources)}
-                for group, each in sorted(running.proxy.host.filters.items())
+        found = {(each.source, each.group, each.parent): each for each in actual}
+        return {running.wish.name: self._show(running, found) for running in self._running}
+
+    def _show(self, running: _Running, found: Mapping[tuple[bytes | None, bytes, int], KernelRoute]) -> dict[str, Any]:
+        upstream = {
+            _text(group): {"mode": "exclude" if each.is_exclude else "include", "sources": _texts(each.sources)}
+            for group, each in sorted(running.proxy.host.filters.items())
+        }
+        downstreams = {
+            name: {
+                "is_querier": router.is_querier,
+                "querier": None if router.other_querier is None else _text(router.other_querier),
+                "groups": len(router.groups),
+                "drops": _counts(router.drops),
             }
-            downstreams = {
-                name: {
-                    "is_querier": router.is_querier,
-                    "querier": None if router.other_querier is None else _text(router.other_querier),
-                    "groups": len(router.groups),
-                    "drops": {
-                        drop.value: n for drop, n in sorted(router.drops.items(), key=lambda each: each[0].value)
-                    },
-                }
-                for name, router in running.proxy.downstreams.items()
-            }
-            routes = [
+            for name, router in running.proxy.downstreams.items()
+        }
+        routes = []
+        for entry in running.forwarding.entries.values():
+            parent = self._links.get(entry.parent)
+            route = None if parent is None else found.get((entry.source, entry.group, parent.index))
+            outputs = frozenset(self._links[name].index for name in entry.outputs if name in self._vifs)
+            routes.append(
                 {
                     "source": "*" if entry.source is None else _text(entry.source),
                     "group": _text(entry.group),
                     "from": entry.parent,
                     "to": list(entry.outputs),
-                    "is_installed": self._is_there(entry, actual.get(key)),
+                    "is_installed": route is not None and route.outputs == outputs,
+                    "packets": 0 if route is None else route.n_packets,
+                    "bytes": 0 if route is None else route.n_bytes,
+                    "wrong_interface": 0 if route is None else route.n_wrong,
                 }
-                for key, entry in running.forwarding.entries.items()
-            ]
-            proxies[running.wish.name] = {
-                "upstream": running.wish.upstream,
-                "asked_upstream": upstream,
-                "downstreams": downstreams,
-                "routes": routes,
-                "missing": [n for n in (running.wish.upstream, *running.wish.downstreams) if n not in self._links],
-            }
-        return proxies
+            )
+        names = [name for name, each in self._by_interface.items() if each is running]
+        return {
+            "upstream": running.wish.upstream,
+            "asked_upstream": upstream,
+            "drops": _counts(running.proxy.host.drops),
+            "downstreams": downstreams,
+            "routes": routes,
+            "missing": [name for name in names if name not in self._links],
+        }
 
     def _address(self, link: Link) -> bytes | None:
         return link.address6 if self.router.is_v6 else link.address4
@@ -179,28 +229,35 @@ class MulticastService:
         return () if self.router.is_v6 else link.nets4
 
     def _add(self, name: str, running: _Running, link: Link, now_s: float) -> None:
-        left = self._left[0] if self._left is not None else {}
+        left = {index: vif for vif, index in self._left[0].items()} if self._left is not None else {}
         taken = {*self._vifs.values(), *left.values()}
-        vif = left.get(name, next((each for each in range(VIFS_MAX) if each not in taken), None))
+        vif = left.get(link.index, next((each for each in range(VIFS_MAX) if each not in taken), None))
         if vif is None:
-            self._tell("interface-refused", name, f"the kernel routes multicast between {VIFS_MAX} interfaces at most")
+            what = f"{name} gets no multicast: the kernel routes it between {VIFS_MAX} interfaces at most"
+            self._tell_once("interface-refused", name, what)
             return
         try:
-            if name not in left:
+            if link.index not in left:
                 self.router.add_vif(vif, link.index)
             self._port.attach(link.index)
-        except OSError as error:
+        except (OSError, MulticastRoutingError) as error:
             # Gone between reading and here, or going: the next change of links tries again.
             self.router.delete_vif(vif)
-            self._tell("interface-refused", name, f"{name} can't take part in multicast routing: {error.strerror}")
+            why = error.strerror if isinstance(error, OSError) else error.message
+            self._tell_once("interface-refused", name, f"{name} can't take part in multicast routing: {why}")
             return
         self._vifs[name], self._links[name], self._names[link.index] = vif, link, name
-        if name != running.wish.upstream:
+        if name in running.wish.downstreams:
             settings = running.wish.downstreams[name]
             running.proxy.add_downstream(name, settings, self._address(link), self._nets(link), now_s)
-        # Routes that waited for the interface.
-        running.forwarding.refresh(None)
-        self._reinstall(running)
+        if name == running.wish.upstream:
+            # What was said while there was no upstream was heard by nobody.
+            running.proxy.host.announce(now_s)
+        if self._left is None:
+            # Routes that waited for the interface. At first all interfaces are added, or outputs would be cut off.
+            running.forwarding.refresh(None)
+            self._reinstall(name)
+        self._told.discard(("interface-refused", name))
         self._tell("interface-used", name, f"{name} takes part in multicast routing")
 
     def _remove(self, name: str, running: _Running, link: Link, now_s: float) -> None:
@@ -208,26 +265,32 @@ class MulticastService:
         del self._links[name], self._names[link.index]
         self._port.detach(link.index)
         # The number may be another interface's soon: no route may lead there, or from there.
-        for key, entry in list(running.installed.items()):
-            if entry.parent == name:
-                self.router.delete_route(entry.source, entry.group, vif)
-                del running.installed[key]
+        for each in self._running:
+            for key, entry in list(each.installed.items()):
+                if entry.parent == name:
+                    self.router.delete_route(entry.source, entry.group, vif)
+                    del each.installed[key]
+        self._reinstall(name)
         self.router.delete_vif(vif)
-        if name != running.wish.upstream:
+        if name in running.wish.downstreams:
             running.proxy.remove_downstream(name, now_s)
+        # Who had no number for want of one may have this.
+        self._told = {each for each in self._told if each[0] != "interface-refused"}
         self._tell("interface-gone", name, f"{name} has gone: multicast is not routed there until it is back")
 
-    def _adopt(self, vifs: dict[str, int], routes: list[KernelRoute], now_s: float) -> None:
+    def _adopt(self, vifs: dict[int, int], routes: list[KernelRoute], now_s: float) -> None:
         """Membership from the routes that are there; what no proxy wants any more goes."""
-        names = {vif: name for name, vif in self._vifs.items()}
+        names = self._names
         for running in self._running:
             mine = [each for each in routes if self._by_interface.get(names.get(each.parent, "")) is running]
             any_source = {each.group: each for each in mine if each.source is None}
             filters: dict[tuple[str, bytes], Filter] = {}
             for each in mine:
-                for name in running.wish.downstreams:
-                    is_output = self._vifs.get(name) in each.outputs
-                    is_any = each.group in any_source and self._vifs.get(name) in any_source[each.group].outputs
+                static = self._sent_always.get((each.source, each.group), frozenset())
+                for name in running.wish.downstreams.keys() - static:
+                    index = self._links[name].index if name in self._links else 0
+                    is_output = index in each.outputs
+                    is_any = each.group in any_source and index in any_source[each.group].outputs
                     before = filters.get((name, each.group), Filter(is_any))
                     if each.source is not None and names[each.parent] == running.wish.upstream and is_output != is_any:
                         before = Filter(is_any, before.sources | {each.source})
@@ -237,13 +300,15 @@ class MulticastService:
             for (name, group), each_filter in filters.items():
                 if name in self._vifs:
                     running.proxy.assume(name, group, each_filter, now_s)
+            running.forwarding.refresh(None)
         self._act(now_s)
         kept = {(key, entry.parent) for each in self._running for key, entry in each.installed.items()}
+        numbers = {index: vif for vif, index in vifs.items()}
         for route in routes:
-            if ((route.source, route.group), names.get(route.parent)) not in kept:
-                self.router.delete_route(route.source, route.group, route.parent)
-        for name, vif in vifs.items():
-            if name not in self._vifs:
+            if ((route.source, route.group), names.get(route.parent)) not in kept and route.parent in numbers:
+                self.router.delete_route(route.source, route.group, numbers[route.parent])
+        for vif, index in vifs.items():
+            if index not in names:
                 self.router.delete_vif(vif)
 
     def _heard(self, index: int, heard: Heard | Drop, now_s: float) -> None:
@@ -303,16 +368,12 @@ class MulticastService:
                 elif (there := running.installed.pop(key, None)) is not None:
                     self.router.delete_route(there.source, there.group, self._vifs[there.parent])
 
-    def _is_there(self, entry: Entry, route: KernelRoute | None) -> bool:
-        return (
-            route is not None
-            and route.parent == self._vifs.get(entry.parent)
-            and route.outputs == frozenset(self._outputs(entry))
-        )
-
-    def _reinstall(self, running: _Running) -> None:
-        for entry in running.forwarding.entries.values():
-            self._install(running, entry)
+    def _reinstall(self, name: str) -> None:
+        """What leads from or to the interface."""
+        for running in self._running:
+            for entry in list(running.forwarding.entries.values()):
+                if name == entry.parent or name in entry.outputs:
+                    self._install(running, entry)
 
     def _install(self, running: _Running, entry: Entry) -> None:
         key = entry.source, entry.group
@@ -355,9 +416,19 @@ class MulticastService:
             return None
         return int(struct.unpack_from("@L", answer, at)[0])
 
+    def _tell_once(self, kind: str, interface: str, message: str) -> None:
+        """Until it is otherwise."""
+        if (kind, interface) not in self._told:
+            self._told.add((kind, interface))
+            self._tell(kind, interface, message)
+
     def _tell(self, kind: str, interface: str, message: str) -> None:
         family = "ipv6" if self.router.is_v6 else "ipv4"
         self.events.append({"kind": kind, "interface": interface, "family": family, "message": message})
+
+
+def _counts(drops: Counter[Drop]) -> dict[str, int]:
+    return {drop.value: n for drop, n in sorted(drops.items(), key=lambda each: each[0].value)}
 
 
 def _text(address: bytes) -> str:

@@ -43,7 +43,8 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Packets that have all that is named look in `table`. `mark` is compared under `mask`; mask 0: not at all."""
+    """Packets that have all that is named look in `table`. `mark` is compared under `mask`; mask 0: not at all.
+    `family` is 4 or 6; of netd's own making also 128 or 129, for tables of multicast routes of the two."""
 
     priority: int
     table: int
@@ -174,7 +175,7 @@ def _rule(document: object) -> Rule:
         checked.whole(given, "mark", 0, 0, 2**32 - 1, where),
         checked.whole(given, "mask", 0, 0, 2**32 - 1, where),
     )
-    if rule.family == 5 or any(
+    if rule.family not in (4, 6) or any(
         each is not None and ip_network(each).version != rule.family for each in (rule.source, rule.destination)
     ):
         raise StateError("value", f"{where}: its networks are of another family")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
 from accelerator.kernel.objects import Route, Rule
-from accelerator.kernel.wire import INET, INET6, METRIC6, RouteRow, RuleRow
+from accelerator.kernel.wire import INET, INET6, IP6MR, IPMR, METRIC6, RouteRow, RuleRow
 
-_FAMILIES = {4: INET, 6: INET6}
+_FAMILIES = {4: INET, 6: INET6, 128: IPMR, 129: IP6MR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class Steps:
         """As `ip` would be told, for those who want to see it first."""
         return [
             *(f"ip route replace {route_text(row, names)}" for row in sorted(self.routes_added)),
-            *(f"ip rule add {rule_text(row)}" for row in self.rules_added),
-            *(f"ip rule del {rule_text(row)}" for row in self.rules_deleted),
+            *(f"ip {_kind(row)} add {rule_text(row)}" for row in self.rules_added),
+            *(f"ip {_kind(row)} del {rule_text(row)}" for row in self.rules_deleted),
             *(f"ip route del {route_text(row, names)}" for row in sorted(self.routes_deleted)),
         ]
 
@@ -145,6 +145,10 @@ def route_text(row: RouteRow, names: Mapping[int, str]) -> str:
     return f"{text} table {row.table}"
 
 
+def _kind(row: RuleRow) -> str:
+    return "mrule" if row.family in (IPMR, IP6MR) else "rule"
+
+
 def rule_text(row: RuleRow) -> str:
     text = f"pref {row.priority}"
     if row.source:
@@ -157,4 +161,4 @@ def rule_text(row: RuleRow) -> str:
         text += f" oif {row.interface_out}"
     if row.mask:
         text += f" fwmark {row.mark:#x}/{row.mask:#x}"
-    return f"{'-6 ' if row.family == INET6 else ''}{text} lookup {row.table}"
+    return f"{'-6 ' if row.family in (INET6, IP6MR) else ''}{text} lookup {row.table}"

@@ -73,7 +73,8 @@ class Routing:
                         found.routes.append(known[1])
                     else:
                         foreign.add(known[1].table)
-            for body in self._dump(wire.rules_request(family)):
+        for rules in (*_FAMILIES, wire.IPMR, wire.IP6MR):
+            for body in self._dump(wire.rules_request(rules)):
                 rule = wire.read_rule(body)
                 if rule is not None and rule[0] == PROTOCOL and PRIORITY_FIRST <= rule[1].priority <= PRIORITY_LAST:
                     found.rules.append(rule[1])
@@ -117,7 +118,8 @@ class Routing:
                     return
                 if kind == wire.NLMSG_ERROR:
                     fault = wire.read_error(body)
-                    if fault == errno.ENOENT:  # a table that isn't there
+                    # A table that isn't there; a kernel with one table of multicast routes only.
+                    if fault in (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
                         return
                     raise OSError(fault, f"netlink: {os.strerror(fault)}")
                 yield body

@@ -3,16 +3,33 @@ from a socket and from disk, so every key and value is checked; what is carried 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 from accelerator.kernel import checked, objects
 from accelerator.kernel.checked import StateError
 from accelerator.kernel.objects import PacketRule, Route, Rule
+from accelerator.protocols.membership.messages import (
+    SSM_RANGES,
+    is_forwardable,
+    is_multicast,
+    is_unicast,
+    is_within,
+)
 
 _QUERIER_MODES = ("if-none", "always", "never")
 
-__all__ = ["DesiredState", "MulticastProxy", "StateError", "check_interfaces", "decode", "encode"]
+__all__ = [
+    "DesiredState",
+    "MulticastProxy",
+    "MulticastRoute",
+    "StateError",
+    "check_multicast",
+    "decode",
+    "encode",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +51,17 @@ class MulticastProxy:
 
 
 @dataclass(frozen=True, slots=True)
+class MulticastRoute:
+    """What is sent on whoever joins. No source: any. `to`: where to."""
+
+    name: str
+    source: str | None
+    group: str
+    interface: str
+    to: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Interception:
     """Plain HTTP of viewers that is taken (TPROXY): `destinations` are IPv4 networks, `port` is our socket's."""
 
@@ -45,20 +73,26 @@ class Interception:
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """Of one service, whole."""
+    """Of one service, whole. `multicast_never`: networks of hosts that get none; an interface with an address there
+    gets none either. `multicast_table` 0: the kernel's usual one."""
 
     multicast: tuple[MulticastProxy, ...] = ()
     routes: tuple[Route, ...] = ()
     rules: tuple[Rule, ...] = ()
     packet_rules: tuple[PacketRule, ...] = ()
     intercept: Interception | None = None
+    multicast_routes: tuple[MulticastRoute, ...] = ()
+    multicast_never: tuple[str, ...] = ()
+    multicast_table: int = 0
 
 
 def decode(document: object) -> DesiredState:
     """From JSON's values. StateError names the first problem."""
-    top = checked.mapping(document, "the state", {"intercept", "multicast", "routes", "rules", "packet_rules"})
+    top = checked.mapping(document, "the state", set(DesiredState.__slots__))
     proxies = tuple(_proxy(each) for each in checked.items(top.get("multicast", []), "multicast"))
-    check_interfaces(proxies)
+    _check_interfaces(proxies)
+    multicast_routes = tuple(_multicast_route(each) for each in checked.items(top.get("multicast_routes", []), "them"))
+    _check_multicast_routes(multicast_routes, proxies)
     routes = objects.routes(top.get("routes", []))
     objects.check_routes(routes)
     return DesiredState(
@@ -67,6 +101,9 @@ def decode(document: object) -> DesiredState:
         objects.rules(top.get("rules", [])),
         objects.packet_rules(top.get("packet_rules", [])),
         None if top.get("intercept") is None else _interception(top["intercept"]),
+        multicast_routes,
+        checked.networks(top.get("multicast_never", []), "multicast_never") or (),
+        _multicast_table(top),
     )
 
 
@@ -80,12 +117,21 @@ def encode(state: DesiredState) -> dict[str, Any]:
     for key, rows in (("routes", state.routes), ("rules", state.rules), ("packet_rules", state.packet_rules)):
         if rows:
             encoded[key] = [objects.encode(row) for row in rows]
+    if state.multicast_routes:
+        names = MulticastRoute.__slots__
+        encoded["multicast_routes"] = [
+            {name: getattr(each, name) for name in names} | {"to": list(each.to)} for each in state.multicast_routes
+        ]
+    if state.multicast_never:
+        encoded["multicast_never"] = list(state.multicast_never)
+    if state.multicast_table:
+        encoded["multicast_table"] = state.multicast_table
     if state.intercept is not None:
         encoded["intercept"] = {name: getattr(state.intercept, name) for name in Interception.__slots__}
     return encoded
 
 
-def check_interfaces(proxies: tuple[MulticastProxy, ...]) -> None:
+def _check_interfaces(proxies: tuple[MulticastProxy, ...]) -> None:
     """StateError where an interface has two places: of two proxies one would loop what the other sends, or the
     kernel, which has one route for a flow, could serve only one."""
     places: dict[str, str] = {}
@@ -96,6 +142,56 @@ def check_interfaces(proxies: tuple[MulticastProxy, ...]) -> None:
                     "interface", f"{interface} stands in proxy {places[interface]} and in proxy {proxy.name}"
                 )
             places[interface] = proxy.name
+
+
+def check_multicast(states: Iterable[DesiredState]) -> None:
+    """StateError where services are at odds."""
+    states = list(states)
+    proxies = tuple(proxy for each in states for proxy in each.multicast)
+    _check_interfaces(proxies)
+    _check_multicast_routes([route for each in states for route in each.multicast_routes], proxies)
+    if len({each.multicast_table for each in states if each.multicast or each.multicast_routes}) > 1:
+        raise StateError("conflict", "services want multicast in different tables of the kernel")
+
+
+def _check_multicast_routes(routes: Iterable[MulticastRoute], proxies: Iterable[MulticastProxy]) -> None:
+    """StateError where two would be the kernel's one route of a flow, or a proxy could not do its part beside one."""
+    downstreams = {each for proxy in proxies for each in proxy.downstream}
+    filtered = {proxy.upstream for proxy in proxies if proxy.sources is not None}
+    seen: dict[tuple[str | None, str], str] = {}
+    for route in routes:
+        other = seen.setdefault((route.source, route.group), route.name)
+        if other != route.name:
+            raise StateError("conflict", f"multicast routes {other} and {route.name} are of one source and group")
+        if route.source is None and route.interface in downstreams | filtered:
+            what = f"multicast route {route.name} names no source, and a proxy decides by it on {route.interface}"
+            raise StateError("conflict", what)
+
+
+def _multicast_route(document: object) -> MulticastRoute:
+    given = checked.mapping(document, "a multicast route", set(MulticastRoute.__slots__))
+    name = checked.text(given, "name", "a multicast route")
+    where = f"multicast route {name}"
+    group = ip_address(checked.address(given.get("group"), where))
+    source = None if given.get("source") is None else ip_address(checked.address(given["source"], where))
+    if not is_multicast(group.packed) or not is_forwardable(group.packed):
+        raise StateError("value", f"{where}: {group} is no group that may leave its link")
+    if source is not None and (source.version != group.version or not is_unicast(source.packed)):
+        raise StateError("value", f"{where}: {source} can't be a source of {group}")
+    if source is None and is_within(group.packed, SSM_RANGES):
+        raise StateError("value", f"{where}: {group} is source-specific, and no source is named")
+    interface = checked.interface(given.get("interface"), where)
+    to = tuple(checked.interface(each, where) for each in checked.items(given.get("to"), f"{where}: to"))
+    if not to or interface in to:
+        raise StateError("value", f"{where}: it goes to interfaces, and to others than where it comes from")
+    return MulticastRoute(name, None if source is None else str(source), str(group), interface, to)
+
+
+def _multicast_table(given: Mapping[str, object]) -> int:
+    table = checked.whole(given, "multicast_table", 0, 0, 99_999_999, "the state")
+    if 252 <= table <= 255:
+        raise StateError("foreign", f"multicast table {table} is the kernel's own")
+    return table
 
 
 def _interception(document: object) -> Interception:

@@ -24,6 +24,7 @@ _FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE = 1, 2,
 _FRA_FWMASK, _FRA_OIFNAME, _FRA_PROTOCOL = 16, 17, 21
 _TO_TABLE = 1  # FR_ACT_TO_TBL
 INET, INET6 = int(socket.AF_INET), int(socket.AF_INET6)
+IPMR, IP6MR = 128, 129  # linux/rtnetlink.h RTNL_FAMILY_*: multicast routing
 _TABLE_COMPAT = 252  # RT_TABLE_COMPAT: the number stands in the attribute
 _KINDS = {"unicast": 1, "local": 2, "blackhole": 6, "unreachable": 7, "throw": 9}
 _KIND_NAMES = {number: name for name, number in _KINDS.items()}
@@ -130,6 +131,12 @@ def routes_request(family: int, *, table: int = 0) -> Request:
     return lambda number: _message(RTM_GETROUTE, _F_DUMP, number, body)
 
 
+def multicast_routes_request(family: int, table: int) -> Request:
+    """Asks for a table of multicast routes: `family` is RTNL_FAMILY_IPMR or RTNL_FAMILY_IP6MR."""
+    body = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + _number(_RTA_TABLE, table)
+    return lambda number: _message(RTM_GETROUTE, _F_DUMP, number, body)
+
+
 def rules_request(family: int) -> Request:
     body = _RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
     return lambda number: _message(RTM_GETRULE, _F_DUMP, number, body)
@@ -146,7 +153,7 @@ def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         at += (length + 3) & ~3
 
 
-def _attributes(body: bytes, at: int) -> dict[int, bytes]:
+def attributes(body: bytes, at: int) -> dict[int, bytes]:
     found = {}
     while at + 4 <= len(body):
         length, kind = _ATTRIBUTE.unpack_from(body, at)
@@ -157,7 +164,8 @@ def _attributes(body: bytes, at: int) -> dict[int, bytes]:
     return found
 
 
-def _int(value: bytes | None) -> int:
+def int_of(value: bytes | None) -> int:
+    """Of an attribute that has four bytes; 0: it has none."""
     return struct.unpack("=I", value)[0] if value is not None and len(value) == 4 else 0
 
 
@@ -168,17 +176,17 @@ def read_route(body: bytes) -> tuple[int, RouteRow] | None:
     family, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(body)
     if family not in (socket.AF_INET, socket.AF_INET6):
         return None
-    found = _attributes(body, 12)
+    found = attributes(body, 12)
     destination = found.get(_RTA_DST) or bytes(4 if family == socket.AF_INET else 16)
     return protocol, RouteRow(
         family,
-        _int(found.get(_RTA_TABLE)) or table,
+        int_of(found.get(_RTA_TABLE)) or table,
         destination,
         length,
-        _int(found.get(_RTA_PRIORITY)),
+        int_of(found.get(_RTA_PRIORITY)),
         _KIND_NAMES.get(kind, f"kind {kind}"),
         found.get(_RTA_GATEWAY, b""),
-        _int(found.get(_RTA_OIF)),
+        int_of(found.get(_RTA_OIF)),
         found.get(_RTA_PREFSRC, b""),
     )
 
@@ -188,22 +196,22 @@ def read_rule(body: bytes) -> tuple[int, RuleRow] | None:
     if len(body) < 12:
         return None
     family, destination_length, source_length, _, table, _, _, action, _ = _RULE.unpack_from(body)
-    found = _attributes(body, 12)
+    found = attributes(body, 12)
     protocol = found.get(_FRA_PROTOCOL, b"\0")
     if action != _TO_TABLE or not protocol:
         return None
-    mask = _int(found.get(_FRA_FWMASK))
+    mask = int_of(found.get(_FRA_FWMASK))
     return protocol[0], RuleRow(
         family,
-        _int(found.get(_FRA_PRIORITY)),
-        _int(found.get(_FRA_TABLE)) or table,
+        int_of(found.get(_FRA_PRIORITY)),
+        int_of(found.get(_FRA_TABLE)) or table,
         found.get(_FRA_SRC, b""),
         source_length,
         found.get(_FRA_DST, b""),
         destination_length,
         found.get(_FRA_IIFNAME, b"").rstrip(b"\0").decode(errors="replace"),
         found.get(_FRA_OIFNAME, b"").rstrip(b"\0").decode(errors="replace"),
-        _int(found.get(_FRA_FWMARK)) if mask else 0,
+        int_of(found.get(_FRA_FWMARK)) if mask else 0,
         mask,
     )
 

@@ -304,6 +304,17 @@ def parse_multicast_network(text: str) -> IpNetwork:
     return network
 
 
+def parse_group(text: str) -> str:
+    """One group that may leave its link, in its usual writing."""
+    address = literal(text.removeprefix("[").removesuffix("]") if text.startswith("[") else text)
+    if address is None or not address.is_multicast:
+        raise ValueError(f"{quoted(text)} is no group: expected one such as '239.9.0.1'")
+    packed = address.packed
+    if packed[:3] == b"\xe0\0\0" if address.version == 4 else packed[1] & 15 <= 2:
+        raise ValueError(f"{address} is of link scope: no router forwards it")
+    return str(address)
+
+
 def parse_folder(value: str) -> str:
     """The name of a folder that may be somebody's alone: not `.` nor `..`. Raises ValueError."""
     if not value.strip("./ ") or "\0" in value or "\n" in value:

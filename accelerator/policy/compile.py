@@ -15,6 +15,7 @@ from ipaddress import IPv4Network, IPv6Network
 from accelerator.policy.credentials import places_of
 from accelerator.policy.link_rows import LinkRow, MarkRow, link_rows, mark_rows
 from accelerator.policy.model import Origin, Policy, Relay, RelayOutput
+from accelerator.policy.multicast_rows import MulticastRows, multicast_rows
 from accelerator.policy.relay_addresses import dscp_value
 from accelerator.policy.relay_rules import (
     REORDER_FEC_S,
@@ -225,23 +226,6 @@ class Logs:
 
 
 @dataclass(frozen=True, slots=True)
-class MulticastRow:
-    """One proxy, for netd: networks as text, none = any."""
-
-    name: str
-    upstream: str
-    downstream: tuple[str, ...]
-    groups: tuple[str, ...]
-    sources: tuple[str, ...]
-    group_limit: int
-    fast_leave: bool
-    querier: str
-    interval_s: float
-    robustness: int
-    last_member_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class Tables:
     """One policy for the data plane. `workers` 0 = auto.
 
@@ -261,7 +245,7 @@ class Tables:
     logs: Logs
     admin: tuple[str, int] | None
     admin_reads_freely: bool
-    multicast: tuple[MulticastRow, ...]
+    multicast: MulticastRows
     disk: DiskRow | None = None
     relays: tuple[RelayRow, ...] = ()
     udpxy: UdpxyRow = UdpxyRow()
@@ -324,7 +308,7 @@ def compile_policy(policy: Policy) -> Tables:
         ),
         admin=(policy.admin.address.host, policy.admin.address.port) if policy.admin is not None else None,
         admin_reads_freely=policy.admin is None or policy.admin.token != "always",
-        multicast=tuple(_multicast_row(policy, name) for name in policy.multicast.proxies),
+        multicast=multicast_rows(policy),
         disk=_disk_row(policy),
         relays=tuple(_relay_row(name, row) for name, row in policy.relays.items()),
         udpxy=_udpxy_row(policy),
@@ -423,23 +407,6 @@ def _relay_output_row(output: RelayOutput) -> RelayOutputRow:
         hold_ns=int(hold_s * 1e9),
         rate_bps=output.rate or 0,
         window_bytes=output.window if kind == "http" else 0,
-    )
-
-
-def _multicast_row(policy: Policy, name: str) -> MulticastRow:
-    proxy, querier = policy.multicast.proxies[name], policy.multicast.querier
-    return MulticastRow(
-        name=name,
-        upstream=proxy.upstream,
-        downstream=proxy.downstream,
-        groups=tuple(map(str, proxy.groups)),
-        sources=tuple(map(str, proxy.sources)),
-        group_limit=proxy.group_limit,
-        fast_leave=proxy.fast_leave,
-        querier=querier.mode,
-        interval_s=querier.interval,
-        robustness=querier.robustness,
-        last_member_s=querier.last_member,
     )
 
 

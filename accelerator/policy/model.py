@@ -12,15 +12,14 @@ from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, Wi
 
 from accelerator.policy import addresses
 from accelerator.policy.link_model import LINKS_MAX, MARKS_MAX, Link, Mark
+from accelerator.policy.multicast_model import Multicast
 from accelerator.policy.origin_model import Credential, Origin, Timeouts, Verify
 from accelerator.policy.relay_model import RELAYS_MAX, Dscp, Relay, RelayOutput, Udpxy
 from accelerator.policy.steering_model import Steering
 from accelerator.policy.values import (
     MEBIBYTE,
     SITE_NAME,
-    InterfaceName,
     ListenAddress,
-    MulticastNetwork,
     Name,
     Names,
     Network,
@@ -201,47 +200,6 @@ class SecurityLog(Section):
 class Logs(Section):
     access: AccessLog = Field(default=AccessLog(), description="Who was answered what; off by default.")
     security: SecurityLog = Field(default=SecurityLog(), description="Who changed what, and what was refused.")
-
-
-class MulticastProxy(Section):
-    upstream: InterfaceName = Field(description="The interface towards the sources; no other proxy may have it.")
-    downstream: tuple[InterfaceName, ...] = Field(
-        min_length=1, max_length=31, description="The interfaces towards the viewers; each in one proxy only."
-    )
-    groups: Annotated[tuple[MulticastNetwork, ...], empty_means(tuple)] = Field(
-        default=(), max_length=256, description="Which groups viewers may join; left out: any."
-    )
-    sources: Annotated[tuple[Network, ...], empty_means(tuple)] = Field(
-        default=(), max_length=256, description="Whose packets viewers may have; left out: anybody's."
-    )
-    group_limit: Annotated[int, *whole_between(1, 65_536)] = Field(
-        default=4096, description="Groups at once on one downstream interface, for each family."
-    )
-    fast_leave: Switch = Field(
-        default=False, description="Whoever leaves was the last: for links with one receiver, or a switch that says so."
-    )
-
-
-class Querier(Section):
-    mode: Literal["if-none", "always", "never"] = Field(
-        default="if-none", description="Who asks on downstream links: us unless another does, always us, never us."
-    )
-    interval: Annotated[float, *time_between("1s", "1h")] = Field(
-        default=125.0, description="Between two general queries."
-    )
-    robustness: Annotated[int, *whole_between(1, 7)] = Field(
-        default=2, description="How many messages in a row may be all but one lost before a group ends."
-    )
-    last_member: Annotated[float, *time_between("100ms", "25s")] = Field(
-        default=1.0, description="Between the queries for a last member; a group ends after robustness times that."
-    )
-
-
-class Multicast(Section):
-    proxies: Annotated[Mapping[Name, MulticastProxy], empty_means(dict)] = Field(
-        default={}, max_length=32, description="IGMP and MLD proxies (RFC 4605), by name; accelerator-netd runs them."
-    )
-    querier: Querier = Field(default=Querier(), description="Who asks for members on downstream links.")
 
 
 class Policy(Section):

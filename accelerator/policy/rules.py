@@ -12,6 +12,7 @@ from accelerator.policy.compile import ROUTES_MAX, n_routes
 from accelerator.policy.credentials import problems_of
 from accelerator.policy.link_rules import link_findings
 from accelerator.policy.model import Listener, Origin, Policy
+from accelerator.policy.multicast_rules import multicast_findings
 from accelerator.policy.relay_rules import relay_findings, udpxy_findings, window_findings
 from accelerator.policy.shape import keys_of, section_at
 from accelerator.policy.steering_rules import steering_findings
@@ -51,7 +52,8 @@ class Rules:
         self._zone_nets(policy)
         self._origins(policy)
         self._pins(policy)
-        self._multicast(policy)
+        for place, message, is_warning in multicast_findings(policy):
+            (self._warn if is_warning else self._error)(self._value("multicast", *place), message)
         for place, message, is_warning in link_findings(policy):
             (self._warn if is_warning else self._error)(self._value(*place), message)
         for place, message, is_warning in steering_findings(policy):
@@ -117,21 +119,6 @@ class Rules:
             if not listener.tls:
                 what = "has no effect without tls"
             self._warn(self._value(*path, "legacy"), f"listen.{name}.legacy: {what}")
-
-    def _multicast(self, policy: Policy) -> None:
-        """One place for each interface: of two, one proxy would loop what the other sends (RFC 4605 section 5 leaves
-        that to the administrator), or two would fight for a flow's one route."""
-        places: dict[str, str] = {}
-        for name, proxy in policy.multicast.proxies.items():
-            path = ("multicast", "proxies", name)
-            where: list[tuple[Path, str]] = [((*path, "upstream"), proxy.upstream)]
-            where += [((*path, "downstream", index), each) for index, each in enumerate(proxy.downstream)]
-            for place, interface in where:
-                key = dotted(place)
-                if interface in places:
-                    other = places[interface]
-                    self._error(self._value(*place), f"{key}: {interface} stands in {other} already: that would loop")
-                places.setdefault(interface, key)
 
     def _zone_nets(self, policy: Policy) -> None:
         first: dict[str, str] = {}

@@ -112,7 +112,10 @@ class NetdClient:
         if self._wanted != DesiredState() and not self._is_waiting_told:
             self._is_waiting_told = True
             wanted = self._wanted
-            parts: dict[str, Any] = {"multicast": wanted.multicast, "links' routes": wanted.routes}
+            parts: dict[str, Any] = {
+                "multicast": wanted.multicast or wanted.multicast_routes,
+                "links' routes": wanted.routes,
+            }
             parts["marks"] = wanted.packet_rules
             if wanted.intercept is not None:
                 parts["interception"] = (wanted.intercept,)

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 
 from accelerator.kernel.objects import PacketRule, Route, Rule
-from accelerator.kernel.state import DesiredState, Interception, MulticastProxy
-from accelerator.policy.compile import MulticastRow, Tables
+from accelerator.kernel.state import DesiredState, Interception, MulticastProxy, MulticastRoute
+from accelerator.policy.compile import Tables
 from accelerator.policy.link_rows import LinkRow, MarkRow
+from accelerator.policy.multicast_rows import ProxyRow
 
 # A table and a rule for each link: policy/link_model.py has at most 16.
 LINK_TABLE, LINK_PRIORITY = 86_010, 8610
@@ -19,7 +20,17 @@ def desired(tables: Tables) -> DesiredState:
     routes, rules = link_routes(tables.links)
     row = tables.intercept
     taken = None if row is None else Interception(row.interfaces, row.destinations, row.ports, row.port)
-    return DesiredState(tuple(map(_proxy, tables.multicast)), routes, rules, mark_rules(tables.marks), taken)
+    wanted = tables.multicast
+    return DesiredState(
+        tuple(map(_proxy, wanted.proxies)),
+        routes,
+        rules,
+        mark_rules(tables.marks),
+        taken,
+        tuple(MulticastRoute(each.name, each.source, each.group, each.interface, each.to) for each in wanted.routes),
+        wanted.never,
+        wanted.table,
+    )
 
 
 def mark_rules(marks: Iterable[MarkRow]) -> tuple[PacketRule, ...]:
@@ -46,7 +57,7 @@ def link_routes(links: Iterable[LinkRow]) -> tuple[tuple[Route, ...], tuple[Rule
     return tuple(routes), tuple(rules)
 
 
-def _proxy(row: MulticastRow) -> MulticastProxy:
+def _proxy(row: ProxyRow) -> MulticastProxy:
     return MulticastProxy(
         row.name,
         row.upstream,

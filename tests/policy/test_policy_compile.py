@@ -6,7 +6,8 @@ import dataclasses
 import pickle
 
 from accelerator.policy import Tables, check_texts, compile_policy
-from accelerator.policy.compile import ANY_METHODS, HostRow, Limits, ListenerRow, Logs, MulticastRow, NetRow, PathRow
+from accelerator.policy.compile import ANY_METHODS, HostRow, Limits, ListenerRow, Logs, NetRow, PathRow
+from accelerator.policy.multicast_rows import MulticastRows, ProxyRow, RouteRow
 
 POLICY = """\
 version: 1
@@ -92,7 +93,23 @@ def test_the_smallest_policy() -> None:
     tables = compiled("{version: 1, site: {name: a}}")
     assert tables == Tables(
         "a", (), (), (), (), (), Limits(65536, 20000, 10.0, 30.0, 75.0, 1000, 30.0), 512 * 2**20, 0, tables.digest,
-        Logs(False, 0, 7 * 86400.0, 256 * 2**20, 183 * 86400.0, 64 * 2**20), None, True, (),
+        Logs(False, 0, 7 * 86400.0, 256 * 2**20, 183 * 86400.0, 64 * 2**20), None, True, MulticastRows(),
+    )
+
+
+def test_multicast_routes() -> None:
+    text = "{version: 1, site: {name: a}, zones: {wifi: {nets: [10.12.0.0/23], multicast: never}, desks: {nets: "
+    text += "[10.12.1.0/24]}}, multicast: {table: 8600, routes: {menu: {group: 239.9.0.1, from: eth0, "
+    text += "to: [lan0, lan1]}, clip: {group: '[ff3e::8000:1]', source: '2001:db8::7', from: eth0, to: [lan0]}}}}"
+    tables = compiled(text)
+    assert tables.multicast == MulticastRows(
+        (),
+        (
+            RouteRow("menu", None, "239.9.0.1", "eth0", ("lan0", "lan1")),
+            RouteRow("clip", "2001:db8::7", "ff3e::8000:1", "eth0", ("lan0",)),
+        ),
+        ("10.12.0.0/24",),
+        8600,
     )
 
 
@@ -100,8 +117,8 @@ def test_multicast_proxies() -> None:
     text = "{version: 1, site: {name: a}, multicast: {querier: {interval: 1m}, proxies: {tv: {upstream: eth0, "
     tables = compiled(text + "downstream: [lan0, lan1], groups: [239.0.0.0/8, 'ff15::/16'], fast_leave: true}}}}")
     groups = ("239.0.0.0/8", "ff15::/16")
-    assert tables.multicast == (
-        MulticastRow("tv", "eth0", ("lan0", "lan1"), groups, (), 4096, True, "if-none", 60.0, 2, 1.0),
+    assert tables.multicast.proxies == (
+        ProxyRow("tv", "eth0", ("lan0", "lan1"), groups, (), 4096, True, "if-none", 60.0, 2, 1.0),
     )
 
 

@@ -55,6 +55,8 @@ HAS_NO_DEFAULT = {
     "pathways",
     "interfaces",
     "destinations",
+    "to",
+    "source",
 }
 
 

@@ -124,6 +124,28 @@ TOGETHER = [
     pytest.param(LISTEN + ORIGINS + "multicast: {proxies: {a: {upstream: eth0, downstream: [lan0, eth0]}, b: {upstream: lan0, downstream: [x]}}}\n",
                  ["5:62: multicast.proxies.a.downstream: eth0 stands in multicast.proxies.a.upstream already: that would loop",
                   "5:84: multicast.proxies.b.upstream: lan0 stands in multicast.proxies.a.downstream already: that would loop"], id="multicast-loop"),
+    pytest.param(LISTEN + ORIGINS + "multicast:\n  table: 254\n  proxies: {tv: {upstream: eth0, downstream: [lan0], sources: [10.0.0.0/8]}}\n  routes:\n"
+                 "    a: {group: 239.1.1.1, from: eth1, to: [eth1, lan1, lan1]}\n"
+                 "    b: {group: 239.1.1.1, from: eth2, to: [eth1]}\n"
+                 "    c: {group: 232.1.1.1, from: eth1, to: [lan1]}\n"
+                 "    d: {group: 239.1.1.2, source: '2001:db8::1', from: eth1, to: [lan1]}\n"
+                 "    e: {group: 239.1.1.3, from: lan0, to: [lan1]}\n"
+                 "    f: {group: 239.1.1.4, from: eth0, to: [lan1]}\n"
+                 "    g: {group: 239.1.1.5, source: 10.1.0.2, from: lan0, to: [eth0]}\n",
+                 ["6:10: multicast.table: 254 is one of the kernel's own: leave it out for the usual one",
+                  "9:44: multicast.routes.a.to: eth1 is where the packets come from: that would loop",
+                  "9:56: multicast.routes.a.to: lan1 stands there twice",
+                  "10:16: multicast.routes.b: anybody's packets to 239.1.1.1 have a route in multicast.routes.a already",
+                  "11:16: multicast.routes.c.group: 232.1.1.1 is source-specific (RFC 4607): name its source",
+                  "12:35: multicast.routes.d.source: 2001:db8::1 and 239.1.1.2 are of two families",
+                  "13:33: multicast.routes.e: lan0 is a downstream of proxy 'tv', which sends all that comes in there up and to its members: name a source",
+                  "14:33: multicast.routes.f: proxy 'tv' lets in certain sources from eth0 only: name the route's source",
+                  "15:62: warning: multicast.routes.g.to: proxy 'tv' sends it to eth0 anyway"], id="multicast-routes"),
+    pytest.param("multicast: {routes: {a: {group: 224.0.0.9, from: eth0, to: []}, b: {group: 10.0.0.1, from: e/h, to: [x]}}}\n",
+                 ["3:33: multicast.routes.a.group: 224.0.0.9 is of link scope: no router forwards it",
+                  "3:60: multicast.routes.a.to: must not be empty",
+                  "3:76: multicast.routes.b.group: '10.0.0.1' is no group: expected one such as '239.9.0.1'",
+                  "3:92: multicast.routes.b.from: expected the name of an interface such as 'eth0', got 'e/h'"], id="multicast-route-values"),
     pytest.param("zones: {desks: {}}\nlisten: {lan: {address: '127.0.0.1:1', zones: [desk]}}\n" + ORIGINS,
                  ["4:48: listen.lan.zones: unknown zone 'desk' (did you mean 'desks'?)"], id="zone"),
     pytest.param(LISTEN + "classes: {webcast: {}}\norigins: {m: {from: ['http://a.b'], hosts: [h], class: webcst}}\n",

@@ -5,7 +5,7 @@ kernel is elsewhere."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from accelerator.protocols.membership.proxy import Proxy
@@ -18,6 +18,16 @@ MOVE_AFTER_S = 5.0
 class Entry:
     """A multicast route. No source: any that has no entry of its own, from `parent` only. No outputs: dropped
     quietly."""
+
+    source: bytes | None
+    group: bytes
+    parent: str
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StaticRoute:
+    """What policy sends whoever asks for it. No source: any, from `parent`, which is then the proxy's upstream."""
 
     source: bytes | None
     group: bytes
@@ -48,12 +58,23 @@ class _Flow:
 
 
 class Forwarding:
-    """One proxy's routes. At most `n_flows_max` flows that no membership foretold; more are left to the kernel's
-    queue."""
+    """One proxy's routes, and the static ones whose parents are its interfaces. At most `n_flows_max` flows that no
+    membership foretold; more are left to the kernel's queue. `foreign`: sources and groups whose one route is another
+    proxy's static one."""
 
-    def __init__(self, proxy: Proxy, n_flows_max: int = 10_000) -> None:
+    def __init__(
+        self,
+        proxy: Proxy,
+        n_flows_max: int = 10_000,
+        static: Iterable[StaticRoute] = (),
+        foreign: frozenset[tuple[bytes, bytes]] = frozenset(),
+    ) -> None:
         self._proxy = proxy
         self._n_flows_max = n_flows_max
+        self._static: dict[bytes, dict[bytes | None, StaticRoute]] = {}
+        for each in static:
+            self._static.setdefault(each.group, {})[each.source] = each
+        self._foreign = foreign
         self._entries: dict[Key, Entry] = {}
         self._sources: dict[bytes, set[bytes | None]] = {}  # of the entries, by group
         self._flows: dict[tuple[bytes, bytes], _Flow] = {}
@@ -97,7 +118,7 @@ class Forwarding:
     def refresh(self, group: bytes | None) -> None:
         """Membership, queriers or interfaces have changed: for one group, or in general."""
         if group is None:
-            for each in {*self._sources, *self._flow_sources, *self._proxy.groups}:
+            for each in {*self._sources, *self._flow_sources, *self._proxy.groups, *self._static}:
                 self.refresh(each)
             return
         wanted = {(entry.source, group): entry for entry in self._wanted(group)}
@@ -117,20 +138,33 @@ class Forwarding:
         return self._changes.popleft() if self._changes else None
 
     def _wanted(self, group: bytes) -> list[Entry]:
-        proxy = self._proxy
+        """Who wants a static route's packets besides gets them by the same entry: the kernel has one for a flow."""
+        proxy, static = self._proxy, self._static.get(group, {})
         upstream = proxy.upstream
-        any_source = proxy.decide_any(group)
+        everywhere = static[None].outputs if None in static else ()
+        any_source = _joined(proxy.decide_any(group), everywhere)
         entries = [Entry(None, group, upstream, any_source)] if any_source else []
         named = proxy.named_sources(group)
         seen = {source: self._flows[source, group].interface for source in self._flow_sources.get(group, ())}
-        for source in named | seen.keys():
-            interface = seen.get(source, upstream)
+        pinned = {source: each for source, each in static.items() if source is not None}
+        for source in named | seen.keys() | pinned.keys():
+            if (source, group) in self._foreign:
+                continue
+            fixed = pinned.get(source)
+            interface = fixed.parent if fixed is not None else seen.get(source, upstream)
             outputs = proxy.decide(source, group, interface)
+            if fixed is not None:
+                outputs = _joined(outputs, fixed.outputs)
             if interface == upstream:
+                outputs = _joined(outputs, everywhere)
                 # The entry for any source says the same, or nobody has seen what nobody wants.
-                if any_source and outputs == any_source:
+                if fixed is None and any_source and outputs == any_source:
                     continue
                 if not any_source and not outputs and source not in seen:
                     continue
             entries.append(Entry(source, group, interface, outputs))
         return entries
+
+
+def _joined(outputs: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted({*outputs, *more})) if more else outputs

@@ -93,6 +93,14 @@ class HostSide:
                 change.n_sources[source] = self._robustness
         self._change_times.set(group, now_s)
 
+    def announce(self, now_s: float) -> None:
+        """Says all that is asked for without being asked, as after a start: the link is another one than before."""
+        for group, wanted in self._filters.items():
+            self._changes[group] = _Change(n_mode=self._robustness)
+            if self._version == 3 and not wanted.is_exclude:
+                self._changes[group] = _Change(n_sources=dict.fromkeys(wanted.sources, self._robustness))
+            self._change_times.set(group, now_s)
+
     def receive(self, heard: Heard | Drop, now_s: float) -> None:
         """One packet, or why it was none. Off-link senders are the caller's to drop."""
         if isinstance(heard, Drop):
@@ -250,9 +258,5 @@ class HostSide:
         self._general_s = None
         if version == 3:
             # Nobody asks for filters that were never told: tell them, as after a start.
-            for group, wanted in self._filters.items():
-                self._changes[group] = _Change(n_mode=self._robustness)
-                if not wanted.is_exclude:
-                    self._changes[group] = _Change(n_sources=dict.fromkeys(wanted.sources, self._robustness))
-                self._change_times.set(group, now_s)
+            self.announce(now_s)
         self._events.append(VersionChanged(version))

@@ -28,6 +28,7 @@ class Drop(Enum):
     BAD_SOURCE = "source-not-unicast"
     SOURCES_WITHOUT_GROUP = "sources-without-group"
     OFF_LINK = "sender-off-link"
+    HOST_REFUSED = "host-of-zone-without-multicast"
     LINK_SCOPE = "group-of-link-scope"
     GROUP_NOT_ALLOWED = "group-not-allowed"
     SOURCE_NOT_ALLOWED = "source-not-allowed"

@@ -55,6 +55,7 @@ class Proxy:
         self.host = HostSide(settings, fraction)
         self._routers: dict[str, RouterSide] = {}
         self._wanted: dict[bytes, dict[str, Filter]] = {}
+        self._always: dict[bytes, Filter] = {}
         self._events: deque[Event] = deque()
 
     @property
@@ -86,9 +87,15 @@ class Proxy:
         """One packet that came in on an interface of ours."""
         if interface == self.upstream:
             self.host.receive(heard, now_s)
-        else:
+        elif interface in self._routers:
             self._routers[interface].receive(heard, now_s)
             self._take_events(interface, now_s)
+
+    def ask_always(self, wanted: Mapping[bytes, Filter], now_s: float) -> None:
+        """Groups that are asked for upstream whoever wants them downstream: those of static routes."""
+        self._always = dict(wanted)
+        for group in self._always:
+            self._ask_upstream(group, now_s)
 
     def assume(self, name: str, group: bytes, wanted: Filter, now_s: float) -> None:
         """A downstream wanted this before we started: it counts until its hosts have had the time to say otherwise."""
@@ -171,10 +178,14 @@ class Proxy:
             filters.pop(name, None)
         else:
             filters[name] = wanted
-        self.host.set_filter(group, merge(filters.values()), now_s)
+        self._ask_upstream(group, now_s)
         if not filters:
             del self._wanted[group]
         self._events.append(FlowsChanged(group))
+
+    def _ask_upstream(self, group: bytes, now_s: float) -> None:
+        always = self._always.get(group, NOTHING)
+        self.host.set_filter(group, merge([*self._wanted.get(group, {}).values(), always]), now_s)
 
 
 def _told(changed: VersionChanged) -> UpstreamVersionChanged:

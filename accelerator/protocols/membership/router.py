@@ -105,6 +105,10 @@ class RouterSide:
         if not is_unknown and self._nets and not is_within(heard.sender, self._nets):
             self.drops[Drop.OFF_LINK] += 1
             return
+        refused = self.settings.admission.hosts_refused
+        if refused and not isinstance(heard.message, Query) and is_within(heard.sender, refused):
+            self.drops[Drop.HOST_REFUSED] += 1
+            return
         match heard.message:
             case Query() as query:
                 if is_unknown:

@@ -64,13 +64,15 @@ class QuerierMode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Which groups and sources may be asked for on an interface, and how many. None: any."""
+    """Which groups and sources may be asked for on an interface, and how many. None: any. `hosts_refused`: who gets
+    none, IPv4 only, since MLD's senders are link-local."""
 
     groups: tuple[Prefix, ...] | None = None
     sources: tuple[Prefix, ...] | None = None
     ssm: tuple[Prefix, ...] = SSM_RANGES
     n_groups_max: int = 4096
     n_sources_max: int = 512  # of one group
+    hosts_refused: tuple[Prefix, ...] = ()
 
     def allows_group(self, group: bytes) -> bool:
         return self.groups is None or is_within(group, self.groups)
