@@ -172,7 +172,7 @@ class Netd:
             if wish == self._wish and family in self._multicast:
                 continue
             self._stop(family)
-            if wish.interfaces:
+            if wish.is_of(is_v6=family == socket.AF_INET6):
                 self._start(family, wish)
             elif self._keeper is not None:
                 self._keeper.drop(_SLOTS[family])

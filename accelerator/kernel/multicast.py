@@ -286,8 +286,8 @@ class MulticastService:
             any_source = {each.group: each for each in mine if each.source is None}
             filters: dict[tuple[str, bytes], Filter] = {}
             for each in mine:
-                static = self._sent_always.get((each.source, each.group), frozenset())
-                for name in running.wish.downstreams.keys() - static:
+                static = [self._sent_always.get((source, each.group), ()) for source in (each.source, None)]
+                for name in running.wish.downstreams.keys() - {*static[0], *static[1]}:
                     index = self._links[name].index if name in self._links else 0
                     is_output = index in each.outputs
                     is_any = each.group in any_source and index in any_source[each.group].outputs

@@ -34,6 +34,10 @@ class MulticastWish:
     never: tuple[Prefix, ...] = ()
     table: int | None = None
 
+    def is_of(self, *, is_v6: bool) -> bool:
+        """Whether anything of the family is wanted."""
+        return bool(self.proxies) or any((len(each.group) == 16) == is_v6 for each in self.routes)
+
     @property
     def interfaces(self) -> frozenset[str]:
         named = [name for each in self.proxies for name in (each.upstream, *each.downstreams)]

@@ -96,14 +96,18 @@ class NetdBox:
         result: dict[str, Any] = answer["result"]
         return result
 
-    def desire(self, *proxies: dict[str, object], service: str = "test") -> None:
+    def desire(self, *proxies: dict[str, object], service: str = "test", **more: object) -> None:
+        """The whole state of a service: its proxies, and what else is named."""
         self._generation += 1
-        state = {"multicast": list(proxies)}
+        state = {"multicast": list(proxies), **more}
         self.ask("desire", service=service, generation=self._generation, state=state)
 
     def proxy(self, *, is_v6: bool = False, name: str = "tv") -> dict[str, Any]:
         shown: dict[str, Any] = self.ask("show")["multicast"]["ipv6" if is_v6 else "ipv4"][name]
         return shown
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [each for each in self.ask("show")["events"] if each["kind"] == kind]
 
     def ready(self, *, name: str = "tv") -> None:
         """Both families use all interfaces, and are querier where that is wanted."""

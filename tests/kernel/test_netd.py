@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import netns
 import pytest
 from netd_box import NetdBox, wait_for
+from streams import Count, Stream
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "")]
 
@@ -53,58 +52,6 @@ def forwarded(branch: Branch, interface: str, *, is_v6: bool) -> int:
     """Packets of multicast routes that have left by the interface."""
     lines = branch.box.read(f"/proc/net/ip{'6' if is_v6 else ''}_mr_vif").splitlines()[1:]
     return next(int(line.split()[5]) for line in lines if line.split()[1] == interface)
-
-
-class Stream:
-    """Numbered packets at a steady rate, until stopped."""
-
-    def __init__(self, namespace: netns.Namespace, group: str, rate: float) -> None:
-        self._socket = netns.sender(namespace, "eth0", is_v6=":" in group)
-        self._to = (group, PORT)
-        self._rate = rate
-        self._stop = threading.Event()
-        self.n_sent = 0
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        begin_s = time.monotonic()
-        while not self._stop.is_set():
-            while self.n_sent < (time.monotonic() - begin_s) * self._rate:
-                self._socket.sendto(self.n_sent.to_bytes(4), self._to)
-                self.n_sent += 1
-            self._stop.wait(0.0005)
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._socket.close()
-
-
-class Count:
-    """The numbers that a player has received."""
-
-    def __init__(self, joined: socket.socket) -> None:
-        self._socket = joined
-        self.numbers: list[int] = []
-        self._thread = threading.Thread(target=self._run)
-        self._socket.settimeout(0.5)
-        self._is_over = False
-        self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                self.numbers.append(int.from_bytes(self._socket.recv(100)))
-            except TimeoutError:
-                if self._is_over:
-                    return
-
-    def stop(self) -> list[int]:
-        self._is_over = True
-        self._thread.join()
-        self._socket.close()
-        return self.numbers
 
 
 @FAMILIES

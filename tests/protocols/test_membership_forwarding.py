@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from membership_link import NETS, ROUTER, START_S, over_the_wire, packed
 
-from accelerator.protocols.membership.forwarding import MOVE_AFTER_S, Entry, Forwarding, Install, Key, Remove
+from accelerator.protocols.membership.forwarding import (
+    MOVE_AFTER_S,
+    Entry,
+    Forwarding,
+    Install,
+    Key,
+    Remove,
+    StaticRoute,
+)
 from accelerator.protocols.membership.messages import Kind, Query, Record, Report, prefix
 from accelerator.protocols.membership.proxy import FlowsChanged, Proxy
 from accelerator.protocols.membership.settings import Admission, HostSettings, RouterSettings
@@ -23,12 +31,13 @@ LOWER = packed("10.0.0.0")
 class Table:
     """The kernel's table, as far as it matters: changes applied in order, packets looked up as ipmr.c does."""
 
-    def __init__(self, router_settings: RouterSettings | None = None) -> None:
+    def __init__(self, router_settings: RouterSettings | None = None, static: tuple[StaticRoute, ...] = ()) -> None:
         self.proxy = Proxy("wan", HostSettings(), lambda: 0.5)
         for name in ("lan0", "lan1"):
             self.proxy.add_downstream(name, router_settings or RouterSettings(), ROUTER, NETS, START_S)
         self.proxy.to_send(START_S)
-        self.forwarding = Forwarding(self.proxy)
+        self.forwarding = Forwarding(self.proxy, static=static)
+        self.forwarding.refresh(None)
         self.routes: dict[Key, Entry] = {}
         self.settle()
 
@@ -156,3 +165,42 @@ def test_routes_do_what_the_proxy_decides(has_allow_list: bool, steps: list[tupl
                 source, group, "wan"
             )
         now_s += MOVE_AFTER_S
+
+
+STATIC = (
+    StaticRoute(None, GROUP, "wan", ("aux", "lan0")),
+    StaticRoute(S[0], GROUP, "wan", ("lan1",)),
+    StaticRoute(S[1], SSM, "wan", ("aux",)),
+    StaticRoute(S[2], SSM, "lan0", ("aux",)),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(records, max_size=12))
+def test_static_routes_go_on_whatever_hosts_say(steps: list[tuple[str, ...]]) -> None:
+    """And members get what they would without them."""
+    table = Table(static=STATIC)
+    now_s = START_S
+    for interface, kind, group, few in [("lan0", Kind.TO_INCLUDE, GROUP, frozenset()), *steps]:
+        now_s += MOVE_AFTER_S
+        table.hear(interface, Report(3, (Record(kind, group, few),)), now_s)  # type: ignore[arg-type]
+        table.proxy.to_send(now_s)
+        table.settle()
+        for each in STATIC:
+            for source in S if each.source is None else [each.source]:
+                entry = table.routes.get((source, each.group)) or table.routes[None, each.group]
+                decided = table.proxy.decide(source, each.group, each.parent)
+                assert {*each.outputs, *decided} <= set(entry.outputs)
+                assert set(entry.outputs) <= {*decided, "aux", "lan0", "lan1"}
+                assert each.parent == entry.parent
+                assert entry.parent not in entry.outputs
+
+
+def test_a_source_with_another_proxys_static_route_is_left_to_it() -> None:
+    proxy = Proxy("wan", HostSettings(), lambda: 0.5)
+    proxy.add_downstream("lan0", RouterSettings(), ROUTER, NETS, START_S)
+    forwarding = Forwarding(proxy, foreign=frozenset({(S[0], SSM)}))
+    for heard in over_the_wire(Report(3, (Record(Kind.ALLOW, SSM, frozenset(S[:2])),)), ROUTER[:3] + b"\x09"):
+        proxy.receive("lan0", heard, START_S)
+    forwarding.refresh(None)
+    assert forwarding.entries.keys() == {(S[1], SSM)}
