@@ -1,5 +1,5 @@
-"""Content steering in real players: hls.js and dash.js in Chromium play from the box, the box is killed, and they go on from
-the pathway that is left; wherever the steering document stands."""
+"""Content steering in real players: hls.js and dash.js in Chromium play from the box, the box is killed, and they go on
+from the pathway that is left; wherever the steering document stands."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def leave(cdn: Cdn, folder: Path, way: Way, number: signal.Signals) -> dict[str,
         after = line_of(browser)
         assert browser.wait(60) == 0
         box.kill()
-    print(f"{way.player} {way.what}, patience {way.patience_ms} ms, {number.name}: next piece after {after['nextMs']:.0f} ms")
+    print(f"{way.player} {way.what}, patience {way.patience_ms}, {number.name}: next piece after {after['nextMs']:.0f} ms")
     assert set(after["hosts"]) == {CDN}
     assert after["time"] > before["buffered"]
     return after
@@ -239,5 +239,5 @@ def test_a_player_leaves_a_box_that_is_killed(cdn: Cdn, tmp_path: Path, way: Way
     ids=lambda way: f"{way.player}-{way.what}-{way.document}",
 )
 def test_a_player_told_to_be_impatient_leaves_a_box_that_is_stopped(cdn: Cdn, tmp_path: Path, way: Way) -> None:
-    """With the players' own settings it took hls.js 30 s (a channel) and 50 s (a film), and dash.js more than a minute."""
+    """With the players' own settings it took hls.js 30 s (a channel) or 50 s (a film), dash.js over a minute."""
     assert leave(cdn, tmp_path, way, signal.SIGSTOP)["nextMs"] < 10_000
