@@ -207,7 +207,7 @@ def leave(cdn: Cdn, folder: Path, way: Way, number: signal.Signals) -> dict[str,
         after = line_of(browser)
         assert browser.wait(60) == 0
         box.kill()
-    print(f"{way.player} {way.what}, patience {way.patience_ms}, {number.name}: next piece after {after['nextMs']:.0f} ms")
+    print(f"{way.player} {way.what}, patience {way.patience_ms}, {number.name}: next after {after['nextMs']:.0f} ms")
     assert set(after["hosts"]) == {CDN}
     assert after["time"] > before["buffered"]
     return after
