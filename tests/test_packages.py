@@ -73,4 +73,4 @@ def test_lock_files_name_no_registry() -> None:
     locked = json.loads((ROOT / "package-lock.json").read_text())
     for package in locked["packages"].values():
         package.pop("funding", None)  # whom a package's authors would like to be paid by is fetched by nobody
-    assert "//" not in json.dumps(locked)
+    assert "://" not in json.dumps(locked)  # a digest may have two slashes
