@@ -191,6 +191,7 @@ class MulticastService:
                 "is_querier": router.is_querier,
                 "querier": None if router.other_querier is None else _text(router.other_querier),
                 "groups": len(router.groups),
+                "reports": router.n_reports,
                 "drops": _counts(router.drops),
             }
             for name, router in running.proxy.downstreams.items()

@@ -1,4 +1,4 @@
-"""Numbered packets to a group, and what a player has of them. No assertion stands here."""
+"""Numbered packets to a group, what a player has of them, and the groups that tests use. No assertion stands here."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import threading
 import time
 
 import netns
+import pytest
 
 PORT = 5004
+FAMILIES = pytest.mark.parametrize("is_v6", [False, True], ids=["ipv4", "ipv6"])
+SOURCE = {False: "10.0.0.2", True: "fd00::2"}
+ASM = {False: "239.1.2.3", True: "ff15::1:3"}
+SSM = {False: "232.1.2.3", True: "ff35::8000:1"}
 
 
 class Stream:

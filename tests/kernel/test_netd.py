@@ -14,16 +14,11 @@ from typing import Any
 import netns
 import pytest
 from netd_box import NetdBox, wait_for
-from streams import Count, Stream
+from streams import ASM, FAMILIES, PORT, SOURCE, SSM, Count, Stream
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "")]
 
-PORT = 5004
 TV: dict[str, object] = {"name": "tv", "upstream": "wan", "downstream": ["lan0", "lan1"]}
-FAMILIES = pytest.mark.parametrize("is_v6", [False, True], ids=["ipv4", "ipv6"])
-SOURCE = {False: "10.0.0.2", True: "fd00::2"}
-ASM = {False: "239.1.2.3", True: "ff15::1:3"}
-SSM = {False: "232.1.2.3", True: "ff35::8000:1"}
 
 
 class Branch:

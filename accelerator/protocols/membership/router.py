@@ -48,11 +48,13 @@ Event = GroupChanged | QuerierChanged
 
 class RouterSide:
     """One link, one family. `address` is ours there (MLD: the link-local one), `nets` what is on-link: empty for MLD,
-    whose senders are link-local. `drops` counts what was left aside."""
+    whose senders are link-local. `drops` counts what was left aside, `n_reports` the reports and leaves of
+    hosts here."""
 
     def __init__(self, settings: RouterSettings, address: bytes | None, nets: tuple[Prefix, ...], now_s: float) -> None:
         self.settings = settings
         self.drops: Counter[Drop] = Counter()
+        self.n_reports = 0
         self._address = address
         self._nets = nets
         self._querier = Querier(settings.querier, settings.timing, address, now_s)
@@ -109,6 +111,8 @@ class RouterSide:
         if refused and not isinstance(heard.message, Query) and is_within(heard.sender, refused):
             self.drops[Drop.HOST_REFUSED] += 1
             return
+        if not isinstance(heard.message, Query):
+            self.n_reports += 1
         match heard.message:
             case Query() as query:
                 if is_unknown:
