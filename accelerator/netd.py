@@ -8,6 +8,7 @@ Messages are those of the control socket (control/message.py):
     alive   {}                                   the data plane has moved: interception goes on for some seconds more
     transparent {"port"}                         the listening socket of a desired interception, by SCM_RIGHTS
     show    {}                                   what is desired, what is, and what has been dropped
+    queues  {}                                   the shapers' queues alone, with what the kernel counts
     follow  {}                                   the reply, then a line {"event": {...}} for each event from then on
 """
 
@@ -41,6 +42,7 @@ from accelerator.kernel.multicast import MulticastService
 from accelerator.kernel.multicast_wish import MulticastWish, multicast_rules, multicast_wish
 from accelerator.kernel.objects import check_routes
 from accelerator.kernel.reconcile import Reconciler
+from accelerator.kernel.shaped import check_shapers
 from accelerator.kernel.state import DesiredState, StateError, check_multicast, decode, encode
 
 # 100,000 routes.
@@ -124,6 +126,7 @@ class Netd:
         try:
             check_multicast((*others, state))
             check_routes(route for each in (*others, state) for route in each.routes)
+            check_shapers(tuple(row for each in (*others, state) for row in each.shapers))
         except StateError as error:
             raise ControlError(error.kind, error.message) from None
         self._services[service] = (generation, state)
@@ -162,6 +165,7 @@ class Netd:
             [route for state in states for route in state.routes],
             [*(rule for state in states for rule in state.rules), *multicast_rules(wish)],
             [rule for state in states for rule in state.packet_rules],
+            [row for state in states for row in state.shapers],
         )
         wanted = (state.intercept for _, state in self._services.values())
         self._interceptor.want(next((each for each in wanted if each is not None), None))
@@ -321,6 +325,8 @@ class Netd:
                     writer.write(encode_result(await self._desire(request.arguments)))
                 case "show":
                     writer.write(encode_result({**await self.show(), "kernel": await self._reconciler.show()}))
+                case "queues":
+                    writer.write(encode_result({"queues": await self._reconciler.queues()}))
                 case "alive":
                     task = asyncio.current_task()
                     assert task is not None

@@ -121,7 +121,7 @@ def status_page(status: Mapping[str, Any]) -> RenderableType:
         state = Text("alive", style="green") if worker["alive"] else Text("dead", style="bold red")
         workers.add_row(str(worker["index"]), count_text(worker["connections"]), state)
     certificates = _certificates(status.get("certificates", ()))
-    links = _links(status.get("links", ()))
+    links = [*_links(status.get("links", ())), *_queues(status.get("queues", ()))]
     return Group(verdict, facts, listeners, *certificates, workers, *links, *_upstreams(status.get("upstreams", ())))
 
 
@@ -141,6 +141,21 @@ def _links(rows: Any) -> list[RenderableType]:
             first = ("", Text(""), "")
         if not busy:
             table.add_row(*first, "", "", "", "", "")
+    return [table] if rows else []
+
+
+def _queues(rows: Any) -> list[RenderableType]:
+    """What the kernel shapes: each class's sure rate, its most, and what went through it."""
+    right = ("for sure", "at most", "bytes", "packets", "dropped", "waiting")
+    table = _table("queues", "class", *right, right=right)
+    for row in rows:
+        first = f"{row['interface']}, {'in' if row['side'] == 'ingress' else 'out'}"
+        for each in row["classes"]:
+            rates = (f"{each[key] / 1e6:.1f} Mbit/s" for key in ("rate_bps", "ceiling_bps"))
+            counts = (each.get(key, 0) for key in ("bytes", "packets", "drops", "backlog_bytes"))
+            figures = map(count_text, counts) if each["is_there"] else ("not there", "", "", "")
+            table.add_row(printable(first), printable(each["name"]), *rates, *figures)
+            first = ""
     return [table] if rows else []
 
 
@@ -176,6 +191,8 @@ def routes_page(shown: Mapping[str, Any]) -> RenderableType:
     wanted = kernel.get("wanted", {})
     if any(wanted.values()) or kernel.get("n_steps"):
         pages.append(_kernel_table(kernel))
+        pages += _queues(kernel.get("queues", ()))
+        notes += [f"{each}: has another program's queues: ours stay out" for each in kernel.get("taken_interfaces", ())]
         notes += [f"waits for interface {each}" for each in kernel["waiting_for"]]
         notes += [f"table {each}: has another program's routes: ours stay out" for each in kernel["taken_tables"]]
         notes += [f"{each}: another program undoes it, so it is left alone for a while" for each in kernel["stopped"]]

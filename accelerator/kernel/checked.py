@@ -92,3 +92,10 @@ def address(value: object, where: str) -> str:
         return str(ip_address(value))
     except ValueError:
         raise StateError("value", f"{where}: {value!r:.60} is no address") from None
+
+
+def ports(value: object, where: str) -> tuple[int, ...]:
+    listed = items(value, where)
+    if any(isinstance(each, bool) or not isinstance(each, int) or not 0 < each < 65536 for each in listed):
+        raise StateError("value", f"{where}: a port is a number from 1 to 65535")
+    return tuple(each for each in listed if isinstance(each, int))

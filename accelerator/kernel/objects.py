@@ -200,8 +200,8 @@ def _packet_rule(document: object) -> PacketRule:
         source=checked.networks(given.get("source", []), where) or (),
         destination=checked.networks(given.get("destination", []), where) or (),
         destination_not=checked.networks(given.get("destination_not", []), where) or (),
-        ports=_ports(given.get("ports", []), where),
-        source_ports=_ports(given.get("source_ports", []), where),
+        ports=checked.ports(given.get("ports", []), where),
+        source_ports=checked.ports(given.get("source_ports", []), where),
         interface_in=_optional(given, "interface_in", checked.interface, where),
         interface_out=_optional(given, "interface_out", checked.interface, where),
         dscp_is=_bounded(given, "dscp_is", 63, where),
@@ -218,13 +218,6 @@ def _packet_rule(document: object) -> PacketRule:
     if rule.tproxy is not None and rule.hook != "prerouting":
         raise StateError("value", f"{where}: tproxy is for prerouting")
     return rule
-
-
-def _ports(value: object, where: str) -> tuple[int, ...]:
-    ports = checked.items(value, where)
-    if any(isinstance(each, bool) or not isinstance(each, int) or not 0 < each < 65536 for each in ports):
-        raise StateError("value", f"{where}: a port is a number from 1 to 65535")
-    return tuple(each for each in ports if isinstance(each, int))
 
 
 def _bounded(given: Mapping[str, object], key: str, high: int, where: str) -> int | None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from accelerator.kernel import checked, objects
+from accelerator.kernel import checked, objects, shaped
 from accelerator.kernel.checked import StateError
 from accelerator.kernel.objects import PacketRule, Route, Rule
+from accelerator.kernel.shaped import Shaper
 from accelerator.protocols.membership.messages import (
     SSM_RANGES,
     is_forwardable,
@@ -84,6 +85,7 @@ class DesiredState:
     multicast_routes: tuple[MulticastRoute, ...] = ()
     multicast_never: tuple[str, ...] = ()
     multicast_table: int = 0
+    shapers: tuple[Shaper, ...] = ()
 
 
 def decode(document: object) -> DesiredState:
@@ -104,6 +106,7 @@ def decode(document: object) -> DesiredState:
         multicast_routes,
         checked.networks(top.get("multicast_never", []), "multicast_never") or (),
         _multicast_table(top),
+        shaped.shapers(top.get("shapers", [])),
     )
 
 
@@ -126,6 +129,8 @@ def encode(state: DesiredState) -> dict[str, Any]:
         encoded["multicast_never"] = list(state.multicast_never)
     if state.multicast_table:
         encoded["multicast_table"] = state.multicast_table
+    if state.shapers:
+        encoded["shapers"] = [shaped.encode(row) for row in state.shapers]
     if state.intercept is not None:
         encoded["intercept"] = {name: getattr(state.intercept, name) for name in Interception.__slots__}
     return encoded

@@ -14,7 +14,7 @@ from accelerator.kernel.objects import PROTOCOL
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
-_F_REQUEST, _F_ACK, _F_DUMP, _F_REPLACE, _F_EXCL, _F_CREATE = 1, 4, 0x300, 0x100, 0x200, 0x400
+F_REQUEST, F_ACK, F_DUMP, F_REPLACE, F_EXCL, F_CREATE = 1, 4, 0x300, 0x100, 0x200, 0x400
 _HEAD = struct.Struct("=IHHII")  # nlmsghdr
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
 _RULE = struct.Struct("=BBBBBBBBI")  # fib_rule_hdr
@@ -70,16 +70,16 @@ class RuleRow(NamedTuple):
     mask: int = 0
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("=I", value))
+def number(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("=I", value))
 
 
-def _message(kind: int, flags: int, number: int, body: bytes) -> bytes:
-    return _HEAD.pack(16 + len(body), kind, flags | _F_REQUEST, number, 0) + body
+def message(kind: int, flags: int, number: int, body: bytes) -> bytes:
+    return _HEAD.pack(16 + len(body), kind, flags | F_REQUEST, number, 0) + body
 
 
 def route_message(row: RouteRow, *, is_added: bool) -> bytes:
@@ -90,56 +90,56 @@ def route_message(row: RouteRow, *, is_added: bool) -> bytes:
         scope = _SCOPE_LINK if row.kind == "unicast" and not row.gateway else _SCOPE_UNIVERSE
     scope = _SCOPE_UNIVERSE if row.family == socket.AF_INET6 else scope
     body = _ROUTE.pack(row.family, row.length, 0, 0, _TABLE_COMPAT, PROTOCOL, scope, _KINDS[row.kind], 0)
-    body += _attribute(_RTA_DST, row.destination) + _number(_RTA_TABLE, row.table)
+    body += attribute(_RTA_DST, row.destination) + number(_RTA_TABLE, row.table)
     if row.interface:
-        body += _number(_RTA_OIF, row.interface)
+        body += number(_RTA_OIF, row.interface)
     if row.gateway:
-        body += _attribute(_RTA_GATEWAY, row.gateway)
+        body += attribute(_RTA_GATEWAY, row.gateway)
     if row.metric:
-        body += _number(_RTA_PRIORITY, row.metric)
+        body += number(_RTA_PRIORITY, row.metric)
     if row.source:
-        body += _attribute(_RTA_PREFSRC, row.source)
+        body += attribute(_RTA_PREFSRC, row.source)
     if is_added:
-        return _message(RTM_NEWROUTE, _F_ACK | _F_CREATE | _F_REPLACE, 0, body)
-    return _message(RTM_DELROUTE, _F_ACK, 0, body)
+        return message(RTM_NEWROUTE, F_ACK | F_CREATE | F_REPLACE, 0, body)
+    return message(RTM_DELROUTE, F_ACK, 0, body)
 
 
 def rule_message(row: RuleRow, *, is_added: bool) -> bytes:
     body = _RULE.pack(row.family, row.destination_length, row.source_length, 0, _TABLE_COMPAT, 0, 0, _TO_TABLE, 0)
-    body += _number(_FRA_PRIORITY, row.priority) + _number(_FRA_TABLE, row.table)
+    body += number(_FRA_PRIORITY, row.priority) + number(_FRA_TABLE, row.table)
     if row.destination:
-        body += _attribute(_FRA_DST, row.destination)
+        body += attribute(_FRA_DST, row.destination)
     if row.source:
-        body += _attribute(_FRA_SRC, row.source)
+        body += attribute(_FRA_SRC, row.source)
     if row.interface_in:
-        body += _attribute(_FRA_IIFNAME, row.interface_in.encode() + b"\0")
+        body += attribute(_FRA_IIFNAME, row.interface_in.encode() + b"\0")
     if row.interface_out:
-        body += _attribute(_FRA_OIFNAME, row.interface_out.encode() + b"\0")
+        body += attribute(_FRA_OIFNAME, row.interface_out.encode() + b"\0")
     if row.mask:
-        body += _number(_FRA_FWMARK, row.mark) + _number(_FRA_FWMASK, row.mask)
-    body += _attribute(_FRA_PROTOCOL, bytes([PROTOCOL]))
+        body += number(_FRA_FWMARK, row.mark) + number(_FRA_FWMASK, row.mask)
+    body += attribute(_FRA_PROTOCOL, bytes([PROTOCOL]))
     if is_added:
-        return _message(RTM_NEWRULE, _F_ACK | _F_CREATE | _F_EXCL, 0, body)
-    return _message(RTM_DELRULE, _F_ACK, 0, body)
+        return message(RTM_NEWRULE, F_ACK | F_CREATE | F_EXCL, 0, body)
+    return message(RTM_DELRULE, F_ACK, 0, body)
 
 
 def routes_request(family: int, *, table: int = 0) -> Request:
     """Asks for our routes of a family, or for anybody's in one table; the kernel sorts out (strict checking)."""
     body = _ROUTE.pack(family, 0, 0, 0, 0, 0 if table else PROTOCOL, 0, 0, 0)
     if table:
-        body += _number(_RTA_TABLE, table)
-    return lambda number: _message(RTM_GETROUTE, _F_DUMP, number, body)
+        body += number(_RTA_TABLE, table)
+    return lambda number: message(RTM_GETROUTE, F_DUMP, number, body)
 
 
 def multicast_routes_request(family: int, table: int) -> Request:
     """Asks for a table of multicast routes: `family` is RTNL_FAMILY_IPMR or RTNL_FAMILY_IP6MR."""
-    body = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + _number(_RTA_TABLE, table)
-    return lambda number: _message(RTM_GETROUTE, _F_DUMP, number, body)
+    body = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + number(_RTA_TABLE, table)
+    return lambda number: message(RTM_GETROUTE, F_DUMP, number, body)
 
 
 def rules_request(family: int) -> Request:
     body = _RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-    return lambda number: _message(RTM_GETRULE, _F_DUMP, number, body)
+    return lambda number: message(RTM_GETRULE, F_DUMP, number, body)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:

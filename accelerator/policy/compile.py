@@ -13,7 +13,7 @@ from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network
 
 from accelerator.policy.credentials import places_of
-from accelerator.policy.link_rows import LinkRow, MarkRow, link_rows, mark_rows
+from accelerator.policy.link_rows import LinkRow, MarkRow, ShareRow, link_rows, mark_rows, share_rows
 from accelerator.policy.model import Origin, Policy, Relay, RelayOutput
 from accelerator.policy.multicast_rows import MulticastRows, multicast_rows
 from accelerator.policy.relay_addresses import dscp_value
@@ -254,6 +254,7 @@ class Tables:
     zones_without_multicast: tuple[str, ...] = ()
     links: tuple[LinkRow, ...] = ()
     marks: tuple[MarkRow, ...] = ()
+    shares: tuple[ShareRow, ...] = ()
     intercept: InterceptRow | None = None
     may_connect: bool = False
     has_pages: bool = False
@@ -316,6 +317,7 @@ def compile_policy(policy: Policy) -> Tables:
         zones_without_multicast=tuple(name for name, zone in policy.zones.items() if zone.multicast == "never"),
         links=link_rows(policy),
         marks=mark_rows(policy),
+        shares=share_rows(policy),
         intercept=intercept_row(policy),
         may_connect=bool(policy.steering.connect),
         has_pages=policy.steering.proxy is not None or policy.steering.document is not None,

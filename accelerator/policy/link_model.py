@@ -22,6 +22,16 @@ LINKS_MAX = 16
 MARKS_MAX = 64
 
 
+class Shape(Section):
+    ingress: bool = Field(
+        default=False, description="All that comes in by the link, in queues of ours instead of the provider's."
+    )
+    lan: InterfaceName | None = Field(
+        default=None, description="Instead of ingress: only what is forwarded from the link to this interface."
+    )
+    egress: bool = Field(default=False, description="All that goes out by the link.")
+
+
 class Link(Section):
     interface: InterfaceName = Field(description="The interface that leads to it.")
     down: Annotated[int, *rate_between("64kbit/s", "400Gbit/s")] | None = Field(
@@ -31,6 +41,10 @@ class Link(Section):
         default=None,
         description="The most that this box fetches with, headers of the network included; left out: no bound.",
     )
+    up: Annotated[int, *rate_between("64kbit/s", "400Gbit/s")] | None = Field(
+        default=None, description="What the link carries from the site; left out: not known."
+    )
+    shape: Shape = Field(default=Shape(), description="Queues that a box keeps which stands inline.")
     gateway: PinnedAddress | None = Field(
         default=None,
         description="The next router on it, for origins that name this link; left out: as the system's routes say.",
@@ -44,7 +58,10 @@ class Link(Section):
 
 class Mark(Section):
     nets: Annotated[tuple[Network, ...], empty_means(tuple)] = Field(
-        min_length=1, max_length=256, description="Networks of the service, such as a meeting provider's."
+        default=(), max_length=256, description="Networks of the service, such as a meeting provider's."
+    )
+    marked: Dscp | None = Field(
+        default=None, description="Only packets that have this mark already; left out: whatever they have."
     )
     protocol: Literal["udp", "tcp"] = Field(default="udp", description="What it speaks.")
     ports: Annotated[tuple[Annotated[int, *whole_between(1, 65535)], ...], empty_means(tuple)] = Field(

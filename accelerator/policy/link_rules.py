@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from accelerator.policy.link_rows import mark_rows, share_rows
 from accelerator.policy.model import Policy
 from accelerator.policy.units import format_rate, nearest
 
+FILTERS_MAX = 512  # of one link's ingress, as in kernel/shaped.py
 Finding = tuple[tuple[str | int, ...], str, bool]
 
 
@@ -22,8 +24,37 @@ def link_findings(policy: Policy) -> Iterator[Finding]:
         if link.video is not None and link.down is not None and link.video > link.down:
             what = f"links.{name}.video: {format_rate(link.video)} is more than the link's {format_rate(link.down)}"
             yield (*path, "video"), what, False
+    yield from _shapes(policy)
+    for name, mark in policy.marks.items():
+        if not mark.nets and mark.marked is None:
+            yield ("marks", name), f"marks.{name}: it names no traffic: nets or marked", False
     yield from _classes(policy)
     yield from _origins(policy)
+
+
+def _shapes(policy: Policy) -> Iterator[Finding]:
+    n_filters = sum(row.n_filters for row in mark_rows(policy)) + 2 * len(share_rows(policy))
+    uplinks = {link.interface: name for name, link in policy.links.items()}
+    lans: dict[str, str] = {}
+    for name, link in policy.links.items():
+        path, shape = ("links", name, "shape"), link.shape
+        where = f"links.{name}.shape"
+        if (shape.ingress or shape.lan) and link.down is None:
+            yield path, f"{where}: needs links.{name}.down, which the queues keep below", False
+        if shape.egress and link.up is None:
+            yield (*path, "egress"), f"{where}.egress: needs links.{name}.up, which the queues keep below", False
+        if shape.ingress and shape.lan:
+            yield (*path, "lan"), f"{where}.lan: what comes in would stand in two queues: ingress or lan", False
+        if shape.ingress and n_filters > FILTERS_MAX:
+            what = f"{where}.ingress: marks and classes need {n_filters} filters (networks times ports), the most is "
+            yield (*path, "ingress"), f"{what}{FILTERS_MAX}: name larger networks, or no ports", False
+        if shape.lan in uplinks:
+            yield (*path, "lan"), f"{where}.lan: {shape.lan} is link '{uplinks[shape.lan]}'", False
+        elif shape.lan and lans.setdefault(shape.lan, name) != name:
+            yield (*path, "lan"), f"{where}.lan: {shape.lan} is shaped for link '{lans[shape.lan]}' already", False
+        if shape.lan and link.down and link.video and link.video * 10 > link.down * 9:
+            what = f"{where}.lan: links.{name}.video leaves less than a tenth for what is forwarded: use ingress"
+            yield (*path, "lan"), what, False
 
 
 def _classes(policy: Policy) -> Iterator[Finding]:

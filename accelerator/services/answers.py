@@ -61,6 +61,7 @@ class Answers:
             "tunnels": self._box.fetcher.tunnels.n_open_all,
             "relays": self._box.relays.state(),
             "links": self._box.wan.rows(),
+            "queues": self._box.netd.queues,
             **({"disk": self._box.disk.state()} if self._box.disk is not None else {}),
             "certificates": self._box.certificates.rows(),
             "health": {"ok": not reasons, "reasons": reasons},

@@ -17,6 +17,7 @@ from accelerator.services.netd_wishes import desired
 
 SERVICE = "policy"
 RETRY_S = 2.0
+QUEUES_EACH_S = 5.0  # for status and metrics
 _LINE_MAX = 16 << 20  # 100,000 routes
 _ADVICE = "see systemctl status accelerator-netd, or start accelerator-netd --state-dir with the same directory"
 
@@ -35,6 +36,9 @@ class NetdClient:
         self._wanted = DesiredState()
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        # The kernel's queues, as netd saw them last.
+        self.queues: list[dict[str, Any]] = []
         self._is_waiting_told = False
 
     def want(self, tables: Tables) -> None:
@@ -46,13 +50,15 @@ class NetdClient:
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
+        self._looking = asyncio.get_running_loop().create_task(self._look_at_queues())
 
     async def stop(self) -> None:
         """netd goes on with what it was told."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        for task in (self._task, self._looking):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
 
     async def show(self) -> dict[str, Any]:
         """What netd wants and has done. NetdError: it doesn't run."""
@@ -61,6 +67,16 @@ class NetdClient:
                 return await _ask(self._path, "show")
         except (OSError, ValueError, TimeoutError) as fault:
             raise NetdError(f"accelerator-netd can't be asked: {fault}") from None
+
+    async def _look_at_queues(self) -> None:
+        while True:
+            rows: list[dict[str, Any]] = []
+            if self._wanted.shapers:
+                with contextlib.suppress(OSError, ValueError, TimeoutError, NetdError):
+                    async with asyncio.timeout(QUEUES_EACH_S):
+                        rows = (await _ask(self._path, "queues"))["queues"]
+            self.queues = rows
+            await asyncio.sleep(QUEUES_EACH_S)
 
     async def _run(self) -> None:
         while True:
@@ -117,6 +133,7 @@ class NetdClient:
                 "links' routes": wanted.routes,
             }
             parts["marks"] = wanted.packet_rules
+            parts["shaping"] = wanted.shapers
             if wanted.intercept is not None:
                 parts["interception"] = (wanted.intercept,)
             what = f"{' and '.join(name for name, rows in parts.items() if rows)}: waiting for accelerator-netd"

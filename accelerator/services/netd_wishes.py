@@ -11,6 +11,7 @@ from accelerator.kernel.state import DesiredState, Interception, MulticastProxy,
 from accelerator.policy.compile import Tables
 from accelerator.policy.link_rows import LinkRow, MarkRow
 from accelerator.policy.multicast_rows import ProxyRow
+from accelerator.services.netd_shaping import class_rules, shapers
 
 # A table and a rule for each link: policy/link_model.py has at most 16.
 LINK_TABLE, LINK_PRIORITY = 86_010, 8610
@@ -25,11 +26,12 @@ def desired(tables: Tables) -> DesiredState:
         tuple(map(_proxy, wanted.proxies)),
         routes,
         rules,
-        mark_rules(tables.marks),
+        (*mark_rules(tables.marks), *class_rules(tables)),
         taken,
         tuple(MulticastRoute(each.name, each.source, each.group, each.interface, each.to) for each in wanted.routes),
         wanted.never,
         wanted.table,
+        shapers(tables),
     )
 
 
@@ -37,9 +39,13 @@ def mark_rules(marks: Iterable[MarkRow]) -> tuple[PacketRule, ...]:
     """Both ways: towards the service its ports are the destination's, from there the source's."""
     rules = []
     for each in marks:
-        hook, protocol = "postrouting", each.protocol
-        rules.append(PacketRule(hook, protocol, destination=each.nets, ports=each.ports, dscp=each.dscp))
-        rules.append(PacketRule(hook, protocol, source=each.nets, source_ports=each.ports, dscp=each.dscp))
+        if each.marked == each.dscp:
+            continue
+        hook, protocol, marked, dscp = "postrouting", each.protocol, each.marked, each.dscp
+        nets, ports = each.nets, each.ports
+        rules.append(PacketRule(hook, protocol, destination=nets, ports=ports, dscp_is=marked, dscp=dscp))
+        if nets or ports:
+            rules.append(PacketRule(hook, protocol, source=nets, source_ports=ports, dscp_is=marked, dscp=dscp))
     return tuple(rules)
 
 

@@ -127,6 +127,7 @@ class BoxCollector(Collector):
         yield ends
         yield from self._upstreams(status["upstreams"])
         yield from self._links(status.get("links", ()))
+        yield from self._queues(status.get("queues", ()))
         yield from self._origins()
         yield from self._relays()
 
@@ -160,6 +161,24 @@ class BoxCollector(Collector):
                 arrived.add_metric([link, printable(each["name"])], each["bytes"])
                 held.add_metric([link, printable(each["name"])], each["held"])
         return (is_up, budget, arrived, held)
+
+    @staticmethod
+    def _queues(rows: Iterable[Mapping[str, Any]]) -> Iterable[Metric]:
+        """Only where the kernel shapes."""
+        labels = ["interface", "side", "class"]
+        families: dict[str, Metric] = {
+            name: CounterMetricFamily(f"accelerator_queue_{name}", f"By queue of the kernel: {text}", labels=labels)
+            for name, text in (("bytes", "bytes sent"), ("packets", "packets sent"), ("drops", "packets dropped"))
+        }
+        waiting = "Bytes that wait in the kernel's queue"
+        families["backlog_bytes"] = GaugeMetricFamily("accelerator_queue_backlog_bytes", waiting, labels=labels)
+        for row in rows:
+            for each in row["classes"]:
+                names = [printable(row["interface"]), row["side"], printable(each["name"])]
+                for counter, family in families.items():
+                    if each["is_there"]:
+                        family.add_metric(names, each[counter])  # type: ignore[attr-defined]
+        return families.values() if rows else ()
 
     @staticmethod
     def _upstreams(rows: Iterable[Mapping[str, Any]]) -> Iterable[Metric]:

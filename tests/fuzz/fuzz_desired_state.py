@@ -14,10 +14,14 @@ import sys
 import time
 from typing import Any
 
-from accelerator.kernel import wire
+from accelerator.kernel import queue_wire, wire
 from accelerator.kernel.objects import PRIORITY_FIRST, PRIORITY_LAST, TABLE_FIRST, TABLE_LAST
 from accelerator.kernel.packet_filter import script
 from accelerator.kernel.plan import plan, wanted
+from accelerator.kernel.queue_plan import FoundQueues
+from accelerator.kernel.queue_plan import plan as plan_queues
+from accelerator.kernel.queue_wire import LinkRow
+from accelerator.kernel.shaped import DEVICE_PREFIX, MAJOR_FIRST, MAJOR_LAST
 from accelerator.kernel.state import StateError, decode, encode
 
 _SEED: dict[str, Any] = {
@@ -31,6 +35,13 @@ _SEED: dict[str, Any] = {
         {"hook": "prerouting", "protocol": "tcp", "ports": [80], "destination_not": ["10.0.0.1/32"],
          "interface_in": "lan0", "tproxy": "127.0.0.1:8088", "mark": 86, "verdict": "accept"},
         {"hook": "postrouting", "destination": ["2001:db8::/32", "192.0.2.0/24"], "dscp": 46, "priority": "1:10"},
+    ],
+    "shapers": [
+        {"interface": "wan", "side": "ingress", "major": 0x7A50, "rate_bps": 10**7, "classes": [
+            {"minor": 0xFF, "name": "rest", "rate_bps": 10**6, "ceiling_bps": 10**7},
+            {"minor": 16, "name": "m", "rate_bps": 10**6, "ceiling_bps": 10**7, "priority": 0, "matches": [
+                {"sources": ["10.0.0.0/8", "2001:db8::/32"], "protocol": "udp", "source_ports": [3478], "dscp": 46}]}]},
+        {"interface": "lo", "side": "egress", "major": 0x7A10, "rate_bps": 10**10, "classes": []},
     ],
 }  # fmt: skip
 _VALUES: list[Any] = [
@@ -52,9 +63,38 @@ def mutated(random_: random.Random) -> dict[str, Any]:
             continue
         key = random_.choice([*row, random_.choice(["source", "dscp_is", "has_socket", "x", "interface_out"])])
         row[key] = copy.deepcopy(random_.choice(_VALUES))
+    for within in ("classes", "matches"):
+        inner = [each for row in state["shapers"] if isinstance(row, dict) for each in _rows(row, within)]
+        if inner and random_.random() < 0.3:
+            row = random_.choice(inner)
+            row[random_.choice([*row, "x"])] = copy.deepcopy(random_.choice(_VALUES))
     if random_.random() < 0.05:
         state[random_.choice([*state, "y"])] = copy.deepcopy(random_.choice(_VALUES))
     return state
+
+
+def read_back(kind: int, body: bytes) -> object:
+    """What the kernel would be told, as we read what it says."""
+    match kind:
+        case queue_wire.RTM_NEWQDISC:
+            found = queue_wire.read_qdisc(body)
+            ours = (0xFFFF, *range(MAJOR_FIRST, MAJOR_LAST + 1), *range(0x7B00, 0x8B00))
+            return found is not None and found[1].handle >> 16 in ours
+        case queue_wire.RTM_NEWTCLASS:
+            return queue_wire.read_class(body)
+        case queue_wire.RTM_NEWTFILTER:
+            row = queue_wire.read_filter(body)
+            return row is not None and row[1] is not None
+    return kind == queue_wire.RTM_NEWLINK
+
+
+def _rows(shaper: dict[str, Any], within: str) -> list[dict[str, Any]]:
+    classes = shaper.get("classes")
+    rows = [each for each in classes if isinstance(each, dict)] if isinstance(classes, list) else []
+    if within == "classes":
+        return rows
+    lists = [row.get("matches") for row in rows]
+    return [each for rows in lists if isinstance(rows, list) for each in rows if isinstance(each, dict)]
 
 
 def check(document: dict[str, Any]) -> None:
@@ -70,6 +110,13 @@ def check(document: dict[str, Any]) -> None:
     assert all(PRIORITY_FIRST <= each.priority <= PRIORITY_LAST for each in state.rules)
     for line in script(state.packet_rules).splitlines():
         assert _NFT_LINE.fullmatch(line), line
+    links = {name: LinkRow(name, number, True, "") for number, name in ((1, "lo"), (2, "wan"))}
+    for step in plan_queues(state.shapers, FoundQueues(links), frozenset()).steps:
+        # Whoever is told: a queue of ours, and no text but tc's usual words.
+        assert step.device in ("lo", "wan") or step.device.startswith(DEVICE_PREFIX)
+        assert "\n" not in step.text
+        for kind, _, body in wire.messages(step.message(1, 2)):
+            assert read_back(kind, body)
     want = wanted(state.routes, state.rules, {"wan": 2, "lo": 1})
     steps = plan(want, (), (), frozenset())
     for row in steps.routes_added:

@@ -247,7 +247,7 @@ def test_nonsense_is_refused_whole(box: Box) -> None:
     for state in NONSENSE:
         with pytest.raises(RuntimeError, match=r"."):
             box.want(**state)
-    assert box.kernel()["wanted"] == {"routes": 0, "rules": 0, "packet_rules": 0}
+    assert box.kernel()["wanted"] == {"routes": 0, "rules": 0, "packet_rules": 0, "queues": 0}
 
 
 def test_an_interfaces_name_cannot_end_nfts_text(box: Box) -> None:

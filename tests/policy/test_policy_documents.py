@@ -113,7 +113,8 @@ def test_the_default_policy_has_every_key() -> None:
         tree["origins"]["media"][name] = "commented out, as it names what has no default"
     tree["origins"]["media"]["max_offline"] = tree["classes"]["webcast"]["max_offline"] = "commented out: no limit"
     tree["origins"]["media"]["timeouts"]["head"] = "commented out, as the profile decides"
-    tree["links"]["main"] |= {"down": "", "video": "", "gateway": "", "probe": ""}  # they stand for facts of a site
+    tree["links"]["main"] |= dict.fromkeys(("down", "up", "video", "gateway", "probe"), "they stand for a site's facts")
+    tree["links"]["main"]["shape"]["lan"] = tree["marks"]["meetings"]["marked"] = "commented out: there is none"
     tree["cache"]["disk"] = {"path": "", "size": "", "encrypt": ""}  # commented out too: without it there is no disk
     tree["steering"] |= {
         "proxy": {"address": "", "zones": ""},

@@ -54,6 +54,10 @@ BESIDE: dict[str, dict[str, Any]] = {
         "relays.NAME.to": [{"unicast": ["10.12.0.7:5004"]}],
         "zones": {"desks": {"nets": ["10.12.0.0/22"]}},
     },
+    "links.NAME.shape": {"links.NAME.down": "100Mbit/s"},
+    "links.NAME.shape.ingress": {"links.NAME.down": "100Mbit/s"},
+    "links.NAME.shape.lan": {"links.NAME.down": "100Mbit/s"},
+    "links.NAME.shape.egress": {"links.NAME.up": "20Mbit/s"},
     "classes.NAME.pin": {"cache.disk": {"size": "20GiB"}, "classes.NAME.store": "disk", "classes.NAME.quota": "50%"},
     "origins.NAME.class": {"classes": {"webcast": {"store": "memory"}}},
 }

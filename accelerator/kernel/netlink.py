@@ -1,0 +1,71 @@
+"""One rtnetlink socket: messages sent in batches, dumps read. Blocks. Knows no kind of object."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from accelerator.kernel import wire
+
+_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 12
+# So many messages are written at once; their answers fit into the socket's buffer.
+BATCH = 200
+_RECEIVE_BYTES = 1 << 17
+_TIMEOUT_S = 5.0
+# What is fine: gone already, there already.
+_DONE_ALREADY = frozenset({errno.ENOENT, errno.ESRCH, errno.EEXIST})
+
+
+class Netlink:
+    """One thread at a time. OSError: netlink failed as a whole."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket.settimeout(_TIMEOUT_S)
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        # Without it the kernel ignores what a dump asks for, and gives everything.
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self._socket.bind((0, 0))
+        self._number = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, messages: Iterable[bytes]) -> Iterator[int]:
+        """The errors that the kernel answers with, less those that say it is done already; to be read to its end."""
+        left = iter(messages)
+        while batch := list(islice(left, BATCH)):
+            yield from self._send(batch)
+
+    def _send(self, batch: list[bytes]) -> Iterator[int]:
+        self._socket.send(b"".join(batch))
+        left = len(batch)
+        while left:
+            for kind, _, body in wire.messages(self._socket.recv(_RECEIVE_BYTES)):
+                if kind == wire.NLMSG_ERROR:
+                    left -= 1
+                    number = wire.read_error(body)
+                    if number and number not in _DONE_ALREADY:
+                        yield number
+
+    def dump(self, request: wire.Request) -> Iterator[bytes]:
+        """Bodies of the answers, to be read to their end. OSError where the kernel refuses."""
+        self._number += 1
+        self._socket.send(request(self._number))
+        while True:
+            for kind, answered, body in wire.messages(self._socket.recv(_RECEIVE_BYTES)):
+                if answered != self._number:
+                    continue
+                if kind == wire.NLMSG_DONE:
+                    return
+                if kind == wire.NLMSG_ERROR:
+                    fault = wire.read_error(body)
+                    # A table that isn't there; a kernel with one table of multicast routes only.
+                    if fault in (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+                        return
+                    raise OSError(fault, f"netlink: {os.strerror(fault)}")
+                yield body
