@@ -20,9 +20,9 @@ from accelerator.kernel.shaped import (
     Shaper,
 )
 
-# A queue holds so much of its class's ceiling: what waits longer should have been sent more slowly. Meetings wait less
-# than 10 ms, having what they need for sure; a burst of a picture must fit.
-QUEUE_S, QUEUE_BYTES_MIN = 0.04, 30_000
+# A queue holds so much of its class's ceiling: what waits longer should have been sent more slowly. What goes first
+# hardly waits, having what it needs for sure; but a burst of it must fit, such as a picture's.
+QUEUE_S, QUEUE_BYTES_MIN, FIRST_BYTES_MIN = 0.04, 30_000, 150_000
 # A millisecond at once: fewer timers, and nothing that a queue behind us would notice.
 BURST_S, BURST_BYTES_MIN = 0.001, 3200
 _LEAF = 0x7B000000
@@ -84,7 +84,8 @@ def wanted_tree(shaper: Shaper) -> Tree:
     for each in shaper.classes:
         handle = root | each.minor
         classes.add(_class(handle, root | PARENT, each.rate_bps, each.ceiling_bps, each.priority))
-        size = max(QUEUE_BYTES_MIN, int(each.ceiling_bps / 8 * QUEUE_S))
+        least = QUEUE_BYTES_MIN if each.priority else FIRST_BYTES_MIN
+        size = max(least, int(each.ceiling_bps / 8 * QUEUE_S))
         qdiscs.add(QdiscRow("bfifo", _LEAF + (each.minor << 16), handle, size))
     if shaper.side == "ingress":
         # The most important class first: the first filter that matches wins.
