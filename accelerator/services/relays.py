@@ -22,6 +22,7 @@ from accelerator.errors import AcceleratorError, ControlError
 from accelerator.io.credentials import Credentials
 from accelerator.io.datagram import open_input
 from accelerator.io.intakes import Intake, IntakeSpec, open_pair
+from accelerator.io.link_changes import LinkChanges
 from accelerator.io.links import IpAddress, Link, Links
 from accelerator.policy.compile import RELAY_PREFIX, UDPXY_NAME, RelayRow, Tables, UdpxyRow
 from accelerator.policy.relay_rules import Input, Session, Zones
@@ -34,7 +35,7 @@ from accelerator.services.relay_receivers import CHUNK, parse_receivers
 from accelerator.services.relay_told import metrics, playlist, sessions
 from accelerator.services.relay_viewers import Desk, Shape, Viewers
 
-# Interfaces are looked at so often: joined anew within 2 s, signals told within the same.
+# Interfaces are looked at so often, and when the kernel says that one has changed: joined anew within 2 s.
 EVERY_S = 0.25
 SAMPLES_EACH = 4
 # A relay worker passes each second; see ext/relay_worker.pyx.
@@ -74,6 +75,7 @@ class Relays:
         self._flows: dict[str, Flow] = {}
         self._plane: RelayPlane | None = None
         self._links = Links()
+        self._changes = LinkChanges(self._look)
         self._seen: dict[str, Link] = {}
         self._own: frozenset[tuple[bytes, int]] = frozenset()
         self._zones = Zones({})
@@ -93,6 +95,7 @@ class Relays:
 
     def start(self) -> None:
         """Looks at interfaces and signals from now on."""
+        self._changes.start()
         self._tick()
 
     def stop(self, *, is_heir_there: bool = False) -> None:
@@ -100,6 +103,7 @@ class Relays:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._changes.close()
         self.desk.close()
         for viewers in self._all_viewers():
             viewers.close()
@@ -566,17 +570,16 @@ class Relays:
     def state(self) -> dict[str, Any]:
         """For `status`."""
         states = [flow.signal.state.value for flow in self._flows.values()]
-        workers = self._plane.workers_state() if self._plane is not None else []
+        workers = enumerate(self._plane.workers_state()) if self._plane is not None else []
         return {
             "n": len(states),
             **{each.value: states.count(each.value) for each in State},
             "receivers": sum(flow.n_receivers for flow in self._flows.values()),
             "viewers": sum(flow.n_viewers for flow in self._flows.values()),
             "channels": len(self._channels),
-            "workers": [
-                {"index": i, "alive": alive and i not in self._stalled} for i, (_, alive) in enumerate(workers)
-            ],
+            "workers": [{"index": i, "alive": is_alive and i not in self._stalled} for i, (_, is_alive) in workers],
             "has_priority": self.has_priority,
+            "follows_links": self._changes.is_followed,
             "announcements_failed": self._announcer.n_failed,
             "silent_names": [name for name, flow in self._flows.items() if flow.signal.state is State.SILENT],
         }

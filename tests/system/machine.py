@@ -4,6 +4,7 @@ No test lives here. The root is made once (build/machine/) and never written to:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import subprocess
@@ -16,7 +17,8 @@ from running_box import PROJECT, wait_for
 
 CACHE = PROJECT / "build" / "machine"
 RELEASE = "bookworm"
-PACKAGES = "systemd,systemd-sysv,dbus,procps,python3,ca-certificates"
+# The last two are what SRT and RIST inputs load.
+PACKAGES = "systemd,systemd-sysv,dbus,procps,python3,ca-certificates,libsrt1.5-gnutls,librist4"
 TOOLS = ("systemd-nspawn", "debootstrap", "nsenter")
 
 
@@ -37,7 +39,7 @@ def mirror() -> str:
 
 def base_root() -> Path:
     """The bare Debian, from the cache or made now. Skips the test where that fails."""
-    base = CACHE / f"base-{RELEASE}"
+    base = CACHE / f"base-{RELEASE}-{hashlib.sha256(PACKAGES.encode()).hexdigest()[:8]}"
     if base.exists():
         return base
     new = CACHE / ".base.new"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,11 @@ class Site:
 
     def status(self) -> dict[str, Any]:
         return json.loads(self.machine.run("accelctl", "--json", "status").stdout)  # type: ignore[no-any-return]
+
+    def connection(self) -> dict[str, Any]:
+        """Of relay hall's first input."""
+        shown = json.loads(self.machine.run("accelctl", "--json", "relay", "show", "hall").stdout)
+        return shown["legs"][0]["connection"]  # type: ignore[no-any-return]
 
     def main_pid(self) -> int:
         return int(self.machine.property("MainPID"))
@@ -142,6 +149,58 @@ def test_an_upgrade_in_place_fails_no_request(site: Site) -> None:
 
 def refusals(result: dict[str, Any]) -> list[str]:
     return [failure for failure in result["failures"] if failure.startswith("refused")]
+
+
+@pytest.mark.skipif(
+    shutil.which("srt-live-transmit") is None or shutil.which("ristsender") is None, reason="needs SRT's and RIST's tools"
+)
+@pytest.mark.parametrize("scheme", ["srt", "rist"])
+def test_an_input_that_connects_starts_within_the_restrictions(scheme: str, site: Site) -> None:
+    """Its process has the unit's sandbox and its own; what a real sender sends reaches a screen."""
+    before = site.policy.get("relays", {})
+    port, fed = {"srt": (9000, 7000), "rist": (9010, 7010)}[scheme]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as screen:
+        screen.bind((ADDRESS, 0))
+        screen.setblocking(False)
+        site.policy["relays"] = {
+            "hall": {
+                "from": [f"{scheme}://{ADDRESS}:{port}"], "connection": {"mode": "listener"}, "sources": ["127.0.0.0/8"],
+                "to": [{"unicast": [f"{ADDRESS}:{screen.getsockname()[1]}"]}],
+            }
+        }  # fmt: skip
+        site.write_policy()
+        site.machine.run("systemctl", "reload", UNIT)
+        wait_for(lambda: site.connection()["state"] == "waiting", seconds=20)
+        if scheme == "srt":
+            command = ["srt-live-transmit", "-q", f"udp://{ADDRESS}:{fed}", f"srt://{ADDRESS}:{port}"]
+        else:
+            command = ["ristsender", "-i", f"udp://@{ADDRESS}:{fed}", "-o", f"rist://{ADDRESS}:{port}", "-S", "0"]
+        sender = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        packet = (b"\x47\x1f\xff\x10" + bytes(184)) * 7
+        try:
+
+            def heard() -> bytes:
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as media:
+                    media.sendto(packet, (ADDRESS, fed))
+                try:
+                    return screen.recv(2000)
+                except BlockingIOError:
+                    return b""
+
+            assert wait_for(heard, seconds=30) == packet
+        finally:
+            sender.kill()
+            sender.wait()
+        known = site.connection()
+        status = site.machine.run("cat", f"/proc/{known['pid']}/status").stdout
+        assert "NoNewPrivs:\t1" in status
+        assert "Seccomp:\t2" in status
+        assert not any(name in status for name in ("CapEff:\t0000000000000001", "CapEff:\t000001ffffffffff"))
+        assert "can't be confined" not in site.machine.journal()
+        assert site.status()["relays"]["follows_links"] is False, "docs/relays.md says so of the unit"
+    site.policy["relays"] = before
+    site.write_policy()
+    site.machine.run("systemctl", "reload", UNIT)
 
 
 def test_a_restart_refuses_nobody(site: Site) -> None:
