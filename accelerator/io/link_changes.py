@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 # <linux/rtnetlink.h>: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR. Such messages come from the kernel alone.
 _GROUPS = 0x1 | 0x10 | 0x100
-# What comes together is told together, and a machine whose interfaces never rest makes us look 50 times a second at most.
+# What comes together is told together; a machine whose interfaces never rest makes us look 50 times a second at most.
 GATHER_S = 0.02
 _BUFFER_BYTES = 32_768
 _MESSAGE_BYTES = 8192
