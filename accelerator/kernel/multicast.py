@@ -18,6 +18,7 @@ from accelerator.kernel.membership_port import MembershipPort
 from accelerator.kernel.mroute import VIFS_MAX, MulticastRoutingError, MulticastSocket, Unrouted, Upcall
 from accelerator.kernel.mroute_table import KernelRoute, read_interfaces, read_routes
 from accelerator.kernel.multicast_wish import MulticastWish, ProxyWish, proxies_of_routes
+from accelerator.kernel.stream_watch import StreamWatch, explained
 from accelerator.protocols.membership.filters import EVERYTHING, Filter, merge
 from accelerator.protocols.membership.forwarding import Entry, Forwarding, Install, StaticRoute
 from accelerator.protocols.membership.messages import Drop, Heard, Prefix, is_within
@@ -70,8 +71,10 @@ class MulticastService:
             key = each.source, each.group
             self._sent_always[key] = self._sent_always.get(key, frozenset()).union(each.outputs)
         self._told: set[tuple[str, str]] = set()
+        self._now_s = now_s
         self._idle_look_s = now_s + IDLE_LOOK_S
         self._packets: dict[tuple[bytes, bytes], int] = {}
+        self._watch = StreamWatch(is_v6=router.is_v6, now_s=now_s)
         self._running: list[_Running] = []
         self._by_interface: dict[str, _Running] = {}
         static = [each for each in wish.routes if (len(each.group) == 16) == router.is_v6]
@@ -101,6 +104,7 @@ class MulticastService:
         proxy.ask_always(asked, now_s)
 
     def close(self) -> None:
+        self._watch.close()
         self._port.close()
         self.router.close()
 
@@ -162,7 +166,8 @@ class MulticastService:
         self._act(now_s)
 
     def next_timer(self) -> float:
-        return min([self._idle_look_s, *(t for each in self._running if (t := each.proxy.next_timer()) is not None)])
+        first_s = min(self._idle_look_s, self._watch.next_timer())
+        return min([first_s, *(t for each in self._running if (t := each.proxy.next_timer()) is not None)])
 
     def on_timer(self, now_s: float) -> None:
         self.readable(now_s)
@@ -170,6 +175,8 @@ class MulticastService:
             self._idle_look_s = now_s + IDLE_LOOK_S
             self._forget_idle()
             self._act(now_s)
+        if now_s >= self._watch.next_timer():
+            self._look_for_lost(now_s)
 
     def kernel_routes(self) -> list[KernelRoute]:
         """What show() compares with. Blocks for as long as the kernel needs to say it: for a thread."""
@@ -342,6 +349,7 @@ class MulticastService:
 
     def _act(self, now_s: float) -> None:
         """Carries out what the machines want: packets, routes, events."""
+        self._now_s = now_s
         for running in self._running:
             for name, message in running.proxy.to_send(now_s):
                 link = self._links.get(name)
@@ -388,9 +396,29 @@ class MulticastService:
             return
         self.router.add_route(entry.source, entry.group, parent, self._outputs(entry))
         running.installed[key] = entry
+        if there is None:
+            self._watch.soon(self._now_s)
 
     def _outputs(self, entry: Entry) -> list[int]:
         return [self._vifs[name] for name in entry.outputs if name in self._vifs]
+
+    def _look_for_lost(self, now_s: float) -> None:
+        """Packets that the kernel drops without a word."""
+        mtus: dict[str, int] = {}
+        for running in self._running:
+            for each in running.installed.values():
+                for mtu in (self._links[name].mtu for name in each.outputs if name in self._vifs):
+                    mtus[each.parent] = min(mtu, mtus.get(each.parent, mtu))
+        for packet in self._watch.on_timer(now_s, mtus, self._links):
+            running = self._by_interface[packet.interface]
+            keys = ((packet.source, packet.group), (None, packet.group))
+            entry = next((running.installed[key] for key in keys if key in running.installed), None)
+            if entry is None or entry.parent != packet.interface or not entry.outputs:
+                continue
+            outputs = {name: self._links[name].mtu for name in entry.outputs if name in self._vifs}
+            for kind, message in explained(packet, outputs):
+                if self._watch.is_news(kind, packet, now_s):
+                    self._tell(kind, packet.interface, message)
 
     def _forget_idle(self) -> None:
         packets: dict[tuple[bytes, bytes], int] = {}
