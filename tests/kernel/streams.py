@@ -42,6 +42,26 @@ class Stream:
         self._socket.close()
 
 
+def listener(namespace: netns.Namespace, address: str) -> socket.socket:
+    """What receives packets that are sent to one of the namespace's own addresses."""
+
+    def opened() -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.setsockopt(socket.SOL_SOCKET, 33, 4 << 20)  # SO_RCVBUFFORCE
+        made.bind((address, PORT))
+        return made
+
+    return namespace.call(opened)
+
+
+# A host behind lan0 that only a route of netd's leads to: rows of a desired state.
+FAR_HOST = "10.99.0.5"
+TO_FAR_HOST: dict[str, object] = {
+    "routes": [{"table": 86_001, "destination": "10.99.0.0/24", "gateway": "10.1.0.2", "interface": "lan0"}],
+    "rules": [{"priority": 8601, "table": 86_001, "interface_in": "wan"}],
+}
+
+
 class Count:
     """The numbers that a player has received."""
 

@@ -14,7 +14,18 @@ from typing import Any
 import netns
 import pytest
 from netd_box import NetdBox, wait_for
-from streams import ASM, FAMILIES, PORT, SOURCE, SSM, Count, Stream
+from streams import (
+    ASM,
+    FAMILIES,
+    FAR_HOST,
+    PORT,
+    SOURCE,
+    SSM,
+    TO_FAR_HOST,
+    Count,
+    Stream,
+    listener,
+)
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "")]
 
@@ -135,6 +146,35 @@ def test_killed_netd_loses_no_packet(branch: Branch, is_v6: bool) -> None:
     assert single.recv(100) == b"still"
     single.close()
     out.close()
+
+
+def test_killed_netd_loses_no_packet_of_unicast_either(branch: Branch) -> None:
+    """Routes and rules stay in the kernel; the next netd finds them right, and changes nothing."""
+    branch.box.sysctl("net.ipv4.ip_forward", "1")
+    branch.hosts[0].ip("addr", "add", f"{FAR_HOST}/32", "dev", "lo")
+    branch.netd.desire(TV, **TO_FAR_HOST)
+    counts = [
+        Count(listener(branch.hosts[0], FAR_HOST)),
+        Count(netns.join(branch.hosts[1], "eth0", ASM[False], PORT)),
+    ]
+    wait_for(lambda: routes(branch, is_v6=False).get(("*", ASM[False])) == ["lan1"], "the multicast route")
+    wait_for(lambda: branch.netd.ask("show")["kernel"]["rules"], "the rule")
+    streams = [Stream(branch.source, to, 1000) for to in (FAR_HOST, ASM[False])]
+    wait_for(lambda: all(len(each.numbers) > 100 for each in counts), "packets")
+    branch.netd.stop(signal.SIGKILL)
+    wait_for(lambda: all(len(each.numbers) > 400 for each in counts), "packets without netd")
+    branch.netd.start()
+
+    def is_right() -> bool:
+        kernel = branch.netd.ask("show")["kernel"]
+        return not kernel["n_steps"] and not kernel["repairs"] and ("*", ASM[False]) in routes(branch, is_v6=False)
+
+    wait_for(is_right, "all as it was", 1.0)
+    wait_for(lambda: all(len(each.numbers) > 800 for each in counts), "packets after it")
+    for stream in streams:
+        stream.stop()
+    for stream, count in zip(streams, counts, strict=True):
+        assert count.stop() == list(range(stream.n_sent))
 
 
 def test_a_killed_keeper_is_replaced(branch: Branch) -> None:

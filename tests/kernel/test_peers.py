@@ -98,6 +98,7 @@ def test_pimd_upstream_hears_the_merged_filters(net: Net, tmp_path: Path) -> Non
         players.close()
 
 
+@pytest.mark.slow  # the normal suite has one course of it, in test_netd.py
 @FAMILIES
 def test_a_bridge_upstream_hears_the_merged_filters_whatever_hosts_do(net: Net, tmp_path: Path, is_v6: bool) -> None:
     """The kernel's own snooping, for MLDv2 too."""
