@@ -11,6 +11,8 @@ SYSTEM_PYTHON := /usr/bin/python3
 PYTHON := .venv/bin/python
 ARGS ?=
 PYTEST_ARGS ?=
+# Whole files side by side (docs/decisions/0042-two-tests-at-once.md). 0: one after the other, in this process.
+TEST_JOBS ?= 2
 DESTDIR ?=
 SOURCES := setup.py $(wildcard ext/*.pyx ext/*.pxd ext/*.h ext/__init__.py)
 
@@ -49,7 +51,7 @@ run: setup
 	@exec $(PYTHON) -m accelerator.demo $(ARGS)
 
 test: setup
-	$(PYTHON) -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -m "not slow" -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-asan: setup build/asan/.stamp
 	$(PYTHON) tools/sanitized_tests.py asan $(PYTEST_ARGS)

@@ -25,18 +25,19 @@ class ClaimTable:
 
     def __init__(self, marker: str, title: str, claims_of: Callable[[pytest.Mark], Iterable[Claim]]) -> None:
         self.marker, self.title, self.claims_of = marker, title, claims_of
-        self.claims: dict[str, list[Claim]] = {}
         self.outcomes: dict[Claim, list[str]] = {}
 
     def collect(self, item: pytest.Item) -> None:
-        claims = [claim for mark in item.iter_markers(self.marker) for claim in self.claims_of(mark)]
-        if claims:
-            self.claims[item.nodeid] = claims
+        """Hangs the claims on the test, whose report carries them: the process that shows the table need not be the one
+        that ran the test (pytest-xdist)."""
+        for mark in item.iter_markers(self.marker):
+            item.user_properties.extend((self.marker, claim) for claim in self.claims_of(mark))
 
     def take(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            for claim in self.claims.get(report.nodeid, ()):
-                self.outcomes.setdefault(claim, []).append(report.outcome)
+            for name, claim in report.user_properties:
+                if name == self.marker:
+                    self.outcomes.setdefault(_claim(claim), []).append(report.outcome)
 
     def show(self, reporter: Any) -> None:
         """One line for each claim: how many tests hold it, and whether all passed."""
@@ -77,6 +78,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for table in TABLES:
         table.show(terminalreporter)
+
+
+def _claim(carried: object) -> Claim:
+    """A claim as a report carries it: what went through another process has become a list."""
+    assert isinstance(carried, list | tuple)
+    number, what = carried
+    return str(number), str(what)
 
 
 def _order(claim: Claim) -> tuple[list[int], str]:

@@ -180,6 +180,7 @@ def test_new_certificates_reach_new_connections_and_old_ones_go_on(rigs: Callabl
         (certificate()[0], b"nonsense", "the key can't be read"),
         (certificate()[0], certificate()[1][:90], "the key can't be read"),
     ],
+    ids=("another's", "none", "nonsense", "cut"),
 )
 def test_what_does_not_fit_is_refused_in_a_line(chain: bytes, key: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):

@@ -106,7 +106,7 @@ class RunningBox:
     def __enter__(self) -> RunningBox:
         self.spawn()
         try:
-            wait_for(self._is_ready, seconds=20, what="the daemon is healthy")
+            wait_for(self._is_ready, seconds=60, what="the daemon is healthy")  # at load 12 it took over 20
         except BaseException as error:
             self.kill()
             error.add_note(self.output)
@@ -155,7 +155,8 @@ class RunningBox:
         self.write_policy(policy if policy is not None else merge(deepcopy(self.policy), changes or {}))
         before = len(self.output)
         self.signal(signal.SIGHUP)
-        wait_for(lambda: "policy taken over" in self.output[before:] or "refused" in self.output[before:])
+        verdicts = ("policy taken over", "refused, the running one stays")  # not an audit line that came late
+        wait_for(lambda: any(verdict in self.output[before:] for verdict in verdicts))
         return self.output[before:]
 
     # -- what it says --------------------------------------------------------------------------------------------------

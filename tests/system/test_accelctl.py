@@ -307,7 +307,7 @@ class Terminal:
             stderr=self._inner,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-            env={name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+            env={name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
             | {"TERM": "xterm-256color"}
             | environment,
         )

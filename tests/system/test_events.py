@@ -61,6 +61,7 @@ def test_a_storm_of_causes_takes_bounded_memory() -> None:
         ("why? because", "why? because"),
         ("two\nlines\x1b[0m", "two lines\N{REPLACEMENT CHARACTER}[0m"),
     ],
+    ids=("target", "address", "question", "end", "control"),  # digests have a key that is each process's own
 )
 def test_texts_are_one_line_without_queries(text: str, clean: str) -> None:
     ring = Ring()
