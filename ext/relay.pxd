@@ -184,6 +184,13 @@ cdef struct Output:
     uint8_t is_pace_measured    # by what comes
     uint64_t cursor             # next of `ready` to be sent
     int64_t next_send_ns
+    uint32_t begun_packets      # of a train that some receivers have and others wait for; 0: none
+    uint32_t begun_at           # how many packets of it are settled, counted over all receivers
+    uint16_t begun_sequence     # of its first RTP header of our own
+    int64_t begun_due_ns
+    int64_t begun_used_ns       # what it has had of the worker's time: see relay_turns.pxd
+    int64_t full_ns             # since when the socket takes nothing; 0: it does
+    int64_t retry_ns
     uint32_t ssrc
     uint16_t sequence
     uint64_t* counters
@@ -255,7 +262,8 @@ cdef struct Relay:
     uint8_t ask_to[28]          # struct sockaddr_in or sockaddr_in6
     uint8_t ask_name[16]        # RFC 7022: random
     uint8_t rtx_type
-    Fanout* seen                # of this pass
+    uint32_t n_begun            # outputs with a train that is begun
+    Fanout* seen                # of this pass; while a train is begun, its
     Stream* stream              # read by acquire; NULL: nobody reads it over HTTP
     TsState* ts
     uint64_t* counters

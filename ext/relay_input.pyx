@@ -142,6 +142,12 @@ cdef void drop_backlog(Relay* r, uint64_t sequence) noexcept nogil:
         for i in range(r.seen.n_rows):
             o = &r.outputs[r.seen.rows[i].output]
             while o.cursor < r.n_ready and r.ready[o.cursor & r.mask] < least:
+                if o.begun_packets:             # those who have it keep it, whole packets all
+                    count(&o.counters[O_DROP_BACKLOG], <uint64_t>o.begun_packets * r.seen.rows[i].n - o.begun_at)
+                    o.cursor += o.begun_packets
+                    o.begun_packets = o.begun_at = 0
+                    r.n_begun -= 1
+                    continue
                 o.cursor += 1
                 count(&o.counters[O_DROP_BACKLOG], r.seen.rows[i].n)
             if o.cursor < r.n_ready and r.ready[o.cursor & r.mask] < oldest:

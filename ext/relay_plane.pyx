@@ -13,7 +13,7 @@ from ext.relay cimport *
 from ext.relay_align cimport align_open
 from ext.relay_ask cimport ASK_AGAIN_NS, ASK_BYTES, ask_write
 from ext.relay_input cimport relay_close, relay_expire, relay_gauges, relay_open, relay_take, source_allowed
-from ext.relay_send cimport Sender, relay_pump
+from ext.relay_turns cimport LATE_BUCKETS, W_LATE, WORKER_STRIDE
 from ext.relay_wire cimport FORMAT_DETECT, FORMAT_RTP
 from ext.relay_worker cimport *
 from ext.stream cimport stream_publish
@@ -218,7 +218,7 @@ cdef class RelayPlane:
         self.relay_view = self.relays = rows(MAX_RELAYS, RELAY_STRIDE)
         self.leg_view = self.legs = rows(MAX_RELAYS * MAX_LEGS, LEG_STRIDE)
         self.output_view = self.outputs = rows(MAX_RELAYS * MAX_OUTPUTS, OUTPUT_STRIDE)
-        self.worker_view = self.worker_rows = rows(workers, 8)
+        self.worker_view = self.worker_rows = rows(workers, WORKER_STRIDE)
         self.epoch = <uint64_t*>calloc(1, sizeof(uint64_t))
         self.workers = <RelayWorker**>calloc(workers, sizeof(RelayWorker*))
         if self.epoch == NULL or self.workers == NULL:
@@ -268,6 +268,10 @@ cdef class RelayPlane:
         """[(passes, alive)] by worker; one that is well makes a pass each second."""
         return [(int(self.worker_rows[i, 0]), i < len(self._threads) and self._threads[i].is_alive())
                 for i in range(self.n_workers)]
+
+    def late(self) -> list:
+        """By worker: how many trains began so late after their hold or pace, [n] being less than 2^n microseconds."""
+        return [[int(n) for n in row[W_LATE:W_LATE + LATE_BUCKETS]] for row in self.worker_rows]
 
     def close(self) -> None:
         """Ends the workers. Sockets stay their owners' to close."""

@@ -1,7 +1,8 @@
-# Trains: what a relay has ready, sent to an output's receivers. Calls of the kernel that send are here and nowhere else.
+# Trains: what a relay has ready, sent to an output's receivers, a part at a time. Calls of the kernel that send are here and
+# nowhere else; whose turn it is, relay_turns says.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from ext.relay cimport TRAIN_PACKETS, Fanout, Relay
+from ext.relay cimport TRAIN_PACKETS, Fanout, FanoutRow, Output, Relay
 
 cdef extern from * nogil:
     """
@@ -30,7 +31,9 @@ cdef extern from * nogil:
         unsigned int msg_len
 
 cdef enum:
-    SEND_BATCH = 1024           # messages of a sendmmsg: the kernel's UIO_MAXIOV
+    # Messages of a sendmmsg, after which the others may have their turn: 0.3 ms or so, and the descriptions (8 KiB) stay in
+    # the core's first cache. A call costs a hundredth of that.
+    SEND_BATCH = 128
     SEGMENT_CONTROL = 24        # a cmsghdr and a uint16_t
 
 cdef struct Sender:             # a worker's, made once
@@ -38,10 +41,15 @@ cdef struct Sender:             # a worker's, made once
     iovec vectors[2 * TRAIN_PACKETS]
     uint8_t headers[TRAIN_PACKETS][12]
     uint8_t control[SEGMENT_CONTROL]
+    bint is_full                # the last part met a full socket
 
 # Loads the fan-out for this pass; an output that is new in it begins with the next packet.
 cdef void relay_see(Relay* relay) noexcept nogil
-# Sends what is full or due of every output; sets relay.due_ns. `now` is when the pass began.
-cdef void relay_pump(Sender* sender, Relay* relay, int64_t now) noexcept nogil
+# Whether an output has something that may leave at `now`; `due`: since when, or when it will (INT64_MAX: not by time).
+cdef bint output_due(Relay* relay, Output* output, int64_t now, int64_t* due) noexcept nogil
+# Sends at most SEND_BATCH messages of the train that is begun, or of the next: output_due() said that it may.
+cdef void send_part(Sender* sender, Relay* relay, FanoutRow* row, int64_t now) noexcept nogil
+# While much is received at once: sends something of outputs whose backlog fills a quarter of the window.
+cdef void relay_relieve(Sender* sender, Relay* relay, int64_t now) noexcept nogil
 # Measures what is released, for outputs that are paced by it.
 cdef void relay_rate(Relay* relay, int64_t now) noexcept nogil

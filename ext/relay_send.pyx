@@ -5,12 +5,10 @@ from libc.string cimport memcpy, memset
 
 from ext.atomics cimport count, load_ptr, store_u64_relaxed
 from ext.relay cimport *
-from ext.stream cimport Stream, stream_publish
 from ext.relay_wire cimport FORMAT_OPAQUE, FORMAT_RTP
 
 cdef extern from * nogil:
     """
-    #include <poll.h>
     #include <netinet/udp.h>
     #ifndef UDP_SEGMENT
     #define UDP_SEGMENT 103
@@ -25,13 +23,8 @@ cdef extern from * nogil:
         c->cmsg_len = CMSG_LEN(sizeof(uint16_t));
         __builtin_memcpy(CMSG_DATA(c), &size, sizeof(size));
     }
-    static int acc_wait_writable(int fd, int ms) {
-        struct pollfd p = { .fd = fd, .events = POLLOUT };
-        return poll(&p, 1, ms);
-    }
     """
     void acc_segment_control(void*, uint16_t)
-    int acc_wait_writable(int, int)
 
 cdef extern from "<sys/socket.h>" nogil:
     enum: MSG_DONTWAIT
@@ -41,9 +34,16 @@ cdef enum:
     # What an output that is paced by the measured rate may be behind: more than it, and it goes faster in proportion.
     PACE_LAG_NS = 100000000
     RATE_EVERY_NS = 200000000
-    # A socket buffer that stays full this long belongs to a link that is down or far too slow: its packets are dropped,
-    # for the other relays of this worker wait meanwhile.
-    WRITABLE_MS = 2
+    # A socket buffer that stays full this long belongs to a link that is down or far too slow: its packets are dropped. The
+    # others have their turns meanwhile.
+    FULL_NS = 2000000
+    RETRY_NS = 200000
+    # Where no train is due, one of two packets and more leaves before its hold is over by this part of it: so trains of many
+    # relays that would be due together are spread over the time when nothing else is to be done. Decision 0240.
+    EARLY_PART = 8
+    # Of an output, for each eight packets received: as much as 128 receivers need. More than that loses its own oldest packets
+    # rather than the time of the other relays.
+    RELIEF_PARTS = 8
     SUPER_PACKET_MAX = 65000    # below 65,507, what a UDP datagram over IPv4 holds
     RTP_TS = 33                 # RFC 3551: MP2T
     RTP_DYNAMIC = 96
@@ -79,8 +79,8 @@ cdef void stamp(Relay* r, Output* o, Slot* slot, uint8_t* header) noexcept nogil
     o.sequence += 1
 
 
-cdef void describe(Sender* s, Relay* r, Output* o, Train* t) noexcept nogil:
-    """Describes the next train of an output: as many packets as its bounds allow, at least one."""
+cdef void describe(Sender* s, Relay* r, Output* o, Train* t, uint32_t most) noexcept nogil:
+    """Describes the train at the output's cursor: as many packets as its bounds allow, at least one and at most `most`."""
     cdef Slot* slot
     cdef uint8_t* data
     cdef uint64_t at = o.cursor
@@ -89,7 +89,7 @@ cdef void describe(Sender* s, Relay* r, Output* o, Train* t) noexcept nogil:
     memset(t, 0, sizeof(Train))
     t.per_packet = 2 if o.format == OUT_STAMP else 1
     t.is_even = True
-    while at < r.n_ready and t.n_packets < o.train_packets and t.n_packets < TRAIN_PACKETS:
+    while at < r.n_ready and t.n_packets < most and t.n_packets < TRAIN_PACKETS:
         slot = &r.slots[r.ready[at & r.mask] & r.mask]
         data = slot_data(r, r.ready[at & r.mask])
         if o.format == OUT_KEEP:
@@ -125,11 +125,13 @@ cdef void describe(Sender* s, Relay* r, Output* o, Train* t) noexcept nogil:
         at += 1
 
 
-cdef int transmit(Sender* s, Output* o, uint32_t n, uint32_t packets_each, bint segmented) noexcept nogil:
-    """Sends messages 0..n. -1: done; -2: the socket stays full, the rest is counted as dropped; 0 and above: that message
-    was refused for its segmentation. Messages refused for other reasons are counted and left out."""
+cdef uint32_t transmit(Sender* s, Output* o, uint32_t n, uint32_t packets_each, bint* is_refused) noexcept nogil:
+    """Sends messages 0..n; returns how many are settled: sent, or refused and counted. Fewer than n: the socket is full, or,
+    by `is_refused`, the next message was refused for its segmentation."""
     cdef uint32_t at = 0
     cdef int sent
+    cdef bint segmented = is_refused != NULL
+    s.is_full = False
     while at < n:
         sent = sendmmsg(o.fd, s.messages + at, n - at, MSG_DONTWAIT)
         count(&o.counters[O_CALLS], 1)
@@ -139,87 +141,81 @@ cdef int transmit(Sender* s, Output* o, uint32_t n, uint32_t packets_each, bint 
         if errno == EINTR:
             continue
         if errno == EAGAIN or errno == ENOBUFS:
-            if errno == EAGAIN and acc_wait_writable(o.fd, WRITABLE_MS) > 0:
-                continue
-            count(&o.counters[O_DROP_FULL], <uint64_t>(n - at) * packets_each)
-            return -2
+            s.is_full = True
+            break
         if segmented and (errno == EIO or errno == EINVAL or errno == EOPNOTSUPP or errno == ENOPROTOOPT or errno == EMSGSIZE):
-            return <int>at
+            is_refused[0] = True
+            break
         count(&o.counters[O_DROP_SIZE if errno == EMSGSIZE else O_DROP_REFUSED], packets_each)
         at += 1
-    return -1
+    return at
 
 
-cdef void send_segmented(Sender* s, Output* o, Train* t, Destination* to, uint32_t n, uint32_t* begun) noexcept nogil:
-    """One message a receiver, cut by the kernel or the device. `begun` says for how many it is done; fewer than n when
-    segmentation was refused, or dropped when the socket is full."""
-    cdef uint32_t batch, i, done = 0
-    cdef int said
+cdef void tally(Sender* s, Output* o, uint32_t settled, uint32_t packets_each) noexcept nogil:
+    """Counts what was sent of the settled messages: the kernel writes their length."""
+    cdef uint64_t n = 0, size = 0
+    cdef uint32_t i
+    for i in range(settled):
+        if s.messages[i].msg_len:
+            n += 1
+            size += s.messages[i].msg_len
+    count(&o.counters[O_PACKETS], n * packets_each)
+    count(&o.counters[O_BYTES], size)
+    if packets_each > 1:
+        count(&o.counters[O_TRAINS], n)
+
+
+cdef void send_segmented(Sender* s, Output* o, Train* t, Destination* to, uint32_t n) noexcept nogil:
+    """One message a receiver, cut by the kernel or the device."""
+    cdef uint32_t i, settled
+    cdef uint32_t first = o.begun_at // t.n_packets
+    cdef bint is_refused = False
     cdef mmsghdr* m
     acc_segment_control(s.control, <uint16_t>t.segment)
-    while done < n:
-        batch = n - done if n - done < SEND_BATCH else <uint32_t>SEND_BATCH
-        for i in range(batch):
-            m = &s.messages[i]
-            m.msg_hdr.msg_name = to[done + i].address
-            m.msg_hdr.msg_namelen = to[done + i].length
-            m.msg_hdr.msg_iov = s.vectors
-            m.msg_hdr.msg_iovlen = t.n_packets * t.per_packet
-            m.msg_hdr.msg_control = s.control
-            m.msg_hdr.msg_controllen = SEGMENT_CONTROL
-        said = transmit(s, o, batch, t.n_packets, True)
-        if said >= 0:
-            o.segments = SEGMENTS_OFF
-            begun[0] = done + <uint32_t>said
-            return
-        done += batch
-        if said == -2:
-            count(&o.counters[O_DROP_FULL], <uint64_t>(n - done) * t.n_packets)
-            break
-    o.segments = SEGMENTS_ON
-    begun[0] = n
+    n = n - first if n - first < SEND_BATCH else <uint32_t>SEND_BATCH
+    for i in range(n):
+        m = &s.messages[i]
+        m.msg_len = 0
+        m.msg_hdr.msg_name = to[first + i].address
+        m.msg_hdr.msg_namelen = to[first + i].length
+        m.msg_hdr.msg_iov = s.vectors
+        m.msg_hdr.msg_iovlen = t.n_packets * t.per_packet
+        m.msg_hdr.msg_control = s.control
+        m.msg_hdr.msg_controllen = SEGMENT_CONTROL
+    settled = transmit(s, o, n, t.n_packets, &is_refused)
+    tally(s, o, settled, t.n_packets)
+    o.begun_at += settled * t.n_packets
+    if is_refused:
+        o.segments = SEGMENTS_OFF               # the rest goes singly, in the next part
+    elif settled:
+        o.segments = SEGMENTS_ON
+    store_u64_relaxed(&o.counters[O_SEGMENTS], o.segments)
 
 
 cdef void send_singly(Sender* s, Output* o, Train* t, Destination* to, uint32_t n) noexcept nogil:
     """One message a packet, a receiver's packets after each other."""
-    cdef uint32_t i, p, filled = 0
+    cdef uint32_t i, settled
+    cdef uint32_t total = n * t.n_packets - o.begun_at
+    cdef uint32_t receiver = o.begun_at // t.n_packets
+    cdef uint32_t packet = o.begun_at % t.n_packets
     cdef mmsghdr* m
-    for i in range(n):
-        for p in range(t.n_packets):
-            m = &s.messages[filled]
-            m.msg_hdr.msg_name = to[i].address
-            m.msg_hdr.msg_namelen = to[i].length
-            m.msg_hdr.msg_iov = &s.vectors[p * t.per_packet]
-            m.msg_hdr.msg_iovlen = t.per_packet
-            m.msg_hdr.msg_control = NULL
-            m.msg_hdr.msg_controllen = 0
-            filled += 1
-        if filled + t.n_packets > SEND_BATCH or i + 1 == n:
-            if transmit(s, o, filled, 1, False) == -2:
-                count(&o.counters[O_DROP_FULL], <uint64_t>(n - i - 1) * t.n_packets)
-                return
-            filled = 0
-
-
-cdef void send_train(Sender* s, Relay* r, Output* o, Destination* to, uint32_t n, uint64_t pace, int64_t now) noexcept nogil:
-    cdef Train t
-    cdef uint32_t begun = 0
-    describe(s, r, o, &t)
-    if t.n_packets > 1 and o.segments != SEGMENTS_OFF:
-        send_segmented(s, o, &t, to, n, &begun)
-        if begun == n:
-            count(&o.counters[O_TRAINS], n)
-    if begun < n:
-        send_singly(s, o, &t, to + begun, n - begun)
-    o.cursor += t.n_packets
-    count(&o.counters[O_PACKETS], <uint64_t>t.n_packets * n)
-    count(&o.counters[O_BYTES], <uint64_t>t.n_bytes * n)
-    store_u64_relaxed(&o.counters[O_SEGMENTS], o.segments)
-    if pace:
-        # Late is made up for by one train at most: a burst is what pacing is there to prevent.
-        if o.next_send_ns < now - <int64_t>(t.n_bytes * <uint64_t>1000000000 // pace):
-            o.next_send_ns = now
-        o.next_send_ns += <int64_t>(t.n_bytes * <uint64_t>1000000000 // pace)
+    total = total if total < SEND_BATCH else <uint32_t>SEND_BATCH
+    for i in range(total):
+        m = &s.messages[i]
+        m.msg_len = 0
+        m.msg_hdr.msg_name = to[receiver].address
+        m.msg_hdr.msg_namelen = to[receiver].length
+        m.msg_hdr.msg_iov = &s.vectors[packet * t.per_packet]
+        m.msg_hdr.msg_iovlen = t.per_packet
+        m.msg_hdr.msg_control = NULL
+        m.msg_hdr.msg_controllen = 0
+        packet += 1
+        if packet == t.n_packets:
+            packet = 0
+            receiver += 1
+    settled = transmit(s, o, total, 1, NULL)
+    tally(s, o, settled, 1)
+    o.begun_at += settled
 
 
 cdef void relay_rate(Relay* r, int64_t now) noexcept nogil:
@@ -247,9 +243,59 @@ cdef inline uint64_t pace_of(Relay* r, Output* o) noexcept nogil:
     return backlog if backlog > pace else pace
 
 
+cdef void end_train(Relay* r, Output* o, Train* t, uint64_t pace, int64_t now) noexcept nogil:
+    cdef int64_t takes_ns
+    if o.begun_packets:
+        r.n_begun -= 1
+    o.begun_packets = o.begun_at = 0
+    o.cursor += t.n_packets
+    if pace:
+        # Late is made up for by one train at most: a burst is what pacing is there to prevent.
+        takes_ns = <int64_t>(t.n_bytes * <uint64_t>1000000000 // pace)
+        if o.next_send_ns < now - takes_ns:
+            o.next_send_ns = now
+        o.next_send_ns += takes_ns
+
+
+cdef void send_part(Sender* s, Relay* r, FanoutRow* row, int64_t now) noexcept nogil:
+    cdef Output* o = &r.outputs[row.output]
+    cdef Destination* to = r.seen.destinations + row.first
+    cdef uint64_t pace = pace_of(r, o)
+    cdef uint32_t total, before = o.begun_at
+    cdef Train t
+    if o.begun_packets:
+        o.sequence = o.begun_sequence           # the same packets, the same headers
+        describe(s, r, o, &t, o.begun_packets)
+    else:
+        o.begun_sequence = o.sequence
+        describe(s, r, o, &t, o.train_packets)
+    total = t.n_packets * row.n
+    if t.n_packets > 1 and o.segments != SEGMENTS_OFF:
+        send_segmented(s, o, &t, to, row.n)
+    else:
+        send_singly(s, o, &t, to, row.n)
+    if not s.is_full or o.begun_at != before:
+        o.full_ns = 0
+    if s.is_full:
+        if o.full_ns == 0:
+            o.full_ns = now
+        o.retry_ns = now + RETRY_NS
+        if now - o.full_ns >= FULL_NS:
+            count(&o.counters[O_DROP_FULL], total - o.begun_at)
+            o.begun_at = total
+            o.full_ns = o.retry_ns = 0
+    if o.begun_at == total:
+        end_train(r, o, &t, pace, now)
+    elif o.begun_packets == 0:
+        o.begun_packets = t.n_packets
+        r.n_begun += 1
+
+
 cdef void relay_see(Relay* r) noexcept nogil:
     cdef uint32_t i
     cdef Output* o
+    if r.n_begun:
+        return
     r.seen = <Fanout*>load_ptr(<void**>&r.fanout)
     if r.seen == NULL:
         return
@@ -260,35 +306,47 @@ cdef void relay_see(Relay* r) noexcept nogil:
             o.cursor = r.n_ready
 
 
-cdef void relay_pump(Sender* s, Relay* r, int64_t now) noexcept nogil:
-    cdef uint32_t i
-    cdef Output* o
-    cdef FanoutRow* row
-    cdef int64_t due
-    cdef Stream* stream = <Stream*>load_ptr(<void**>&r.stream)
+cdef bint output_due(Relay* r, Output* o, int64_t now, int64_t* due) noexcept nogil:
     cdef uint64_t pace
-    r.due_ns = r.hole_ns + r.wait_ns if r.hole_ns != INT64_MAX else INT64_MAX
-    if stream != NULL:
-        due = stream_publish(stream, now)
-        if due < r.due_ns:
-            r.due_ns = due
+    cdef bint is_full
+    cdef int64_t leaves
+    due[0] = INT64_MAX
+    if o.retry_ns > now:
+        due[0] = o.retry_ns
+        return False
+    if o.begun_packets:
+        due[0] = o.begun_due_ns + o.begun_used_ns
+        return True
+    # A train is begun with the newest receivers, for which the trains of the old ones must be through.
+    if o.cursor == r.n_ready or (r.n_begun and <Fanout*>load_ptr(<void**>&r.fanout) != r.seen):
+        return False
+    pace = pace_of(r, o)
+    due[0] = r.slots[r.ready[o.cursor & r.mask] & r.mask].arrival_ns + o.hold_ns
+    is_full = r.n_ready - o.cursor >= o.train_packets
+    if pace and o.next_send_ns > now:
+        if is_full or o.next_send_ns > due[0]:
+            due[0] = o.next_send_ns
+        return False
+    if is_full:
+        return True
+    leaves = due[0]
+    if r.n_ready - o.cursor > 1:
+        leaves -= o.hold_ns // EARLY_PART
+    if leaves <= now:
+        return True
+    due[0] = leaves
+    return False
+
+
+cdef void relay_relieve(Sender* s, Relay* r, int64_t now) noexcept nogil:
+    cdef uint32_t i, parts
+    cdef Output* o
+    cdef int64_t due
     if r.seen == NULL:
         return
     for i in range(r.seen.n_rows):
-        row = &r.seen.rows[i]
-        o = &r.outputs[row.output]
-        if row.n == 0:
-            o.cursor = r.n_ready
-            continue
-        while o.cursor < r.n_ready:
-            pace = pace_of(r, o)
-            due = r.slots[r.ready[o.cursor & r.mask] & r.mask].arrival_ns + o.hold_ns
-            if pace and o.next_send_ns > due:
-                due = o.next_send_ns
-            if due > now and (r.n_ready - o.cursor < o.train_packets or (pace and o.next_send_ns > now)):
-                if pace and r.n_ready - o.cursor >= o.train_packets:
-                    due = o.next_send_ns
-                if due < r.due_ns:
-                    r.due_ns = due
-                break
-            send_train(s, r, o, r.seen.destinations + row.first, row.n, pace, now)
+        o = &r.outputs[r.seen.rows[i].output]
+        parts = 0
+        while r.seen.rows[i].n and r.n_ready - o.cursor > r.mask // 4 and parts < RELIEF_PARTS and output_due(r, o, now, &due):
+            send_part(s, r, &r.seen.rows[i], now)
+            parts += 1

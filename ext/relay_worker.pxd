@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.relay cimport Relay, RelayList
 from ext.relay_send cimport Sender, iovec, mmsghdr
+from ext.relay_turns cimport Turns
 
 cdef enum:
     RECEIVE_BATCH = 64
@@ -26,6 +27,7 @@ cdef struct RelayWorker:
     int poll
     int wake
     uint64_t* passes            # a counter column
+    Turns turns
     Sender sender
     mmsghdr messages[RECEIVE_BATCH]
     iovec vectors[RECEIVE_BATCH]
@@ -33,7 +35,7 @@ cdef struct RelayWorker:
     uint8_t controls[RECEIVE_BATCH][CONTROL_BYTES]
     uint8_t* buffers
 
-cdef bint worker_open(RelayWorker* worker, uint64_t* global_epoch, uint64_t* passes) noexcept nogil
+cdef bint worker_open(RelayWorker* worker, uint64_t* global_epoch, uint64_t* row) noexcept nogil
 cdef void worker_close(RelayWorker* worker) noexcept nogil
 cdef void worker_run(RelayWorker* worker) noexcept nogil
 cdef void worker_wake(RelayWorker* worker) noexcept nogil

@@ -10,6 +10,7 @@ from ext.relay cimport *
 from ext.relay_ask cimport ASK_BYTES, ask_write
 from ext.relay_input cimport relay_expire, relay_gauges, relay_take, source_allowed
 from ext.relay_send cimport *
+from ext.relay_turns cimport W_LATE, W_PASSES, acc_now_ns, turns_gather, turns_take
 
 cdef extern from * nogil:
     """
@@ -30,11 +31,6 @@ cdef extern from * nogil:
     static int acc_epoll_wait_ns(int poll, struct epoll_event *events, int most, int64_t ns) {
         struct timespec t = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
         return epoll_pwait2(poll, events, most, &t, 0);
-    }
-    static int64_t acc_now_ns(void) {
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
     }
     /* Size of the joined datagrams (0: not joined), and how many the socket dropped in all (-1: not said). */
     static uint32_t acc_received(struct msghdr *h, int64_t *dropped) {
@@ -86,7 +82,6 @@ cdef extern from * nogil:
     int epoll_create1(int)
     int epoll_ctl(int, int, int, epoll_event*)
     int acc_epoll_wait_ns(int, epoll_event*, int, int64_t)
-    int64_t acc_now_ns()
     uint32_t acc_received(msghdr*, int64_t*)
     int acc_source(const void*, uint8_t*)
     void acc_send_to(int, const void*, uint32_t, const void*, uint32_t)
@@ -110,14 +105,17 @@ cdef enum:
     SLEEP_MAX_NS = 1000000000
     GAUGES_NS = 200000000
     WAKE = 0xFFFFFFFF
+    # So long trains may overlap before no new one is begun: what was published waits for the end of those that are.
+    PASS_MAX_NS = 50000000
 
 
-cdef bint worker_open(RelayWorker* w, uint64_t* global_epoch, uint64_t* passes) noexcept nogil:
+cdef bint worker_open(RelayWorker* w, uint64_t* global_epoch, uint64_t* row) noexcept nogil:
     cdef epoll_event event
     cdef uint32_t i
     memset(w, 0, sizeof(RelayWorker))
     w.global_epoch = global_epoch
-    w.passes = passes
+    w.passes = row + W_PASSES
+    w.turns.late = row + W_LATE
     w.poll = epoll_create1(EPOLL_CLOEXEC)
     w.wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
     w.buffers = <uint8_t*>malloc(RECEIVE_BATCH * RECEIVE_BYTES)
@@ -211,7 +209,7 @@ cdef void take_message(RelayWorker* w, Relay* r, uint32_t leg, uint32_t i, int64
         relay_take(r, leg, data + at, size, now)
         at += size
         if r.n_ready & 7 == 0:                  # a full train leaves before its slots are taken again
-            relay_pump(&w.sender, r, now)
+            relay_relieve(&w.sender, r, now)
 
 
 cdef void receive(RelayWorker* w, Relay* r, uint32_t leg) noexcept nogil:
@@ -230,7 +228,7 @@ cdef void receive(RelayWorker* w, Relay* r, uint32_t leg) noexcept nogil:
         perturb()
         for i in range(n):
             take_message(w, r, leg, i, now)
-        relay_pump(&w.sender, r, now)
+        r.due_ns = 0
         if n < RECEIVE_BATCH:
             return
 
@@ -244,7 +242,7 @@ cdef void ask(Relay* r, int64_t now) noexcept nogil:
 
 
 cdef void attend(RelayWorker* w, RelayList* relays, int64_t now, bint with_gauges) noexcept nogil:
-    """What time brings: holes given up, trains due."""
+    """What time brings: holes given up, requests, trains that may leave."""
     cdef Relay* r
     cdef uint32_t i
     for i in range(relays.n):
@@ -257,39 +255,46 @@ cdef void attend(RelayWorker* w, RelayList* relays, int64_t now, bint with_gauge
         if r.due_ns <= now:
             relay_see(r)
             relay_expire(r, now)
-            relay_pump(&w.sender, r, now)
+            turns_gather(&w.turns, r, now)
         if r.ask_ns <= now:
             ask(r, now)
-        r.seen = NULL
 
 
-cdef int64_t earliest(RelayList* relays) noexcept nogil:
+cdef int64_t earliest(RelayList* relays, uint32_t* n_begun) noexcept nogil:
+    """When to look again, and how many trains are begun. Where none is, what was seen is let go."""
     cdef int64_t due = INT64_MAX
     cdef uint32_t i
+    cdef Relay* r
+    n_begun[0] = 0
     for i in range(relays.n):
-        if relays.relays[i] == NULL:
+        r = relays.relays[i]
+        if r == NULL:
             continue
-        if relays.relays[i].due_ns < due:
-            due = relays.relays[i].due_ns
-        if relays.relays[i].ask_ns < due:
-            due = relays.relays[i].ask_ns
+        due = min(due, r.due_ns, r.ask_ns)
+        n_begun[0] += r.n_begun
+        if r.n_begun == 0:
+            r.seen = NULL
     return due
 
 
 cdef void worker_run(RelayWorker* w) noexcept nogil:
     cdef epoll_event events[EVENTS]
-    cdef RelayList* relays
+    cdef RelayList* relays = NULL
     cdef Relay* r
-    cdef uint32_t id, slot
+    cdef uint32_t id, slot, n_begun = 0
     cdef uint64_t drained
-    cdef int64_t now, gauges_ns = 0, wait_ns = 0
+    cdef int64_t now, entered_ns = 0, gauges_ns = 0, wait_ns = 0
     cdef int n, i
     while not load_u32(&w.closing):
-        store_u64(&w.epoch, 0)
+        # What the control plane has published since stays unseen while a train is begun: its receivers must stay.
+        if n_begun == 0:
+            store_u64(&w.epoch, 0)
         n = acc_epoll_wait_ns(w.poll, events, EVENTS, wait_ns)
-        # Read-modify-write, as ext/reclaim.pyx says: whoever frees either sees us awake, or we see what it published.
-        exchange_u64(&w.epoch, load_u64_seq(w.global_epoch))
-        relays = <RelayList*>load_ptr_seq(<void**>&w.list)
+        if n_begun == 0:
+            # Read-modify-write, as ext/reclaim.pyx says: whoever frees either sees us awake, or we see what it published.
+            exchange_u64(&w.epoch, load_u64_seq(w.global_epoch))
+            relays = <RelayList*>load_ptr_seq(<void**>&w.list)
+            entered_ns = acc_now_ns()
         perturb()
         for i in range(n if n > 0 else 0):
             id = <uint32_t>events[i].data.u64
@@ -298,14 +303,17 @@ cdef void worker_run(RelayWorker* w) noexcept nogil:
                 continue
             slot = id % MAX_RELAYS
             r = relays.relays[slot] if slot < relays.n else NULL
-            if r == NULL or r.id != id:         # of a relay that was taken away since
+            if r == NULL or r.id != id:         # of a relay that was taken away since, or that is to be seen yet
                 continue
             receive(w, r, <uint32_t>(events[i].data.u64 >> 32))
         now = acc_now_ns()
+        w.turns.is_ending = now - entered_ns > PASS_MAX_NS
         attend(w, relays, now, now - gauges_ns >= GAUGES_NS)
         if now - gauges_ns >= GAUGES_NS:
             gauges_ns = now
+        turns_take(&w.turns, &w.sender, now)
         count(w.passes, 1)
-        wait_ns = earliest(relays) - now
+        wait_ns = earliest(relays, &n_begun)
+        wait_ns -= acc_now_ns()
         wait_ns = 0 if wait_ns < 0 else (SLEEP_MAX_NS if wait_ns > SLEEP_MAX_NS else wait_ns)
     store_u64(&w.epoch, 0)
