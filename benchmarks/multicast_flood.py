@@ -139,14 +139,14 @@ def expected(links: list[Link]) -> dict[str, dict[str, object]]:
     }
 
 
-def flood(seconds: float, folder: Path, seed: int = 1) -> Outcome:
+def flood(seconds: float, folder: Path, n_links: int = N_LINKS) -> Outcome:
     """Refused: AssertionError of what never came."""
     outcome = Outcome()
-    source = random.Random(seed)
+    source = random.Random(1)
     with netns.Topology() as topology:
-        upstream, router, hosts = topology.proxy(N_LINKS)
+        upstream, router, hosts = topology.proxy(n_links)
         with NetdBox(router, folder) as box:
-            box.desire({"name": "tv", "upstream": "wan", "downstream": [f"lan{each}" for each in range(N_LINKS)]})
+            box.desire({"name": "tv", "upstream": "wan", "downstream": [f"lan{each}" for each in range(n_links)]})
             box.ready()
             # The kernels of the hosts have flows of their own, which nothing of the flood touches.
             flows = ["239.1.0.1", "239.1.0.2"]
@@ -154,11 +154,15 @@ def flood(seconds: float, folder: Path, seed: int = 1) -> Outcome:
             links = [Link(host, number) for number, host in enumerate(hosts)]
             wait_for(lambda: flows[-1] in box.proxy()["asked_upstream"], "the flows' joins")
             streams = [Stream(upstream, group, 500) for group in flows]
-            # Every group is joined before the clock begins: what is measured is the steady state.
+            # Every group is joined, with every source, before the clock begins: then memory is at its most.
             for link in links:
-                for n, group in enumerate(GROUPS):
-                    link.wanted[group] = None
-                    link.send(Record(Kind.TO_EXCLUDE, group))
+                for n, group in enumerate(GROUPS + SSM_GROUPS):
+                    if group in GROUPS:
+                        link.wanted[group] = None
+                        link.send(Record(Kind.TO_EXCLUDE, group))
+                    else:
+                        link.wanted[group] = frozenset(SOURCES)
+                        link.send(Record(Kind.ALLOW, group, frozenset(SOURCES)))
                     outcome.n_sent += 1
                     if not n % BURST:
                         time.sleep(BURST / RATE)
@@ -169,7 +173,7 @@ def flood(seconds: float, folder: Path, seed: int = 1) -> Outcome:
             begin_s, begin_cpu_s, n = time.monotonic(), cpu_s(pid), 0
             while (passed_s := time.monotonic() - begin_s) < seconds:
                 while n < passed_s * RATE:
-                    links[n % N_LINKS].step(source)
+                    links[n % n_links].step(source)
                     n += 1
                 time.sleep(0.001)
                 if len(outcome.rss_meanwhile) < int(4 * passed_s / seconds):
