@@ -166,6 +166,7 @@ class DataPlane:
             origin["rule"], origin["refusal"] = row.credential_rule, row.refusal
             origin["judges_all"] = row.judges_all
             origin["is_relay"], origin["zone_mask"] = row.is_relay, row.zone_mask
+            origin["dscp"] = row.dscp
             origin["offline_ns"] = int(row.max_offline_s * 1e9)
         hosts: list[tuple[int, ...]] = []
         paths: list[tuple[int, ...]] = []

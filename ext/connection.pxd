@@ -79,6 +79,7 @@ cdef struct Connection:
     uint8_t has_ended           # the viewer's FIN came: a short read doesn't mean that there is nothing more
     uint8_t must_linger         # closing could overtake the answer: see close_gently
     uint8_t protocol            # transport.pxd; of TLS known when c.tls.is_ready
+    uint8_t dscp                # the mark that the socket has; of a stream: its carrier's
     uint8_t is_misplaced        # speaks plain HTTP where TLS is spoken
     uint8_t is_surplus          # above a cap, and kept over TLS only to be told so (accept.pyx)
     uint8_t minor               # HTTP/1.minor of the request under way

@@ -130,7 +130,7 @@ cdef packed struct OriginRow:
     uint32_t n_credentials
     uint8_t profile             # 0 media, 1 generic
     uint8_t is_used
-    uint16_t class_index
+    uint16_t dscp               # the mark of answers
     uint16_t methods            # bit by Method; that of METHOD_OTHER: any other token
     uint32_t method             # index of the first further method in `parameters`, and how many
     uint32_t n_methods

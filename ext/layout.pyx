@@ -120,7 +120,7 @@ COUNTERS = (
 N_COLUMNS = COUNTER_STRIDE
 
 ORIGIN_DTYPE = np.dtype(
-    [("credential", "u4"), ("n_credentials", "u4"), ("profile", "u1"), ("is_used", "u1"), ("class_index", "u2"),
+    [("credential", "u4"), ("n_credentials", "u4"), ("profile", "u1"), ("is_used", "u1"), ("dscp", "u2"),
      ("methods", "u2"), ("method", "u4"), ("n_methods", "u4"), ("allow", "u4"), ("allow_length", "u4"),
      ("body_max", "u8"), ("wait_ns", "i8"), ("may_tunnel", "u4"),
      ("header", "u4"), ("n_headers", "u4"), ("cookie", "u4"), ("n_cookies", "u4"), ("rule", "u8"), ("refusal", "u4"),

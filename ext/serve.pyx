@@ -28,6 +28,7 @@ from ext.request cimport (
     zone_of,
 )
 from ext.respond cimport AS_COLLAPSED, AS_HIT, AS_MISS, AS_PASSED, is_not_modified, may_range, respond_error, respond_object, respond_preflight
+from ext.sockets cimport acc_mark_socket
 from ext.store cimport *
 from ext.table cimport entry_match, hash_key, table_find
 from ext.upload cimport UPLOAD_WHOLE, Upload, upload_release
@@ -495,6 +496,15 @@ cdef int ask_relay(Worker* w, Connection* c, const uint8_t* data, uint32_t n, co
     return ask(w, c, EXCHANGE_STREAM, data, n, head, origin, 0, data + head.path, head.path_length, NULL)
 
 
+cdef void mark_answer(Worker* w, Connection* c) noexcept nogil:
+    """The class's mark, for the network's queues on the way to the viewer: a system call only where the one before had
+    another. Streams share their carrier's socket; who asks for several classes at once gets the last one's."""
+    cdef Connection* sender = c if c.carrier == NULL else c.carrier
+    if sender.dscp != w.origin.dscp and sender.fd >= 0:
+        sender.dscp = <uint8_t>w.origin.dscp
+        acc_mark_socket(sender.fd, sender.address, sender.dscp)
+
+
 cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexcept nogil:
     """One request, whose head is parsed into w.head; `n` bytes are there from its start on."""
     cdef RequestHead* head = &w.head
@@ -551,6 +561,7 @@ cdef int handle(Worker* w, Connection* c, const uint8_t* data, uint32_t n) noexc
     if origin == ROUTE_NO_PATH:
         return respond_error(w, c, 404, has_body)
     w.origin = &w.tables.origins[origin]
+    mark_answer(w, c)
     if w.origin.is_relay:
         return ask_relay(w, c, data, n, head, <uint32_t>origin, has_body)
     if not has_body and wants_tunnel(w, c, data, head, <uint32_t>origin):

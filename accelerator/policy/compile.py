@@ -53,8 +53,8 @@ class OriginRow:
     """`profile` is an index of PROFILES. `methods`: what Allow says. `any_method`: others are passed too.
     `wait_s`: longer than the upstream client can take to give a head or an error. `credential_rule`: 0: nobody's
     credential is judged; else a number of 63 bits that differs for each rule, so that what was allowed under one is not
-    under another. `may_tunnel`: Upgrade goes up. `max_offline_s`: 0: no limit. `is_relay`: no origin, but a
-    relay's path (its name begins with RELAY_PREFIX), for the zones of `zone_mask`; 0: for all."""
+    under another. `may_tunnel`: Upgrade goes up. `max_offline_s`: 0: no limit. `dscp`: of answers. `is_relay`: no
+    origin, but a relay's path (its name begins with RELAY_PREFIX), for the zones of `zone_mask`; 0: for all."""
 
     name: str
     profile: int
@@ -73,6 +73,7 @@ class OriginRow:
     max_offline_s: float = 0.0
     is_relay: bool = False
     zone_mask: int = 0
+    dscp: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,6 +438,7 @@ def _origin_row(name: str, row: Origin, policy: Policy) -> OriginRow:
         judges_all=row.credential is not None and row.credential.verify is not None,
         refusal=row.credential.refusal if row.credential is not None else 403,
         max_offline_s=max_offline_of(row, policy),
+        dscp=dscp_value(policy.classes[row.class_].dscp) if row.class_ in policy.classes else 0,
     )
 
 

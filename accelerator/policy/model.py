@@ -79,7 +79,7 @@ class Class(Section):
         default=100, description="The most of its link's video budget that this class may fetch with."
     )
     dscp: Dscp = Field(
-        default="CS0", description="The mark of what this box sends to origins for it, requests and acknowledgements."
+        default="CS0", description="The mark of what this box sends for it, to origins and to viewers."
     )
     max_offline: Annotated[float, *time_between("1s", "3650d")] | None = Field(
         default=None,

@@ -187,6 +187,7 @@ class Rig:
         self.tls = tls  # None: the listener is plain
         self.context: ssl.SSLContext | None = None  # how viewers speak TLS
         self.secure: Callable[[socket.socket], socket.socket] | None = None  # instead of `context`
+        self.marks: dict[int, int] = {}  # DSCP of answers, by origin
         self.rule = 0  # not 0: viewers' credentials are judged at /signed
         self.publish()
         self.plane.start()
@@ -222,6 +223,8 @@ class Rig:
         origins[CREDENTIAL]["n_credentials"] = 1
         origins[CREDENTIAL]["rule"], origins[CREDENTIAL]["refusal"] = self.rule, 403
         origins[RELAY]["is_relay"], origins[RELAY]["zone_mask"] = 1, self.relay_zone_mask
+        for origin, dscp in self.marks.items():
+            origins[origin]["dscp"] = dscp
         host_rows = [(*text(host), 0, len(paths), 0) for host in hosts]
         row = np.zeros(1, dtype=layout.LIMITS_DTYPE)
         chosen = {
