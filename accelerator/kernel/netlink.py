@@ -11,12 +11,36 @@ from itertools import islice
 from accelerator.kernel import wire
 
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 12
+NETFILTER, NFT_GROUPS = 12, 1 << 6  # NFNLGRP_NFTABLES is 7
+# Routes IPv4 and IPv6, rules IPv4 and IPv6 (<linux/rtnetlink.h>, RTNLGRP_*), as bits; traffic control.
+ROUTE_GROUPS, TC_GROUP = 1 << 6 | 1 << 10 | 1 << 7 | 1 << 18, 1 << 3
 # So many messages are written at once; their answers fit into the socket's buffer.
 BATCH = 200
 _RECEIVE_BYTES = 1 << 17
 _TIMEOUT_S = 5.0
 # What is fine: gone already, there already.
 _DONE_ALREADY = frozenset({errno.ENOENT, errno.ESRCH, errno.EEXIST})
+
+
+def watch(protocol: int, groups: int) -> socket.socket:
+    """Readable when something of these groups may have changed."""
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    made = socket.socket(socket.AF_NETLINK, kind, protocol)
+    made.bind((0, groups))
+    return made
+
+
+def drain(watching: socket.socket) -> None:
+    """Takes what is there, unread: whoever is woken looks at everything, so that an event that was lost for want of
+    memory (ENOBUFS) costs nothing."""
+    while True:
+        try:
+            watching.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
 
 
 class Netlink:

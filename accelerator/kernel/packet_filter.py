@@ -35,17 +35,17 @@ class PacketFilter:
     async def look(self, rules: Sequence[PacketRule]) -> bool:
         """Whether the table is what these rules make it. FilterError: that can't be found out."""
         if not rules:
-            return await self._list() is None
-        return self._loaded == script(rules) and self._listed is not None and await self._list() == self._listed
+            return await listed() is None
+        return self._loaded == script(rules) and self._listed is not None and await listed() == self._listed
 
     async def load(self, rules: Sequence[PacketRule]) -> None:
         """Puts the table there, or takes it away, as one transaction: no packet ever meets half of it."""
         text = script(rules)
-        await _run(text)
-        listed = await self._list() if rules else None
+        await run(text)
+        there = await listed() if rules else None
         # Between the two somebody may have flushed it, which must not count as what was loaded.
-        is_whole = listed is not None and listed[1] == text.count("\nadd rule ")
-        self._listed = listed if is_whole else None
+        is_whole = there is not None and there[1] == text.count("\nadd rule ")
+        self._listed = there if is_whole else None
         self._loaded = text if rules else ""
 
     async def rows(self) -> list[str]:
@@ -55,19 +55,21 @@ class PacketFilter:
         except FilterError:
             return []
 
-    async def _list(self) -> tuple[str, int] | None:
-        """A digest of what is there, less what packets and time change, and how many rules these are."""
-        try:
-            listed = json.loads(await _nft("-j", "list", "table", "inet", NFT_TABLE))
-        except FilterError as error:
-            if "No such file" in str(error):
-                return None
-            raise
-        except ValueError as error:
-            raise FilterError(f"nft: {error}") from None
-        rows = listed.get("nftables", [])
-        digest = hashlib.sha256(json.dumps(_plain(rows), sort_keys=True).encode()).hexdigest()
-        return digest, sum("rule" in row for row in rows)
+
+async def listed(table: str = NFT_TABLE) -> tuple[str, int] | None:
+    """A digest of what is in a table, less what packets and time change, and how many rules these are. None: there is
+    no such table."""
+    try:
+        found = json.loads(await _nft("-j", "list", "table", "inet", table))
+    except FilterError as error:
+        if "No such file" in str(error):
+            return None
+        raise
+    except ValueError as error:
+        raise FilterError(f"nft: {error}") from None
+    rows = found.get("nftables", [])
+    digest = hashlib.sha256(json.dumps(_plain(rows), sort_keys=True).encode()).hexdigest()
+    return digest, sum("rule" in row for row in rows)
 
 
 def script(rules: Iterable[PacketRule]) -> str:
@@ -152,7 +154,8 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
-async def _run(text: str) -> None:
+async def run(text: str) -> None:
+    """One transaction."""
     await _nft("-f", "-", given=text.encode())
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from accelerator.kernel.links import Link
+from accelerator.kernel.netlink import NETFILTER, NFT_GROUPS, ROUTE_GROUPS, TC_GROUP, drain, watch
 from accelerator.kernel.objects import PacketRule, Route, Rule
 from accelerator.kernel.packet_filter import FilterError, PacketFilter
 from accelerator.kernel.plan import Steps, Wanted, plan, route_text, rule_text, wanted
@@ -29,10 +30,6 @@ SETTLE_S = 0.05
 RETRY_S = 5.0
 # Whoever undoes the same thing so often in a minute will go on: it is a program. We stop for so long, and say so.
 FIGHT_ROUNDS, FIGHT_S, STOP_S = 5, 60.0, 300.0
-# Routes IPv4 and IPv6, rules IPv4 and IPv6, traffic control (<linux/rtnetlink.h>, RTNLGRP_*), as bits.
-_ROUTE_GROUPS = 1 << 6 | 1 << 10 | 1 << 7 | 1 << 18 | 1 << 3
-_NETLINK_NETFILTER, _NFT_GROUPS = 12, 1 << 6  # NFNLGRP_NFTABLES is 7
-_ENOBUFS = 105
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -63,7 +60,7 @@ class Reconciler:
         self._shapers: tuple[Shaper, ...] = ()
         self._links: Mapping[str, int] | None = None  # not read yet
         self._wake = asyncio.Event()
-        self._watches = [_watch(socket.NETLINK_ROUTE, _ROUTE_GROUPS), _watch(_NETLINK_NETFILTER, _NFT_GROUPS)]
+        self._watches = [watch(socket.NETLINK_ROUTE, ROUTE_GROUPS | TC_GROUP), watch(NETFILTER, NFT_GROUPS)]
         self._task: asyncio.Task[None] | None = None
         # What has been wanted once is looked after; before that, a box without any of it does nothing here.
         self._is_used = False
@@ -135,15 +132,8 @@ class Reconciler:
         self._is_changed = True
         self._wake.set()
 
-    def _event(self, watch: socket.socket) -> None:
-        while True:
-            try:
-                watch.recv(1 << 16)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != _ENOBUFS:
-                    raise
+    def _event(self, watching: socket.socket) -> None:
+        drain(watching)
         self._wake.set()
 
     async def _run(self) -> None:
@@ -319,10 +309,3 @@ def _compare_queues(shapers: Sequence[Shaper]) -> tuple[FoundQueues, QueuePlan]:
 
 def _groups(tables: frozenset[int]) -> frozenset[str]:
     return frozenset(f"table {table}" for table in tables)
-
-
-def _watch(protocol: int, groups: int) -> socket.socket:
-    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    made = socket.socket(socket.AF_NETLINK, kind, protocol)
-    made.bind((0, groups))
-    return made

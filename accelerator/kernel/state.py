@@ -64,7 +64,7 @@ class MulticastRoute:
 
 @dataclass(frozen=True, slots=True)
 class Interception:
-    """Plain HTTP of viewers that is taken (TPROXY): `destinations` are IPv4 networks, `port` is our socket's."""
+    """Plain HTTP of viewers that is taken (TPROXY): `destinations` are networks, `port` is our socket's."""
 
     interfaces: tuple[str, ...]
     destinations: tuple[str, ...]
@@ -206,8 +206,8 @@ def _interception(document: object) -> Interception:
     destinations = checked.networks(given.get("destinations"), "intercept: destinations") or ()
     listed = checked.items(given.get("ports"), "intercept: ports")
     ports = tuple(checked.whole({"port": each}, "port", 0, 1, 65_535, "intercept") for each in listed)
-    if not interfaces or not destinations or not ports or any(":" in each for each in destinations):
-        raise StateError("value", "intercept names interfaces, IPv4 destinations and ports")
+    if not interfaces or not destinations or not ports:
+        raise StateError("value", "intercept names interfaces, destinations and ports")
     port = checked.whole(given, "port", 0, 1024, 65_535, "intercept")
     return Interception(interfaces, destinations, ports, port)
 

@@ -438,7 +438,7 @@ def _origin_row(name: str, row: Origin, policy: Policy) -> OriginRow:
         judges_all=row.credential is not None and row.credential.verify is not None,
         refusal=row.credential.refusal if row.credential is not None else 403,
         max_offline_s=max_offline_of(row, policy),
-        dscp=dscp_value(policy.classes[row.class_].dscp) if row.class_ in policy.classes else 0,
+        dscp=dscp_value(policy.classes[row.class_].dscp) if row.class_ is not None else 0,
     )
 
 

@@ -57,7 +57,7 @@ class Intercept(Section):
         min_length=1, max_length=32, description="Where viewers' packets come in."
     )
     destinations: tuple[Network, ...] = Field(
-        min_length=1, max_length=256, description="Networks of video servers: only what goes there is taken. IPv4."
+        min_length=1, max_length=256, description="Networks of video servers: only what goes there is taken."
     )
     ports: Annotated[tuple[Annotated[int, *whole_between(1, 65_535)], ...], empty_means(lambda: (80,))] = Field(
         default=(80,), min_length=1, max_length=16, description="Ports of plain HTTP."

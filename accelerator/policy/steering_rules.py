@@ -60,10 +60,7 @@ def _intercept(policy: Policy) -> Iterator[Finding]:
     if intercept is None:
         return
     for index, net in enumerate(intercept.destinations):
-        if net.version != 4:
-            yield Finding(("intercept", "destinations", index), f"steering.intercept.destinations: {net}: only "
-            "IPv4 is taken")
-        elif net.prefixlen < 8:
+        if net.prefixlen < (8 if net.version == 4 else 32):
             yield Finding(
                 ("intercept", "destinations", index),
                 f"steering.intercept.destinations: {net} is far more than video servers: their networks only",

@@ -25,7 +25,8 @@ class Flow:
 
 def flow_matrix(policy: Policy) -> list[Flow]:
     """Each flow once, in the policy's order."""
-    rows = [*_listeners(policy), *_origins(policy), *_tunnels(policy), *_relays(policy), *_multicast(policy)]
+    taken = _intercepted(policy)
+    rows = [*_listeners(policy), *taken, *_origins(policy), *_tunnels(policy), *_relays(policy), *_multicast(policy)]
     return list(dict.fromkeys(rows))
 
 
@@ -51,6 +52,20 @@ def _listeners(policy: Policy) -> Iterator[Flow]:
         address = policy.admin.address
         yield Flow("administrators, monitoring", address.host, "tcp", str(address.port), "in",
                    "dashboard, /metrics (admin)")
+
+
+def _intercepted(policy: Policy) -> Iterator[Flow]:
+    """As packets look: to the video servers' own addresses. Past the box, where it is withdrawn, they look the same."""
+    row = policy.steering.intercept
+    if row is None:
+        return
+    for net in _nets(policy, ()):
+        for destination in map(str, row.destinations):
+            for port in row.ports:
+                yield Flow(net, destination, "tcp", str(port), "in",
+                           f"viewers' HTTP, taken on {', '.join(row.interfaces)} (steering.intercept)")  # fmt: skip
+                why = "the same, forwarded while the box doesn't take it"
+                yield Flow(net, destination, "tcp", str(port), "out", why)
 
 
 def _origins(policy: Policy) -> Iterator[Flow]:

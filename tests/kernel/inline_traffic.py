@@ -85,6 +85,33 @@ def compete(
     return came
 
 
+def steady(sender: netns.Namespace, receiver: netns.Namespace, to: str, meanwhile: Callable[[], object]) -> Competed:
+    """1,000 small packets a second, from before `meanwhile` begins until it has ended."""
+    came, done, sent = Competed(), threading.Event(), threading.Event()
+    sink = receiver.call(lambda: _udp((to, EF_PORT)))
+    source = sender.call(lambda: _udp(("", 0)))
+
+    def send() -> None:
+        next_s = time.monotonic()
+        while not sent.is_set():
+            source.sendto(bytes(100), (to, EF_PORT))
+            came.ef_sent += 1
+            next_s += 0.001
+            time.sleep(max(0.0, next_s - time.monotonic()))
+
+    threads = [threading.Thread(target=_count, args=(came, sink, done)), threading.Thread(target=send)]
+    for thread in threads:
+        thread.start()
+    meanwhile()
+    sent.set()
+    threads[1].join()
+    done.set()
+    threads[0].join()
+    sink.close()
+    source.close()
+    return came
+
+
 def _udp(address: tuple[str, int]) -> socket.socket:
     made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE if hasattr(socket, "SO_RCVBUFFORCE") else 33, 4 << 20)

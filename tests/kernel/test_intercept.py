@@ -13,6 +13,9 @@ from pathlib import Path
 import netns
 import pytest
 from netd_box import NetdBox, wait_for
+from stopped_thread import edge_threads, stopped_thread
+
+from accelerator.kernel.intercept import FIGHT_ROUNDS
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "")]
 
@@ -25,7 +28,7 @@ origins: {media: {from: ["http://10.0.0.2"], hosts: [media.example]}}
 workers: 1
 cache: {memory: 64MiB}
 """
-INTERCEPT = "steering: {intercept: {interfaces: [lan0], destinations: [10.0.0.0/24]}}\n"
+INTERCEPT = 'steering: {intercept: {interfaces: [lan0], destinations: [10.0.0.0/24, "fd00::/64"]}}\n'
 # What the issue allows, and what a loaded machine adds to a test of it.
 WITHDRAWN_S = 6.0
 SLACK_S = 3.0
@@ -37,6 +40,8 @@ class Branch:
     def __init__(self, topology: netns.Topology, folder: Path) -> None:
         self.origin, self.box, (self.viewer,) = topology.proxy(1)
         self.box.sysctl("net.ipv4.ip_forward", "1")
+        self.box.sysctl("net.ipv6.conf.all.forwarding", "1")
+        self.origin.ip("-6", "route", "add", "default", "via", "fd00::1")
         self.folder = folder
         self.policy = folder / "policy.yaml"
         self.policy.write_text(POLICY + INTERCEPT)
@@ -44,7 +49,7 @@ class Branch:
         (folder / "www" / "a.ts").write_text("video")
         self.servers = [
             self.origin.popen(
-                sys.executable, "-m", "http.server", str(port), "--directory", str(folder / "www"),
+                sys.executable, "-m", "http.server", str(port), "--bind", "::", "--directory", str(folder / "www"),
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )
             for port in (80, 8000)
@@ -70,9 +75,9 @@ class Branch:
         for pid in self.netd.keepers():
             subprocess.run(["kill", "-9", str(pid)], check=False)
 
-    def ask(self, host: str = "media.example", port: int = 80) -> str:
+    def ask(self, host: str = "media.example", port: int = 80, address: str = "10.0.0.2") -> str:
         """The viewer's answer with its head; "" where there is none within a second."""
-        url = f"http://10.0.0.2:{port}/a.ts"
+        url = f"http://{address}:{port}/a.ts"
         command = ["curl", "-sS", "-i", "--max-time", "1", "-H", f"Host: {host}", url]
         try:
             return self.viewer.run(*command)
@@ -85,6 +90,17 @@ class Branch:
     def is_direct(self) -> bool:
         said = self.ask()
         return "200 OK" in said and "Cache-Status" not in said
+
+    def kinds(self) -> list[str]:
+        return [each["kind"] for each in self.netd.ask("show")["events"]]
+
+    def parts(self) -> str:
+        """All that interception has in the kernel, less counts."""
+        found = self.box.run("nft", "list", "table", "inet", "accelerator_intercept")
+        for family in ("-4", "-6"):
+            found += self.box.ip(family, "rule", "show", "pref", "7780")
+            found += self.box.ip(family, "route", "show", "table", "7780")
+        return found
 
     def rules(self) -> str:
         routes = self.box.ip("rule") + self.box.ip("route", "show", "table", "all")
@@ -118,14 +134,24 @@ def test_a_stopped_data_plane_costs_no_video_and_comes_back(branch: Branch) -> N
     branch.daemon.send_signal(signal.SIGSTOP)
     until_direct(branch, time.monotonic())
     assert "accelerator_intercept" not in branch.rules()
+    # Nobody puts it back while it is withdrawn, whatever else happens in the kernel.
+    for n in range(3):
+        branch.box.run("nft", "add", "table", "ip", f"somebodys{n}")
+        branch.box.ip("route", "add", "198.51.100.0/24", "dev", "lo", "table", "7781", "metric", str(n + 1))
+        assert branch.is_direct()
+    assert "accelerator_intercept" not in branch.rules()
+    assert "kernel-repaired" not in branch.kinds()
     branch.daemon.send_signal(signal.SIGCONT)
     wait_for(branch.is_by_box, "the box takes requests again", 15)
 
 
 def test_a_killed_data_plane_costs_no_video(branch: Branch) -> None:
+    assert "Cache-Status: lyon" in branch.ask(address="[fd00::2]"), "IPv6 is taken too"
+    assert "Cache-Status" not in branch.ask(address="[fd00::2]", port=8000)
     branch.box.run("nft", "add", "table", "ip", "somebodys")
     branch.daemon.kill()
     until_direct(branch, time.monotonic())
+    assert "200 OK" in branch.ask(address="[fd00::2]")
     wait_for(lambda: "7780" not in branch.rules(), "rule and route are gone", WITHDRAWN_S)
     assert "somebodys" in branch.rules()
     branch.daemon.wait()
@@ -139,6 +165,38 @@ def test_both_daemons_killed_cost_no_video(branch: Branch) -> None:
     branch.daemon.kill()
     until_direct(branch, time.monotonic())
     assert "accelerator_intercept" in branch.rules(), "nobody was left to take it out, and it takes nothing"
+
+
+def test_a_worker_that_hangs_costs_no_video(branch: Branch) -> None:
+    """Its control plane lives, and so does the connection that beats come by."""
+    with stopped_thread(edge_threads(branch.daemon.pid)[0]):
+        until_direct(branch, time.monotonic())
+        assert "accelerator_intercept" not in branch.rules()
+        assert branch.netd.answers()
+    wait_for(branch.is_by_box, "the box takes requests again", 15)
+
+
+PARTS = (
+    ("nft", "delete", "table", "inet", "accelerator_intercept"),
+    ("nft", "flush", "chain", "inet", "accelerator_intercept", "prerouting"),
+    ("ip", "rule", "del", "pref", "7780"),
+    ("ip", "-6", "route", "flush", "table", "7780"),
+)
+
+
+def test_what_somebody_takes_out_of_it_is_back_within_a_second_until_it_is_a_fight(branch: Branch) -> None:
+    """A fight ends with viewers going past the box."""
+    before = branch.parts()
+    assert len(PARTS) == FIGHT_ROUNDS - 1
+    for n, meddling in enumerate(PARTS):
+        branch.box.run(*meddling)
+        wait_for(lambda n=n: branch.kinds().count("kernel-repaired") > n, " ".join(meddling), 1.0)
+        assert branch.parts() == before
+    assert branch.is_by_box()
+    branch.box.run("ip", "rule", "del", "pref", "7780")
+    wait_for(lambda: "kernel-fight" in branch.kinds(), "an event", 2.0)
+    until_direct(branch, time.monotonic())
+    assert "accelerator_intercept" not in branch.rules()
 
 
 def test_netd_that_ends_takes_its_rules_with_it(branch: Branch) -> None:

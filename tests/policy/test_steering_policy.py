@@ -9,6 +9,7 @@ import pytest
 
 from accelerator.policy import check_texts
 from accelerator.policy.compile import HOST_EXACT, HOST_PATHS, PathRow, compile_policy
+from accelerator.steering.matrix import flow_matrix
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "steering.md").read_text()
 BASE = """
@@ -66,3 +67,15 @@ def test_prefixes_are_rows_of_the_boxs_own_names() -> None:
     policy, _ = check_texts([("p", (text + "steering: {prefix: true}\n").encode())])
     assert policy is not None
     assert compile_policy(policy).hosts[-1].kind == HOST_PATHS
+
+
+def test_the_flow_matrix_has_what_is_intercepted_both_ways() -> None:
+    intercept = "{interfaces: [lan0], destinations: ['fd00::/64'], ports: [80, 8080]}"
+    text = f"{BASE.replace('HOSTS', '*')}steering: {{intercept: {intercept}}}"
+    policy, problems = check_texts([("p", text.encode())])
+    assert policy is not None, problems
+    rows = [row for row in flow_matrix(policy) if row.destination == "fd00::/64"]
+    assert [(row.source, row.port, row.direction) for row in rows] == [
+        ("viewers", port, way) for port in ("80", "8080") for way in ("in", "out")
+    ]
+    assert "lan0" in rows[0].why

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import fcntl
 import os
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 import pytest
 from recording_origin import GOOD_BODY, RecordingOrigin
 from running_box import HOST, PROJECT, RunningBox, policy_for, read_response, wait_for
+from stopped_thread import edge_threads, stopped_thread
 
 GOOD = f"GET /good/film HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
 MIB = 1 << 20
@@ -284,7 +284,7 @@ def test_a_worker_that_hangs_stops_the_watchdogs_pings(origin: RecordingOrigin, 
     with heard, RunningBox(tmp_path / "box", policy_for(origin.url, workers=2), environ=environ) as box:
         while "WATCHDOG=1" not in next_word():
             pass
-        workers = threads_of(box)
+        workers = edge_threads(box.process.pid)
         assert len(workers) == 2
         with stopped_thread(workers[0]):
             while "no progress of edge worker" not in next_word():
@@ -298,28 +298,13 @@ def test_a_worker_that_hangs_stops_the_watchdogs_pings(origin: RecordingOrigin, 
         assert box.get("/good/film").body == GOOD_BODY
 
 
-@contextlib.contextmanager
-def stopped_thread(thread: int) -> Iterator[None]:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-    seize, interrupt, detach = 0x4206, 0x4207, 17
-    if libc.ptrace(seize, thread, None, None) != 0:
-        pytest.skip(f"no thread can be stopped here: {os.strerror(ctypes.get_errno())}")
-    assert libc.ptrace(interrupt, thread, None, None) == 0
-    os.waitpid(thread, 0x40000000)  # __WALL
-    try:
-        yield
-    finally:
-        libc.ptrace(detach, thread, None, None)
-
-
 def test_a_small_answer_does_not_wait_for_three_hundred_large_ones(origin: RecordingOrigin, tmp_path: Path) -> None:
     """A pass of the worker sends a bounded number of bytes. With 512 KiB for each who asked it lasted 0.2 s."""
     policy = policy_for(origin.url, cache={"memory": "256MiB"})
     with RunningBox(tmp_path, policy) as box, contextlib.ExitStack() as held:
         assert len(box.get("/bytes/60000000").body) == 60_000_000
         box.get("/good/film")
-        worker = threads_of(box)[0]
+        worker = edge_threads(box.process.pid)[0]
         large = [held.enter_context(box.connect(receive_buffer=MIB)) for _ in range(300)]
         small = held.enter_context(box.connect())
         with stopped_thread(worker):
@@ -334,9 +319,3 @@ def test_a_small_answer_does_not_wait_for_three_hundred_large_ones(origin: Recor
             sent += waiting[0]
     print(f"{sent / MIB:.0f} MiB had been sent to the others")
     assert sent < 80 * MIB
-
-
-def threads_of(box: RunningBox) -> list[int]:
-    """The edge workers' threads."""
-    tasks = [int(task.name) for task in Path(f"/proc/{box.process.pid}/task").iterdir()]
-    return [task for task in tasks if _read(Path(f"/proc/{box.process.pid}/task/{task}/comm")).startswith("edge")]
