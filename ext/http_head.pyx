@@ -356,9 +356,7 @@ cdef int parse_connect(const uint8_t* data, size_t n, RequestHead* head) noexcep
     if end - p < 11:
         return HEAD_INCOMPLETE if n < MAX_HEAD_BYTES else -431
     # RFC 9112 section 3.2.3: the port may not be left out
-    if not read_authority(data + 8, p, &asked) or asked.port == 0 or memcmp(p, b" HTTP/1.", 8) != 0:
-        return -400
-    if not CLASS[p[8]] & DIGIT or p[9] != CR or p[10] != LF:
+    if not read_authority(data + 8, p, &asked) or asked.port == 0 or memcmp(p, b" HTTP/1.", 8) != 0 or not CLASS[p[8]] & DIGIT or p[9] != CR or p[10] != LF:
         return -400
     head.minor = 1 if p[8] > 0x30 else 0
     memset(head.known, 0, sizeof(head.known))
@@ -507,24 +505,25 @@ cdef bytes piece(const uint8_t* data, uint32_t offset, uint32_t length):
 
 
 cdef list field_list(const uint8_t* data, const Field* fields, int n):
-    cdef list result = []
     cdef int i
-    for i in range(n):
-        result.append(
-            (piece(data, fields[i].name, fields[i].name_length), piece(data, fields[i].value, fields[i].value_length))
-        )
-    return result
+    return [(piece(data, fields[i].name, fields[i].name_length), piece(data, fields[i].value, fields[i].value_length))
+            for i in range(n)]
 
 
-def read_request(const uint8_t[::1] data not None) -> Request | None:
-    """The request head at the start of `data` (any contiguous bytes); None: incomplete. Raises HeadError."""
+cdef object refused(int result):
+    if result != HEAD_INCOMPLETE:
+        raise HeadError(-result, REASONS[-result])
+
+
+def read_request(const uint8_t[::1] data not None, bint may_connect=False) -> Request | None:
+    """The request head at the start of `data`; None: incomplete. Raises HeadError. `may_connect`: as policy lets it."""
     cdef RequestHead head
     cdef const uint8_t* p = &data[0] if data.shape[0] else NULL
     cdef int result = parse_request(p, data.shape[0], &head)
-    if result == HEAD_INCOMPLETE:
-        return None
-    if result < 0:
-        raise HeadError(-result, REASONS[-result])
+    if result == -501 and may_connect:
+        result = parse_connect(p, data.shape[0], &head)
+    if result <= 0:
+        return refused(result)
     request = <Request>Request.__new__(Request)
     request.method = piece(p, head.start, head.method_length)
     request.target = piece(p, head.target, head.target_length)
@@ -546,10 +545,8 @@ def read_response(const uint8_t[::1] data not None) -> Response | None:
     cdef ResponseHead head
     cdef const uint8_t* p = &data[0] if data.shape[0] else NULL
     cdef int result = parse_response(p, data.shape[0], &head)
-    if result == HEAD_INCOMPLETE:
-        return None
-    if result < 0:
-        raise HeadError(-result, REASONS[-result])
+    if result <= 0:
+        return refused(result)
     response = <Response>Response.__new__(Response)
     response.status = head.status
     response.reason = piece(p, head.reason, head.reason_length)

@@ -502,3 +502,53 @@ REFUSED_RESPONSES: dict[str, bytes] = {
     "endless reason": b"HTTP/1.1 200 " + b"r" * 40000,
     "endless head": R + (b"X: " + b"a" * 9000 + b"\r\n") * 4,
 }
+
+# -- CONNECT, where policy lists a target (RFC 9110 section 9.3.6) -----------------------------------------------------
+
+
+def connect(authority: bytes, *lines: bytes, host: bytes | None = None, version: bytes = b"HTTP/1.1") -> bytes:
+    told = (b"Host: " + (authority if host is None else host),) if host != b"" else ()
+    return b"\r\n".join([b"CONNECT " + authority + b" " + version, *told, *lines, b"", b""])
+
+
+A = b"a.example:443"
+ACCEPTED_CONNECTS: dict[str, tuple[bytes, dict[str, object]]] = {
+    "CONNECT": (connect(A), {"method": b"CONNECT", "target": A, "authority": A, "host": b"a.example"}),
+    "Host without a port": (connect(A, host=b"a.example"), {"target": A}),
+    "Host in another case": (connect(A, host=b"A.EXAMPLE:443"), {"target": A}),
+    "an address": (connect(b"10.0.0.1:8443"), {"target": b"10.0.0.1:8443", "host": b"10.0.0.1"}),
+    "an IPv6 address": (connect(b"[fd00::1]:443"), {"target": b"[fd00::1]:443", "host": b"[fd00::1]"}),
+    "HTTP/1.0 without Host": (connect(A, host=b"", version=b"HTTP/1.0"), {"minor": 0, "target": A}),
+    "fields": (connect(A, b"Proxy-Connection: keep-alive", b"User-Agent: x"), {"target": A, "keep_alive": False}),
+    "an empty body": (connect(A, b"Content-Length: 0"), {"target": A, "content_length": -1, "chunked": False}),
+    "the largest port": (connect(b"a:65535"), {"target": b"a:65535"}),
+}
+REFUSED_CONNECTS: dict[str, tuple[bytes, int]] = {
+    "no port": (connect(b"a.example"), 400),
+    "an empty port": (connect(b"a.example:"), 400),
+    "port 0": (connect(b"a.example:0"), 400),
+    "port 65536": (connect(b"a.example:65536"), 400),
+    "a signed port": (connect(b"a.example:+443"), 400),
+    "no name": (connect(b":443"), 400),
+    "user information": (connect(b"u@a.example:443", host=b"a.example:443"), 400),
+    "a path": (connect(b"a.example:443/", host=b"a.example:443"), 400),
+    "absolute form": (connect(b"http://a.example:443/", host=b"a.example:443"), 400),
+    "an open bracket": (connect(b"[fd00::1:443", host=b"[fd00::1]"), 400),
+    "another Host": (connect(A, host=b"b.example:443"), 400),
+    "a longer Host": (connect(A, host=b"a.example.net:443"), 400),
+    "two Hosts": (connect(A, b"Host: a.example:443"), 400),
+    "no Host": (connect(A, host=b""), 400),
+    "a body": (connect(A, b"Content-Length: 5"), 400),
+    "a chunked body": (connect(A, b"Transfer-Encoding: chunked"), 400),
+    "both framings": (connect(A, b"Content-Length: 5", b"Transfer-Encoding: chunked"), 400),
+    "two spaces": (b"CONNECT  a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    "another version": (connect(A, version=b"HTTP/2.0"), 400),
+    "a bare LF": (b"CONNECT a:443 HTTP/1.1\nHost: a\n\n", 400),
+    "a space in a name": (connect(A, b"X : 1"), 400),
+    "another method": (b"CONNECTS a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    "lower case": (b"connect a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    "101 fields": (connect(A, *[b"X: 1"] * MAX_FIELDS), 431),
+    "a field too long": (connect(A, b"X: " + b"a" * MAX_FIELD_BYTES), 431),
+    "a head too long": (connect(A, *[b"X: " + b"a" * 8000] * 5), 431),
+    "an authority too long": (connect(b"a" * MAX_HEAD_BYTES + b":1"), 431),
+}

@@ -26,6 +26,8 @@ PATIENCE_S = 40.0
 SECOND_NS = 10**9
 SITE = b"lyon"
 MEDIA, GENERIC, CREDENTIAL, RELAY = 1, 2, 3, 4
+PREFIXES = ((b"media", MEDIA), (b"box", GENERIC))
+HOST_PATHS = 3  # any host, for paths that it has
 METHODS_MEDIA = 0b1110  # GET, HEAD, OPTIONS
 METHODS_ANY = 0b11_1111_1111 & ~(1 << 8 | 1 << 9)  # all tokens but CONNECT and TRACE
 
@@ -172,7 +174,7 @@ class Rig:
         self, workers: int = 1, memory: int = 64 << 20, slice_bytes: int = 4096, exchange_slots: int = 8192,
         send_bytes: int = 0, zone_mask: int = 0, http2: int = 0, body_max: int = (1 << 64) - 1,
         nets: tuple[tuple[bytes, int, int], ...] = (), tls: TlsServer | None = None,
-        relay_zone_mask: int = 0, **limits: float,
+        relay_zone_mask: int = 0, has_prefix: bool = False, listeners: int = 1, **limits: float,
     ) -> None:  # fmt: skip
         self.slice_bytes = slice_bytes
         self.plane = Plane(workers, memory, slice_bytes, exchange_slots)
@@ -184,6 +186,8 @@ class Rig:
         self.zone_mask, self.nets, self.limits = zone_mask, nets, limits
         self.body_max, self.http2 = body_max, http2
         self.relay_zone_mask = relay_zone_mask
+        self.listeners = listeners
+        self.has_prefix = has_prefix  # /media/… and /box/… at any other host are the origins' paths
         self.tls = tls  # None: the listener is plain
         self.context: ssl.SSLContext | None = None  # how viewers speak TLS
         self.secure: Callable[[socket.socket], socket.socket] | None = None  # instead of `context`
@@ -226,6 +230,10 @@ class Rig:
         for origin, dscp in self.marks.items():
             origins[origin]["dscp"] = dscp
         host_rows = [(*text(host), 0, len(paths), 0) for host in hosts]
+        if self.has_prefix:
+            below = [(*text(b"/" + name), origin, len(name) + 1) for name, origin in PREFIXES]
+            host_rows.append((*text(b""), len(paths), len(below), HOST_PATHS))
+            paths += below
         row = np.zeros(1, dtype=layout.LIMITS_DTYPE)
         chosen = {
             "head_timeout_ns": 30 * SECOND_NS, "idle_timeout_ns": 60 * SECOND_NS, "body_timeout_ns": 30 * SECOND_NS,
@@ -239,8 +247,8 @@ class Rig:
             np.array(paths, dtype=layout.PATH_DTYPE),
             origins,
             np.array([(list(net), bits, zone) for net, bits, zone in self.nets], dtype=layout.NET_DTYPE),
-            np.array([(self.zone_mask, 1, self.http2)], dtype=layout.LISTENER_DTYPE),
-            np.array([parameter], dtype=layout.STRING_DTYPE), row, (self.tls,),
+            np.array([(self.zone_mask, 1, self.http2)] * self.listeners, dtype=layout.LISTENER_DTYPE),
+            np.array([parameter], dtype=layout.STRING_DTYPE), row, (self.tls,) * self.listeners,
         )  # fmt: skip
 
     # --- viewers

@@ -10,9 +10,11 @@ from collections.abc import Callable
 import pytest
 from http_head_cases import (
     ACCEPTED,
+    ACCEPTED_CONNECTS,
     ACCEPTED_RESPONSES,
     LINE,
     REFUSED,
+    REFUSED_CONNECTS,
     REFUSED_EARLY,
     REFUSED_RESPONSES,
     H,
@@ -89,6 +91,31 @@ def test_accepted_response(name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED_RESPONSES)
 def test_refused_response(name: str) -> None:
     check_refused(parse_response, REFUSED_RESPONSES[name], 502)
+
+
+def parse_with_connect(data: bytes | memoryview) -> Request | None:
+    """As a worker does where policy lists a target of CONNECT."""
+    return parse_request(data, may_connect=True)
+
+
+@pytest.mark.parametrize("name", ACCEPTED_CONNECTS)
+def test_accepted_connect(name: str) -> None:
+    data, expected = ACCEPTED_CONNECTS[name]
+    check_accepted(parse_with_connect, data, expected)
+    check_refused(parse_request, data, 501)
+
+
+@pytest.mark.rfc("RFC 9112 3.2.3", "a CONNECT without a port, or with a second reading, is refused")
+@pytest.mark.parametrize("name", REFUSED_CONNECTS)
+def test_refused_connect(name: str) -> None:
+    check_refused(parse_with_connect, *REFUSED_CONNECTS[name])
+
+
+@pytest.mark.parametrize("name", [*ACCEPTED, *REFUSED])
+def test_other_requests_mean_the_same_where_connect_is_allowed(name: str) -> None:
+    data: bytes = (ACCEPTED.get(name) or REFUSED[name])[0]
+    if not data.startswith(b"CONNECT"):
+        assert outcome(parse_with_connect, data) == outcome(parse_request, data)
 
 
 def test_every_byte_in_every_place_of_a_value() -> None:

@@ -29,9 +29,11 @@ sys.path.append(str(ROOT))  # last, so that a sanitized build on PYTHONPATH wins
 
 from http_head_cases import (  # noqa: E402
     ACCEPTED,
+    ACCEPTED_CONNECTS,
     ACCEPTED_RESPONSES,
     MAX_HEAD_BYTES,
     REFUSED,
+    REFUSED_CONNECTS,
     REFUSED_EARLY,
     REFUSED_RESPONSES,
 )
@@ -46,7 +48,16 @@ LIBC.malloc.restype = ctypes.c_void_p
 LIBC.malloc.argtypes = [ctypes.c_size_t]
 LIBC.free.argtypes = [ctypes.c_void_p]
 
-STATUSES = {parse_request: {400, 414, 417, 431, 501, 505}, parse_response: {502}}
+
+
+def parse_connect(data: bytes | memoryview) -> Request | None:
+    """As a worker does where policy lists a target of CONNECT."""
+    return parse_request(data, may_connect=True)
+
+
+STATUSES = {
+    parse_request: {400, 414, 417, 431, 501, 505}, parse_response: {502}, parse_connect: {400, 414, 417, 431, 501, 505},
+}  # fmt: skip
 TAILS = (b"\r\n", b"\x00", b"GET / HTTP/1.1\r\nHost: b\r\n\r\n", b" ")
 
 
@@ -100,7 +111,12 @@ def check_accepted(parse: Parser, data: bytes, head: Head) -> None:
         assert value in own
         assert b"\r" not in value
         assert b"\n" not in value
-    if isinstance(head, Request):
+    if isinstance(head, Request) and head.method == b"CONNECT":
+        assert not head.chunked
+        assert head.content_length == -1
+        assert head.authority == head.target
+        assert head.target in own
+    elif isinstance(head, Request):
         numbers = request_numbers(data)
         for offset, length in (("target", "target_length"), ("path", "path_length"), ("host", "authority_length")):
             assert int(str(numbers[offset])) + int(str(numbers[length])) <= head.length
@@ -132,8 +148,10 @@ def check(parse: Parser, data: bytes) -> str:
 
 
 REQUESTS = [data for data, _ in (*ACCEPTED.values(), *REFUSED.values(), *REFUSED_EARLY.values())]
+CONNECTS = [data for data, _ in (*ACCEPTED_CONNECTS.values(), *REFUSED_CONNECTS.values())]
 RESPONSES = [*(data for data, _ in ACCEPTED_RESPONSES.values()), *REFUSED_RESPONSES.values()]
-WORDS = [word for head in REQUESTS + RESPONSES if len(head) < 300 for word in head.replace(b":", b" ").split()]
+SHORT = [head for head in REQUESTS + RESPONSES + CONNECTS if len(head) < 300]
+WORDS = [word for head in SHORT for word in head.replace(b":", b" ").split()]
 
 
 def mutate(rng: random.Random, seeds: list[bytes]) -> bytes:
@@ -170,12 +188,13 @@ def mutate(rng: random.Random, seeds: list[bytes]) -> bytes:
 def run(seconds: float, seed: int) -> None:
     rng = random.Random(seed)
     counts: dict[str, int] = {}
-    for parse, seeds in ((parse_request, REQUESTS), (parse_response, RESPONSES)):
+    targets = ((parse_request, REQUESTS), (parse_response, RESPONSES), (parse_connect, CONNECTS))
+    for parse, seeds in targets:
         for data in seeds:
             check(parse, data)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        for parse, seeds in ((parse_request, REQUESTS), (parse_response, RESPONSES)):
+        for parse, seeds in targets:
             data = mutate(rng, seeds)
             try:
                 kind = f"{parse.__name__.removeprefix('read_')} {check(parse, data)}"
@@ -191,6 +210,7 @@ def one_input(data: bytes) -> None:
     """atheris' target."""
     check(parse_request, data)
     check(parse_response, data)
+    check(parse_connect, data)
 
 
 def main() -> None:
