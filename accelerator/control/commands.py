@@ -240,6 +240,7 @@ COMMANDS: tuple[Command, ...] = (
             Argument("policy", "text", "this policy file or directory, not the one that runs", is_local=True),
             Argument("page", "text", "the page that has the player (default https://portal.example)", is_local=True),
             Argument("box", "text", "the box's address, in place of what names resolve to", is_local=True),
+            Argument("url", "text", "one that the player loads, to see whether its page may read it", is_local=True),
             Argument("ca", "text", "PEM file of authorities that viewers trust besides the system's", is_local=True),
         ),
         is_offline=True,

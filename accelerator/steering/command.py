@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from accelerator.doctor.text import report_lines
@@ -31,9 +32,12 @@ def run(what: str, policy: Policy, options: Mapping[str, Any]) -> tuple[dict[str
     from accelerator.steering.lanes import Viewer, try_lane
 
     page = options["page"] or "https://portal.example"
-    if not page.startswith(("https://", "http://")):
-        raise SteeringError("--page is a URL: https://HOST")
-    report = try_lane(options["lane"], policy, Viewer(page, options["box"] or "", options["ca"] or ""))
+    url = options["url"] or ""
+    if not page.startswith(("https://", "http://")) or (url and not url.startswith(("https://", "http://"))):
+        raise SteeringError("--page and --url are URLs: https://HOST/…")
+    if options["ca"] and not Path(options["ca"]).is_file():
+        raise SteeringError(f"--ca: there is no file {options['ca']}")
+    report = try_lane(options["lane"], policy, Viewer(page, options["box"] or "", options["ca"] or "", url))
     return {"lane": options["lane"], **report.as_dict()}, report_lines(report), report.is_ok
 
 

@@ -9,7 +9,7 @@ import json
 import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -27,11 +27,12 @@ Answer = TypeVar("Answer")
 @dataclass(frozen=True, slots=True)
 class Viewer:
     """From where it is tried. `page`: the page that has the player; `box`: an address to use in place of what names
-    resolve to; `ca`: further authorities."""
+    resolve to; `ca`: further authorities; `url`: one that the player loads, to be tried too."""
 
     page: str = "https://portal.example"
     box: str = ""
     ca: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class LaneError(Exception):
 def try_lane(lane: str, policy: Policy, viewer: Viewer) -> Report:
     """Every step of the lane that can be made."""
     report = Report()
+    if not viewer.url and lane in ("hosts", "prefix", "intercept"):
+        report.skip("cors", "whether players may read the video depends on the origin's answer: name one with --url")
     LANES[lane](policy, viewer, report)
     return report
 
@@ -66,7 +69,9 @@ def _hosts(policy: Policy, viewer: Viewer, report: Report) -> None:
         report.skip("hosts", "the policy has patterns only: no name can be tried")
     for name in dict.fromkeys(names):
         for listener, scheme, port in _listening(policy):
-            _try_url(report, viewer, name, f"{scheme}://{_bracketed(name)}:{port}{HEALTH}", f"listen.{listener}")
+            url = f"{scheme}://{_bracketed(name)}:{port}{HEALTH}"
+            if _try_url(report, viewer, name, url, f"listen.{listener}") and _is_of(viewer, name):
+                _try_media(report, viewer, name, f"{scheme}://{_bracketed(name)}:{port}{_target(viewer)}")
 
 
 def _prefix(policy: Policy, viewer: Viewer, report: Report) -> None:
@@ -80,6 +85,8 @@ def _prefix(policy: Policy, viewer: Viewer, report: Report) -> None:
                 for name, origin in policy.origins.items():
                     path = origin.paths[0].rstrip("/") + "/"
                     _try_origin(report, viewer, host, f"{base}/{name}{path}", name)
+                    if any(_is_of(viewer, each) for each in origin.hosts):
+                        _try_media(report, viewer, host, f"{base}/{name}{_target(viewer)}")
 
 
 def _proxy(policy: Policy, viewer: Viewer, report: Report) -> None:
@@ -130,20 +137,39 @@ def _document(policy: Policy, viewer: Viewer, report: Report) -> None:
 
 def _intercept(policy: Policy, viewer: Viewer, report: Report) -> None:
     """The origins' names lead to the origins, and the box answers all the same."""
-    if policy.steering.intercept is None:
+    wanted = policy.steering.intercept
+    if wanted is None:
         report.add("intercept", 1, [_off("intercept", "steering.intercept")])
         return
+    if viewer.box:
+        viewer = replace(viewer, box="")
+        report.skip("box", "--box has no sense here: viewers' packets go to the origin's address")
     names = [host for origin in policy.origins.values() for host in origin.hosts if "*" not in host]
     for name in dict.fromkeys(names):
-        for port in policy.steering.intercept.ports:
+        try:
+            address = ip_address(_address(viewer, name))
+        except LaneError:
+            address = None  # said below
+        if address is not None and not any(address in net for net in wanted.destinations):
+            listed = ", ".join(map(str, wanted.destinations))
+            report.add("intercept", 1, [Finding(
+                "destination", "bad", name, f"{name} leads to {address}, and only what goes to {listed} is taken.",
+                f"add its network to steering.intercept.destinations; or, if {address} is the box, that is lane hosts",
+            )])  # fmt: skip
+            continue
+        for port in wanted.ports:
             url = f"http://{_bracketed(name)}:{port}{HEALTH}"
             got = _step(report, "intercept", url, lambda url=url: _get(viewer, url))  # type: ignore[misc]
-            if got is not None and (got.status != 200 or got.body != b"ok\n"):
+            if got is None:
+                continue
+            if got.status != 200 or got.body != b"ok\n":
                 report.add("intercept", 1, [Finding(
                     "intercept", "bad", url, f"{url} is answered by the origin ({got.status}): nothing takes it "
                     "on its way.",
                     "accelctl events: intercept-off says why; accelctl steering recipes: what the router needs",
                 )])  # fmt: skip
+            elif _is_of(viewer, name):
+                _try_media(report, viewer, name, f"http://{_bracketed(name)}:{port}{_target(viewer)}")
 
 
 def _connect(policy: Policy, viewer: Viewer, report: Report) -> None:
@@ -212,6 +238,28 @@ def _try_origin(report: Report, viewer: Viewer, host: str, url: str, origin: str
         report.add("origin", 1, [_answered(origin, url, got.status)])
 
 
+def _is_of(viewer: Viewer, host: str) -> bool:
+    """Whether the URL that was named is one of this host of an origin."""
+    asked = urlsplit(viewer.url).hostname or ""
+    return asked == host or (host.startswith("*.") and asked.endswith(host[1:]))
+
+
+def _target(viewer: Viewer) -> str:
+    parts = urlsplit(viewer.url)
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def _try_media(report: Report, viewer: Viewer, host: str, url: str) -> None:
+    """What the player loads, as it loads it: the answer may be read by the page that asked, or not."""
+    got = _step(report, "media", url, lambda: _get(viewer, url, field="Range: bytes=0-0"))
+    if got is None:
+        return
+    if got.status not in (200, 206):
+        report.add("media", 1, [_answered(host, url, got.status)])
+        return
+    report.add("cors", 1, [each for each in _judge_page(viewer, host, url, got) if each.code == "cors"])
+
+
 def _judge_page(viewer: Viewer, host: str, url: str, got: Got) -> list[Finding]:
     """What a browser would refuse although the box answers."""
     page, here = urlsplit(viewer.page), urlsplit(url)
@@ -255,16 +303,16 @@ def _step(report: Report, check: str, url: str, attempt: Callable[[], Answer]) -
         return None
 
 
-def _get(viewer: Viewer, url: str, target: str = "", method: str = "GET") -> Got:
-    """One request. `target`: in absolute form, where `url` is a proxy's."""
+def _get(viewer: Viewer, url: str, target: str = "", method: str = "GET", field: str = "") -> Got:
+    """One request. `target`: in absolute form, where `url` is a proxy's; `field`: a line more."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     stream = _open(viewer, parts.scheme, host, port)
-    asked = target or parts.path
+    asked = target or parts.path + (f"?{parts.query}" if parts.query else "")
     authority = urlsplit(target).netloc if target else parts.netloc
     try:
         lines = [f"{method} {asked} HTTP/1.1", f"Host: {authority}", f"Origin: {_origin_of(viewer.page)}",
-                 "User-Agent: accelerator-steering-test", "Connection: close", "", ""]  # fmt: skip
+                 "User-Agent: accelerator-steering-test", *([field] if field else []), "Connection: close", "", ""]  # fmt: skip
         stream.sendall("\r\n".join(lines).encode("latin-1"))
         response = http.client.HTTPResponse(stream, method=method)
         response.begin()
