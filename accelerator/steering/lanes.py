@@ -312,7 +312,8 @@ def _get(viewer: Viewer, url: str, target: str = "", method: str = "GET", field:
     authority = urlsplit(target).netloc if target else parts.netloc
     try:
         lines = [f"{method} {asked} HTTP/1.1", f"Host: {authority}", f"Origin: {_origin_of(viewer.page)}",
-                 "User-Agent: accelerator-steering-test", *([field] if field else []), "Connection: close", "", ""]  # fmt: skip
+                 "User-Agent: accelerator-steering-test", "Connection: close"]  # fmt: skip
+        lines += [field, "", ""] if field else ["", ""]
         stream.sendall("\r\n".join(lines).encode("latin-1"))
         response = http.client.HTTPResponse(stream, method=method)
         response.begin()
