@@ -151,6 +151,14 @@ class Topology:
         return source, box, hosts
 
 
+def widen(made: socket.socket) -> None:
+    """Room for 4 MiB of packets; in a user namespace for as much as net.core.rmem_max allows."""
+    try:
+        made.setsockopt(socket.SOL_SOCKET, 33, 4 << 20)  # SO_RCVBUFFORCE
+    except PermissionError:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+
+
 def join(
     namespace: Namespace,
     interface: str,
@@ -168,9 +176,7 @@ def join(
         family = socket.AF_INET6 if is_v6 else socket.AF_INET
         joined = socket.socket(family, socket.SOCK_DGRAM)
         joined.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        joined.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVBUFFORCE if hasattr(socket, "SO_RCVBUFFORCE") else 33, 4 << 20
-        )
+        widen(joined)
         joined.bind((group, port))
         index = socket.if_nametoindex(interface)
         level = socket.IPPROTO_IPV6 if is_v6 else socket.IPPROTO_IP

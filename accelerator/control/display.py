@@ -174,16 +174,19 @@ def routes_page(shown: Mapping[str, Any]) -> RenderableType:
     if "multicast" not in shown:
         left = "\n".join(printable(step) for step in shown["steps"])
         return Text(left or "nothing is left to do: the kernel has what is wanted")
-    table = _table("proxy", "source", "group", "from", "to", "kernel")
+    table = _table("proxy", "source", "group", "from", "to", "packets", "kernel")
     notes: list[str] = []
     for family, proxies in shown["multicast"].items():
         for name, proxy in proxies.items():
             for route in proxy["routes"]:
                 state = Text("there", style="green") if route["is_installed"] else Text("missing", style="bold red")
                 row = (name, route["source"], route["group"], route["from"], ", ".join(route["to"]) or "nowhere")
-                table.add_row(*(printable(each) for each in row), state)
+                table.add_row(*(printable(each) for each in row), count_text(route["packets"]), state)
             notes += [f"{name}, {family}: waits for interface {each}" for each in proxy["missing"]]
             for interface, link in proxy["downstreams"].items():
+                if link["drops"]:
+                    why = ", ".join(f"{reason} {count_text(n)}" for reason, n in link["drops"].items())
+                    notes.append(f"{name}, {family}: dropped on {interface}: {why}")
                 if not link["is_querier"] and link["querier"] is not None:
                     notes.append(f"{name}: {link['querier']} asks on {interface}, so we don't forward there")
     kernel = shown.get("kernel", {})

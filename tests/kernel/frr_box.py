@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 from pathlib import Path
@@ -23,6 +24,11 @@ _QUICK = (" ip igmp last-member-query-count 1", " ip igmp last-member-query-inte
 def why_not() -> str | None:
     if not (PROGRAMS / "pimd").exists() or shutil.which("vtysh") is None:
         return "FRR is not installed (Debian package frr)"
+    # Its daemons give up root for a user that a user namespace doesn't have.
+    number = pwd.getpwnam("frr").pw_uid
+    ranges = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    if not any(int(first) <= number < int(first) + int(count) for first, _, count in ranges):
+        return "FRR needs its user, which this user namespace doesn't have"
     return None
 
 

@@ -47,7 +47,7 @@ def listener(namespace: netns.Namespace, address: str) -> socket.socket:
 
     def opened() -> socket.socket:
         made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        made.setsockopt(socket.SOL_SOCKET, 33, 4 << 20)  # SO_RCVBUFFORCE
+        netns.widen(made)
         made.bind((address, PORT))
         return made
 
