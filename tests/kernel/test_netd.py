@@ -193,7 +193,8 @@ def test_proxies_that_are_wanted_no_more_leave_nothing(branch: Branch) -> None:
     wait_for(lambda: ("*", ASM[False]) in routes(branch, is_v6=False), "the route")
     branch.netd.desire()
     for family in ("", "6"):
-        assert len(branch.box.read(f"/proc/net/ip{family}_mr_vif").splitlines()) == 1
+        path = f"/proc/net/ip{family}_mr_vif"
+        wait_for(lambda path=path: len(branch.box.read(path).splitlines()) == 1, "nothing is left")
     player.close()
 
 
