@@ -119,7 +119,7 @@ cdef struct Leg:
     uint32_t bad_ssrc           # a packet out of line: the next one in line with it makes a restart (RFC 3550 A.1)
     uint16_t bad_sequence
     uint16_t newest             # A.1 max_seq, A.3 and A.8: this leg's own statistics
-    uint32_t cycles
+    uint64_t cycles             # 32 bits of packets are 50 days of 10 Mbit/s
     uint32_t base
     uint64_t n_received         # since base
     uint64_t n_lost_before      # of bases before
@@ -226,6 +226,9 @@ cdef struct Relay:
     uint8_t newest_leg
     uint8_t is_wrapped          # each datagram stands behind an RTP header of our own: taken off again
     uint8_t inner_format
+    uint8_t other_format        # while nothing is known of what comes: how the last datagrams looked
+    uint8_t n_other
+    uint32_t other_ssrc
     uint32_t line_ssrc          # of legs that are aligned: the source that all of them count as; 0: none yet
     Align* aligns               # by leg; NULL: legs are merged by their numbers as they come
     uint32_t clock_hz

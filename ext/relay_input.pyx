@@ -17,6 +17,12 @@ cdef enum:
     SILENCE_NS = 2000000000     # after this the next packet begins a stream: nothing is known of it any more
     # Window numbers begin here, so that none is 0 and none runs below it.
     FIRST_NUMBER = 1048576
+    OTHER_RUN = 8               # this many datagrams of another form in a row: the first one was a stray
+
+
+cdef inline uint32_t ticks_at(Relay* r, int64_t now) noexcept nogil:
+    """The time in units of the relay's RTP clock. Seconds apart, as nanoseconds times 90,000 leave 63 bits after 3 years."""
+    return <uint32_t>(<uint64_t>(now // 1000000000) * r.clock_hz + <uint64_t>(now % 1000000000) * r.clock_hz // 1000000000)
 
 
 cdef bint relay_open(Relay* r, uint64_t window_packets, bint has_fec) noexcept nogil:
@@ -180,7 +186,7 @@ cdef void restart(Relay* r, uint16_t sequence, uint32_t ssrc) noexcept nogil:
 
 
 cdef void leg_restart(Leg* leg, uint16_t sequence, uint32_t ssrc) noexcept nogil:
-    cdef uint64_t expected = <uint64_t>leg.cycles + leg.newest - leg.base + 1
+    cdef uint64_t expected = leg.cycles + leg.newest - leg.base + 1
     if leg.is_started and expected > leg.n_received:
         leg.n_lost_before += expected - leg.n_received
     leg.is_started = 1
@@ -196,18 +202,19 @@ cdef void leg_restart(Leg* leg, uint16_t sequence, uint32_t ssrc) noexcept nogil
 
 cdef void leg_measure(Relay* r, Leg* leg, Rtp* rtp, int64_t now) noexcept nogil:
     """RFC 3550 A.1 (extended sequence), A.3 (loss) and A.8 (jitter)."""
-    cdef uint16_t step = <uint16_t>(rtp.sequence - leg.newest)
+    cdef uint32_t step = (rtp.sequence - leg.newest) & 0xFFFF
     cdef int64_t transit, change
     cdef uint64_t expected
     leg.n_received += 1
-    if 0 < step < DROPOUT_MAX:
+    # It is in line with the relay: what isn't a little behind is ahead, however long this leg was away.
+    if 0 < step < 0x10000 - r.mask // 2:
         if rtp.sequence < leg.newest:
             leg.cycles += 65536
         leg.newest = rtp.sequence
-    expected = <uint64_t>leg.cycles + leg.newest - leg.base + 1
+    expected = leg.cycles + leg.newest - leg.base + 1
     store_u64_relaxed(&leg.counters[L_LOST],
                       leg.n_lost_before + (expected - leg.n_received if expected > leg.n_received else 0))
-    transit = <int64_t>(<uint32_t>(now // 1000 * r.clock_hz // 1000000) - rtp.timestamp)
+    transit = <int64_t>(ticks_at(r, now) - rtp.timestamp)
     if leg.n_received > 1:
         change = <int64_t><int32_t>(<uint32_t>transit - <uint32_t>leg.transit)
         if change < 0:
@@ -385,11 +392,12 @@ cdef bint is_over_cap(Relay* r, Leg* leg, uint32_t length, int64_t now) noexcept
 
 
 cdef bint takes_over(Relay* r, uint32_t index, int64_t now) noexcept nogil:
-    """MODE_BACKUP: a leg takes over when the active one is silent; one before it comes back once it lives steadily."""
-    cdef bint is_silent = now - r.legs[r.active].last_ns >= r.failover_ns
+    """MODE_BACKUP: a leg takes over when nothing good comes from the active one; one before it comes back once it lives
+    steadily."""
+    cdef bint is_silent = now - r.good_ns >= r.failover_ns
     if not is_silent and not (index < r.active and now - r.legs[index].alive_since_ns >= 4 * r.failover_ns):
         return False
-    if r.legs[r.active].last_ns:                # the first packet of all is no switch
+    if r.good_ns:                               # the first packet of all is no switch
         count(&r.counters[R_SWITCHES], 1)
     r.active = <uint8_t>index
     r.is_started = 0
@@ -397,15 +405,43 @@ cdef bint takes_over(Relay* r, uint32_t index, int64_t now) noexcept nogil:
     return True
 
 
+cdef bint could_be_media(Relay* r, const uint8_t* data, uint32_t length) noexcept nogil:
+    """MODE_BACKUP: what else comes keeps no input alive, and brings none up: a dead encoder's RTCP, a stranger's noise."""
+    cdef Rtp rtp
+    if r.wanted_format == FORMAT_DETECT and is_ts(data, length):
+        return True
+    if read_rtp(data, length, &rtp) == WIRE_OK:
+        return r.payload_type == 255 or r.is_wrapped or rtp.payload_type == r.payload_type
+    return r.wanted_format == FORMAT_DETECT and (r.format == FORMAT_OPAQUE or r.format == FORMAT_DETECT)
+
+
+cdef void look_again(Relay* r, const uint8_t* data, uint32_t length) noexcept nogil:
+    """What carries neither RTP nor TS is sent on as it comes; but one stray datagram, or RTCP, may have come first."""
+    cdef Rtp rtp
+    cdef uint8_t found = <uint8_t>detect(data, length)
+    rtp.ssrc = 0
+    if found == FORMAT_RTP:
+        read_rtp(data, length, &rtp)
+    if found == FORMAT_OPAQUE or found != r.other_format or rtp.ssrc != r.other_ssrc:
+        r.n_other = 0
+    r.other_format = found
+    r.other_ssrc = rtp.ssrc
+    r.n_other += 1
+    if found != FORMAT_OPAQUE and r.n_other >= OTHER_RUN:
+        count(&r.counters[R_RESTARTS], 1)
+        r.is_started = 0
+        r.format = found
+        r.n_other = 0
+
+
 cdef void relay_take(Relay* r, uint32_t index, const uint8_t* data, uint32_t length, int64_t now) noexcept nogil:
     cdef Leg* leg = &r.legs[index]
+    cdef bint is_alive
     cdef Rtp rtp
     count(&r.counters[R_DATAGRAMS], 1)
     count(&r.counters[R_BYTES], length)
     count(&leg.counters[L_DATAGRAMS], 1)
     count(&leg.counters[L_BYTES], length)
-    if leg.last_ns == 0 or now - leg.last_ns >= r.failover_ns:
-        leg.alive_since_ns = now
     if length > r.slot_bytes or length == 0:
         count(&r.counters[R_DROP_OVERSIZE if length else R_DROP_MALFORMED], 1)
         return
@@ -419,17 +455,22 @@ cdef void relay_take(Relay* r, uint32_t index, const uint8_t* data, uint32_t len
         else:
             take_rtp(r, index, data, length, now)
         return
-    if r.mode == MODE_BACKUP and index != r.active and not takes_over(r, index, now):
+    is_alive = r.mode != MODE_BACKUP or could_be_media(r, data, length)
+    if is_alive:
+        if leg.last_ns == 0 or now - leg.last_ns >= r.failover_ns:
+            leg.alive_since_ns = now
         leg.last_ns = now
+    if r.mode == MODE_BACKUP and index != r.active and not (is_alive and takes_over(r, index, now)):
         count(&r.counters[R_DROP_STANDBY], 1)
         return
-    leg.last_ns = now
     if now - r.good_ns > SILENCE_NS and r.is_started:
         count(&r.counters[R_RESTARTS], 1)
         r.is_started = 0
         r.format = r.wanted_format
     if r.format == FORMAT_DETECT:
         r.format = <uint8_t>detect(data, length)
+    elif r.format == FORMAT_OPAQUE:
+        look_again(r, data, length)
     if r.format == FORMAT_RTP:
         take_rtp(r, index, data, length, now)
         return
@@ -440,7 +481,7 @@ cdef void relay_take(Relay* r, uint32_t index, const uint8_t* data, uint32_t len
     r.is_started = 1
     memset(&rtp, 0, sizeof(Rtp))
     rtp.payload_bytes = length
-    rtp.timestamp = <uint32_t>(now // 1000 * r.clock_hz // 1000000)
+    rtp.timestamp = ticks_at(r, now)
     accept(r, index, r.newest + 1, data, length, &rtp, 0, now)
 
 

@@ -1,0 +1,99 @@
+"""What senders, links and time did to relays, or could: each test is named after what happened."""
+
+from __future__ import annotations
+
+import pytest
+from relay_packets import rtp, transport
+from test_relay_input import MS, START, bench, numbers, packet
+
+PACKETS_OF_50_DAYS = 1 << 32
+YEAR_NS = 365 * 86_400 * 10**9
+
+
+@pytest.mark.rfc("RFC 3550 A.3", "what a leg lost, also while it was away for long")
+def test_a_leg_that_was_away_for_5_000_packets_lost_them() -> None:
+    b = bench(2, window_packets=1024, wait_ns=100 * MS)
+    for i in range(6500):
+        b.take(0, packet(i), START + i * MS)
+        if i < 500 or i > 5500:
+            b.take(1, packet(i), START + i * MS)
+        if i == 6000:  # and later single ones again
+            b.take(0, packet(i), START + i * MS)
+    assert int(b.legs[1, 3]) == 5001
+    assert int(b.legs[0, 3]) == 0
+
+
+def test_a_leg_s_loss_is_still_counted_after_four_thousand_million_packets() -> None:
+    """32 bits of extended sequence are 50 days of a 10 Mbit/s channel; from then on nothing was counted as lost."""
+    b = bench(window_packets=64)
+    at, n = 0, 0
+    while at < PACKETS_OF_50_DAYS + 100_000:
+        at += 2999  # what is still in line
+        n += 1
+        b.take(0, packet(at % 65_536), START + n)
+    lost = int(b.legs[0, 3])
+    assert lost == at - 2999 - (n - 1)
+    b.take(0, packet((at + 2) % 65_536), START + n + 1)
+    assert int(b.legs[0, 3]) == lost + 1
+
+
+def test_after_four_years_the_clock_of_what_has_no_time_goes_on() -> None:
+    """Nanoseconds times 90,000 had left 63 bits after 3.2: time stamps jumped there, and UBSan says so here."""
+    b = bench()
+    for i in range(100):
+        now = 4 * YEAR_NS + i * 10 * MS
+        b.take(0, packet(i, timestamp=(now // 1000 * 9 // 100) % 2**32), now)
+    assert b.known()["jitter_ns"] < MS
+    b = bench(is_rtp=False)
+    assert b.take(0, transport(5, 0), 4 * YEAR_NS) == [transport(5, 0)]
+
+
+def test_rtcp_that_comes_first_does_not_make_a_stream_opaque_for_good() -> None:
+    b = bench(is_rtp=False)
+    b.take(0, b"\x80\xc8" + bytes(26), START)
+    assert b.known()["format"] == 3
+    for i in range(20):
+        assert numbers(b.take(0, packet(i), START + i * MS)) == [i]
+    assert b.known()["format"] == 1
+    assert b.take(0, packet(19), START + 20 * MS) == []  # it has numbers again
+    t = bench(is_rtp=False)
+    t.take(0, b"noise", START)
+    for i in range(20):
+        assert t.take(0, transport(5, i % 16), START + i * MS) == [transport(5, i % 16)]
+    assert t.known()["format"] == 2
+
+
+def test_what_looks_like_rtp_now_and_then_stays_opaque() -> None:
+    b = bench(is_rtp=False)
+    b.take(0, b"noise", START)
+    for i in range(200):
+        b.take(0, packet(i), START + i * MS)
+        if i % 7 == 6:
+            b.take(0, b"noise", START + i * MS)
+    assert b.known()["format"] == 3
+    assert b.known()["packets"] == 200 + 200 // 7 + 1
+
+
+@pytest.mark.parametrize("noise", [b"\x80\xc8" + bytes(26), b"noise", rtp(7, b"p", kind=96)])
+def test_noise_on_a_dead_input_does_not_keep_its_backup_away(noise: bytes) -> None:
+    b = bench(2, mode="backup", failover_ns=500 * MS, payload_type=33)
+    for i in range(100):
+        b.take(0, packet(i), START + i * 10 * MS)
+        b.take(1, packet(i), START + i * 10 * MS)
+    found = []
+    for i in range(100, 300):
+        b.take(0, noise, START + i * 10 * MS)
+        found += numbers(b.take(1, packet(i), START + i * 10 * MS))
+    assert found == list(range(149, 300))
+    assert b.known()["switches"] == 1
+
+
+@pytest.mark.parametrize("noise", [b"\x80\xc8" + bytes(26), b"noise", rtp(7, b"p", kind=96)])
+def test_noise_on_a_backup_does_not_bring_it_up(noise: bytes) -> None:
+    b = bench(2, mode="backup", failover_ns=500 * MS, payload_type=33)
+    b.take(0, packet(0), START)
+    for i in range(60):
+        b.take(1, noise, START + i * 10 * MS)
+    assert numbers(b.take(0, packet(1), START + 600 * MS)) == [1]
+    assert b.known()["switches"] == 0
+    assert b.known()["drop_standby"] == 60
