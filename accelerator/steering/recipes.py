@@ -62,8 +62,9 @@ def _ios_xe(plan: Plan) -> list[str]:
     return [
         "ip sla 80",
         f" http get http://{plan.box}:{plan.port}{PROBE}",
-        " frequency 5",
+        " threshold 2000",
         " timeout 2000",
+        " frequency 5",
         "ip sla schedule 80 life forever start-time now",
         "track 80 ip sla 80 reachability",
         " delay down 5 up 30",
@@ -86,7 +87,9 @@ def _junos(plan: Plan) -> list[str]:
     return [
         f"{probe} probe-type http-get",
         f"{probe} target url http://{plan.box}:{plan.port}{PROBE}",
-        f"{probe} probe-interval 5",
+        f"{probe} probe-count 2",
+        f"{probe} probe-interval 2",
+        f"{probe} test-interval 1",
         f"{probe} thresholds successive-loss 2",
         "set services ip-monitoring policy BOX match rpm-probe BOX",
         f"{route} next-hop WAN-GATEWAY",
@@ -107,12 +110,13 @@ def _junos(plan: Plan) -> list[str]:
 
 
 def _fortigate(plan: Plan) -> list[str]:
-    sources = " ".join(f'"{net.network_address} {net.netmask}"' for net in plan.nets)
+    sources = " ".join(f'"{net.network_address}/{net.netmask}"' for net in plan.nets)
     return [
         "config system link-monitor",
         '    edit "video-box"',
-        f'        set srcintf "{plan.interface}"',
+        '        set srcintf "BOX-INTERFACE"',
         f'        set server "{plan.box}"',
+        f"        set gateway-ip {plan.box}",
         "        set protocol http",
         f"        set port {plan.port}",
         f'        set http-get "{PROBE}"',
@@ -120,12 +124,14 @@ def _fortigate(plan: Plan) -> list[str]:
         "        set interval 5000",
         "        set failtime 2",
         "        set update-policy-route enable",
+        "        set update-static-route disable",
+        "        set update-cascade-interface disable",
         "    next",
         "end",
         "config router policy",
         "    edit 79",
         f'        set input-device "{plan.interface}"',
-        f'        set src "{plan.box} 255.255.255.255"',
+        f'        set src "{plan.box}/255.255.255.255"',
         "        set action deny",
         "    next",
         "    edit 80",
@@ -135,7 +141,7 @@ def _fortigate(plan: Plan) -> list[str]:
         "        set start-port 80",
         "        set end-port 80",
         f"        set gateway {plan.box}",
-        f'        set output-device "{plan.interface}"',
+        '        set output-device "BOX-INTERFACE"',
         "    next",
         "end",
     ]
@@ -171,12 +177,13 @@ def _mikrotik(plan: Plan) -> list[str]:
     lists = [f"/ip firewall address-list add list=video-viewers address={net}" for net in plan.nets]
     route = '/ip route set [find comment="video-box"] disabled'
     return [
+        "# FastTrack carries connections past mangle: leave it off for these viewers, or they are not sent to the box.",
         "/routing table add name=to-box fib",
         f'/ip route add dst-address=0.0.0.0/0 gateway={plan.box} routing-table=to-box comment="video-box"',
         *lists,
         f"/ip firewall mangle add chain=prerouting in-interface={plan.interface} src-address={plan.box} action=accept",
         f"/ip firewall mangle add chain=prerouting in-interface={plan.interface} src-address-list=video-viewers "
-        "protocol=tcp dst-port=80 action=mark-routing new-routing-mark=to-box passthrough=no",
+        "dst-address-type=!local protocol=tcp dst-port=80 action=mark-routing new-routing-mark=to-box passthrough=no",
         "/system scheduler add name=video-box interval=5s "
         f'on-event=":do {{ /tool fetch url=\\"http://{plan.box}:{plan.port}{PROBE}\\" output=none; '
         f'{_escaped(route)}=no }} on-error={{ {_escaped(route)}=yes }}"',
@@ -203,6 +210,8 @@ def recipe(router: str, plan: Plan) -> str:
     head = [
         f"{mark} Video accelerator {plan.site}: plain HTTP of viewers goes to {plan.box} while its health probe "
         "answers.",
-        f"{mark} What the box itself sends is left alone, or it would come back to it.",
+        f"{mark} What the box itself sends is left alone, or it would come back to it. For the same reason the box stands "
+        "behind",
+        f"{mark} another interface (VLAN) than the viewers: what it passes on when it takes nothing must not be sent back.",
     ]
     return "\n".join([*head, *ROUTERS[router](plan), ""])

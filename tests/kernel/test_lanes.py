@@ -38,7 +38,8 @@ steering:
   intercept: {interfaces: [lan0], destinations: [10.0.0.0/24]}
 """
 ORIGIN = """
-import http.server, sys
+import http.server, socketserver, sys
+http.server.HTTPServer.server_bind = socketserver.TCPServer.server_bind  # its own asks a resolver, which isn't there
 class Handler(http.server.SimpleHTTPRequestHandler):
     def end_headers(self):
         if self.path.startswith("/open/"):
