@@ -210,8 +210,8 @@ def recipe(router: str, plan: Plan) -> str:
     head = [
         f"{mark} Video accelerator {plan.site}: plain HTTP of viewers goes to {plan.box} while its health probe "
         "answers.",
-        f"{mark} What the box itself sends is left alone, or it would come back to it. For the same reason the box stands "
-        "behind",
-        f"{mark} another interface (VLAN) than the viewers: what it passes on when it takes nothing must not be sent back.",
+        f"{mark} What the box itself sends is left alone, or it would come back to it. For the same reason the box "
+        "stands",
+        f"{mark} behind another interface (VLAN) than the viewers: what it passes on must not be sent back to it.",
     ]
     return "\n".join([*head, *ROUTERS[router](plan), ""])

@@ -1,5 +1,5 @@
-"""The explicit proxy as browsers use it: Chromium finds it by its PAC, takes CONNECT for HTTPS, and goes DIRECT when the
-box is dead; and curl does the same by hand. A viewer, the box and the origins are in namespaces of their own."""
+"""The explicit proxy as browsers use it: Chromium finds it by its PAC, takes CONNECT for HTTPS, and goes DIRECT when
+the box is dead; and curl does the same by hand. A viewer, the box and the origins are in namespaces of their own."""
 
 from __future__ import annotations
 
