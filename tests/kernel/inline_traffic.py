@@ -114,7 +114,7 @@ def steady(sender: netns.Namespace, receiver: netns.Namespace, to: str, meanwhil
 
 def _udp(address: tuple[str, int]) -> socket.socket:
     made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE if hasattr(socket, "SO_RCVBUFFORCE") else 33, 4 << 20)
+    netns.widen(made)
     made.bind(address)
     made.settimeout(0.3)
     return made

@@ -165,7 +165,7 @@ def test_a_table_of_our_own_beside_another_program(branch: Branch, is_v6: bool) 
     branch.netd.desire(TV)
     branch.netd.ready()
     wait_for(lambda: branch.box.ip(*rules, "mrule").count("lookup 8600") == 0, "the rules' end")
-    assert branch.box.call(lambda: read_routes(is_v6=is_v6, table=8600)) == []
+    wait_for(lambda: branch.box.call(lambda: read_routes(is_v6=is_v6, table=8600)) == [], "nothing is left")
 
 
 def test_somebody_deletes_the_rule_to_our_table(branch: Branch) -> None:
