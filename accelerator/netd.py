@@ -43,11 +43,13 @@ from accelerator.kernel.multicast_wish import MulticastWish, multicast_rules, mu
 from accelerator.kernel.objects import check_routes
 from accelerator.kernel.reconcile import Reconciler
 from accelerator.kernel.shaped import check_shapers
-from accelerator.kernel.state import DesiredState, StateError, check_multicast, decode, encode
+from accelerator.kernel.state import GENERATION_MAX, DesiredState, StateError, check_multicast, decode, encode
 
 # 100,000 routes.
 MESSAGE_BYTES_MAX = 16 << 20
 CLIENTS_MAX = 16
+# There is one today; who says so may be an acceleratord that somebody has taken over.
+SERVICES_MAX = 8
 EVENTS_KEPT = 1000
 RETRY_S = 5.0
 # Several changes of links come at once: one reading is enough for them.
@@ -67,6 +69,7 @@ class Netd:
         self._services: dict[str, tuple[int, DesiredState]] = {}
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
         self._n_events = 0
+        self._is_saved = True
         self._followers: set[asyncio.Queue[dict[str, Any]]] = set()
         self._clients: set[asyncio.Task[None]] = set()
         self._keeper: Kept | None = None
@@ -130,7 +133,15 @@ class Netd:
         except StateError as error:
             raise ControlError(error.kind, error.message) from None
         self._services[service] = (generation, state)
-        self._save()
+        try:
+            self._save()
+            self._is_saved = True
+        except OSError as error:
+            # The disk is the cache's too, and may be full. What is wanted is done all the same.
+            if self._is_saved:
+                message = f"what is wanted can't be kept ({error.strerror}): a restart begins with an older one"
+                self._tell({"kind": "state-unsaved", "message": message})
+            self._is_saved = False
         self._apply()
 
     def _load(self) -> None:
@@ -296,7 +307,7 @@ class Netd:
                 writer.write(encode_error(refusal))
                 return
             while line := await reader.readline():
-                if not await self._answer(line, writer):
+                if not await self._answer(line, reader, writer):
                     return
                 await writer.drain()
         except (ValueError, ConnectionError):
@@ -305,7 +316,8 @@ class Netd:
             self._clients.discard(task)
             if task in self._beating:
                 self._beating.discard(task)
-                self._interceptor.gone()
+                if not self._beating:  # while one acceleratord takes over from another both say it
+                    self._interceptor.gone()
             writer.close()
 
     def _refusal(self, writer: asyncio.StreamWriter) -> ControlError | None:
@@ -316,7 +328,7 @@ class Netd:
             return ControlError("not-permitted", "only the appliance's own user may ask netd")
         return ControlError("busy", "too many connections") if len(self._clients) > CLIENTS_MAX else None
 
-    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection goes on."""
         try:
             request = parse_request(line.rstrip(b"\n"), MESSAGE_BYTES_MAX)
@@ -336,7 +348,7 @@ class Netd:
                 case "transparent":
                     self._give_transparent(request.arguments, writer)
                 case "follow":
-                    await self._follow(writer)
+                    await self._follow(reader, writer)
                     return False
                 case _:
                     raise ControlError("unknown-command", f"netd knows no command {request.command!r:.40}")
@@ -348,7 +360,7 @@ class Netd:
         """The listening socket of a desired interception, with the answer (SCM_RIGHTS). Ours is closed at once."""
         port = arguments.get("port")
         wanted = {state.intercept.port for _, state in self._services.values() if state.intercept is not None}
-        if isinstance(port, bool) or port not in wanted:
+        if isinstance(port, bool) or not isinstance(port, int) or port not in wanted:
             raise ControlError("value", "no interception with that port is wanted")
         try:
             made = open_transparent(port)
@@ -361,8 +373,10 @@ class Netd:
         service, generation = arguments.get("service"), arguments.get("generation")
         if not isinstance(service, str) or not _SERVICE_NAME.fullmatch(service):
             raise ControlError("value", "service is a short name in small letters")
-        if isinstance(generation, bool) or not isinstance(generation, int) or generation < 0:
-            raise ControlError("value", "generation is a number")
+        if isinstance(generation, bool) or not isinstance(generation, int) or not 0 <= generation <= GENERATION_MAX:
+            raise ControlError("value", f"generation is a number up to {GENERATION_MAX}")
+        if service not in self._services and len(self._services) >= SERVICES_MAX:
+            raise ControlError("value", f"there are {SERVICES_MAX} services already")
         try:
             # Of 10,000 routes it takes 0.2 s, in which a new flow's first packets would be lost.
             state = await asyncio.to_thread(decode, arguments.get("state"))
@@ -386,17 +400,26 @@ class Netd:
             "events": list(self._events)[-100:],
         }
 
-    async def _follow(self, writer: asyncio.StreamWriter) -> None:
+    async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(EVENTS_KEPT)
         self._followers.add(queue)
+        # Who has gone gives its place back at once: the next event may be days away.
+        gone = asyncio.get_running_loop().create_task(reader.read(1))
+        following = asyncio.get_running_loop().create_task(self._pass_on(queue, writer))
         try:
-            writer.write(encode_result({"events": list(self._events)}))
-            while True:
-                await writer.drain()
-                event = await queue.get()
-                writer.write(json.dumps({"event": event}).encode() + b"\n")
+            await asyncio.wait({gone, following}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._followers.discard(queue)
+            gone.cancel()
+            following.cancel()
+            await asyncio.gather(gone, following, return_exceptions=True)
+
+    async def _pass_on(self, queue: asyncio.Queue[dict[str, Any]], writer: asyncio.StreamWriter) -> None:
+        writer.write(encode_result({"events": list(self._events)}))
+        while True:
+            await writer.drain()
+            event = await queue.get()
+            writer.write(json.dumps({"event": event}).encode() + b"\n")
 
 
 def _name(family: socket.AddressFamily) -> str:

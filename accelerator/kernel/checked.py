@@ -77,7 +77,8 @@ def networks(value: object, where: str) -> tuple[str, ...] | None:
 
 
 def network(value: object, where: str) -> str:
-    if not isinstance(value, str):
+    # A scope ("fe80::%eth0") may be any text, and would go on as it is into nft's.
+    if not isinstance(value, str) or "%" in value:
         raise StateError("value", f"{where}: {value!r:.40} is no network")
     try:
         return str(ip_network(value))

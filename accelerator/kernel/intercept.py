@@ -89,7 +89,7 @@ def _of(wish: Interception, family: int) -> list[str]:
 
 def rules_of(wish: Interception) -> str:
     """The nft table, whole. Packets to the box itself are not taken; what it sends itself never comes by here."""
-    interfaces = ", ".join(f'"{name}"' for name in wish.interfaces)
+    interfaces = ", ".join(f'"{packet_filter.quoted(name)}"' for name in wish.interfaces)
     ports = ", ".join(map(str, wish.ports))
     rules = "\n".join(
         f"        iifname {{ {interfaces} }} {name} daddr {{ {', '.join(_of(wish, family))} }} tcp dport {{ {ports} }} "

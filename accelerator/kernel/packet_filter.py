@@ -108,9 +108,9 @@ def _line(rule: PacketRule, family: str) -> str:
 
     words: list[str] = []
     if rule.interface_in is not None:
-        words.append(f'iifname "{_quoted(rule.interface_in)}"')
+        words.append(f'iifname "{quoted(rule.interface_in)}"')
     if rule.interface_out is not None:
-        words.append(f'oifname "{_quoted(rule.interface_out)}"')
+        words.append(f'oifname "{quoted(rule.interface_out)}"')
     if family:
         words.append(f"meta nfproto {'ipv4' if version == 4 else 'ipv6'}")
     for key, networks in (("saddr", rule.source), ("daddr", rule.destination), ("daddr !=", rule.destination_not)):
@@ -141,7 +141,7 @@ def _line(rule: PacketRule, family: str) -> str:
     return " ".join(words)
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     """nft knows no escapes within quotes; the kernel takes any name, so what could end the quotes matches one of any
     character."""
     return name.replace('"', "?").replace("\\", "?").replace("*", "?").replace("\n", "?")

@@ -21,8 +21,11 @@ from accelerator.protocols.membership.messages import (
 )
 
 _QUERIER_MODES = ("if-none", "always", "never")
+# Said again with the same number, a state is taken over: so the last number is no end.
+GENERATION_MAX = 2**63 - 1
 
 __all__ = [
+    "GENERATION_MAX",
     "DesiredState",
     "MulticastProxy",
     "MulticastRoute",

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accelerator.kernel.state import DesiredState, encode
+from accelerator.kernel.state import GENERATION_MAX, DesiredState, encode
 from accelerator.policy.compile import Tables
 from accelerator.services.events import Events
 from accelerator.services.netd_wishes import desired
@@ -100,7 +100,7 @@ class NetdClient:
             while not follower.done():
                 self._changed.clear()
                 if not is_said:
-                    generation += 1
+                    generation = min(generation + 1, GENERATION_MAX)
                     state = encode(self._wanted)
                     await _ask(self._path, "desire", service=SERVICE, generation=generation, state=state)
                     self._is_waiting_told = False
