@@ -121,6 +121,7 @@ class Interceptor:
         self._watches = [watch(socket.NETLINK_ROUTE, ROUTE_GROUPS), watch(NETFILTER, NFT_GROUPS)]
         self._is_doubtful = False  # something in the kernel has changed since it was looked at
         self._listed: tuple[str, int] | None = None
+        self._problem = ""
         self._repairs: deque[float] = deque(maxlen=FIGHT_ROUNDS)
         self._stopped_until_s = 0.0
 
@@ -190,8 +191,13 @@ class Interceptor:
                 })  # fmt: skip
             elif due is not None and self._is_doubtful:
                 await self._look(due, now_s)
+            self._problem = ""
         except (OSError, FilterError, TimeoutError) as fault:
-            self._tell({"kind": "intercept-failed", "message": f"interception can't be changed: {fault}"})
+            # A part may be there, or missing.
+            self._is_doubtful = self._installed is not None
+            if str(fault) != self._problem:  # nft may be missing for as long as netd runs
+                self._problem = str(fault)
+                self._tell({"kind": "intercept-failed", "message": f"interception can't be changed: {fault}"})
             await asyncio.sleep(LOOK_S)
 
     async def _look(self, wish: Interception, now_s: float) -> None:
@@ -211,6 +217,7 @@ class Interceptor:
         self._tell({"kind": "kernel-repaired", "message": "interception: somebody has taken out a part; put back"})
 
     async def _install(self, wish: Interception) -> None:
+        self._is_left_over = True  # until it is whole: what fails half way is taken out when it isn't wanted
         _change((*_ROWS[family], True) for family in families_of(wish))
         unwanted = [family for family in _ROWS if family not in families_of(wish)]
         await packet_filter.run(rules_of(wish))

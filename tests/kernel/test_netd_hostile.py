@@ -3,17 +3,18 @@ that forge, disks that are full, processes that end at the wrong moment."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import netns
 import pytest
 from netd_box import NetdBox, wait_for
 
-from accelerator.kernel import state
-from accelerator.kernel.intercept import rules_of
+from accelerator.kernel import packet_filter, state
+from accelerator.kernel.intercept import LOOK_S, Interceptor, rules_of
 from accelerator.kernel.state import GENERATION_MAX, Interception, StateError
 from accelerator.netd import CLIENTS_MAX, SERVICES_MAX
 
@@ -112,6 +113,42 @@ def test_one_of_two_acceleratords_that_ends_withdraws_nothing(branch: Branch) ->
             assert is_active(new)
     wait_for(lambda: branch.netd.events("intercept-off"), "the last one's end withdraws it")
     assert len(branch.netd.events("intercept-off")) == 1
+
+
+def test_an_nft_that_fails_filled_the_log_and_left_the_rule_that_interception_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice a second, for as long as it failed."""
+    told: list[str] = []
+    nft = tmp_path / "nft"
+    nft.write_text("#!/bin/sh\necho a kernel without nf_tables >&2; exit 1\n")
+    nft.chmod(0o755)
+    wish = Interception(("lo",), ("10.9.0.0/24",), (80,), 8080)
+
+    async def intercepting(box: netns.Namespace) -> None:
+        made = Interceptor(lambda event: told.append(event["message"]))
+        running = asyncio.create_task(made.run())
+        made.want(wish)
+        made.beat()
+        await until(lambda: "lookup 7780" in box.ip("rule"))
+        await asyncio.sleep(3 * LOOK_S)  # time for several failures
+        made.want(None)
+        monkeypatch.setattr(packet_filter, "_NFT", "/usr/sbin/nft")
+        await until(lambda: "lookup 7780" not in box.ip("rule"))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    monkeypatch.setattr(packet_filter, "_NFT", str(nft))
+    with netns.Topology() as topology:
+        box = topology.namespace("box")
+        box.call(lambda: asyncio.run(intercepting(box)))
+    assert told == ["interception can't be changed: nft: a kernel without nf_tables"]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.02)
 
 
 def test_a_last_generation_left_no_room_for_the_next_acceleratord(lonely: NetdBox) -> None:
