@@ -49,6 +49,7 @@ cdef enum:                      # columns of a relay's counter row
     R_FEC_PACKETS
     R_REPAIR_REFUSED
     R_DROP_SOURCE
+    R_DROP_SENDER
     R_DROP_OWN
     R_DROP_OVERSIZE
     R_DROP_MALFORMED
@@ -127,6 +128,8 @@ cdef struct Leg:
     int64_t transit
     int64_t last_ns
     int64_t alive_since_ns
+    int64_t sender_ns           # when whoever is the leg's sender sent last; 0: nobody has yet
+    uint8_t sender[16]
     int64_t paid_until_ns       # when what was let in would have come, at the relay's bitrate
     uint64_t* counters
 
@@ -229,6 +232,7 @@ cdef struct Relay:
     uint8_t other_format        # while nothing is known of what comes: how the last datagrams looked
     uint8_t n_other
     uint32_t other_ssrc
+    uint8_t came_from[16]       # whose datagram is being taken
     uint32_t line_ssrc          # of legs that are aligned: the source that all of them count as; 0: none yet
     Align* aligns               # by leg; NULL: legs are merged by their numbers as they come
     uint32_t clock_hz

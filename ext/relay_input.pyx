@@ -1,7 +1,7 @@
 # The window behind relay_input.pxd. Every datagram that is dropped here is counted under the name of its reason.
 from libc.stdint cimport INT64_MAX, int16_t, uint16_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from ext.atomics cimport count, load_ptr, store_u64_relaxed
 from ext.relay cimport *
@@ -267,6 +267,17 @@ cdef void accept(Relay* r, uint32_t leg, uint64_t sequence, const uint8_t* data,
         relay_expire(r, now)
 
 
+cdef bint is_others(Relay* r, Leg* leg, int64_t now) noexcept nogil:
+    """Whether another sender than the leg's sent this, which still sends (RFC 3550 section 8.2). What comes back to us by
+    another box is not known by our own addresses, and without numbers not known at all: it would go round for ever."""
+    cdef int64_t gone_ns = r.failover_ns if r.failover_ns < SILENCE_NS else SILENCE_NS
+    if leg.sender_ns == 0 or now - leg.sender_ns >= gone_ns or memcmp(leg.sender, r.came_from, sizeof(leg.sender)) == 0:
+        memcpy(leg.sender, r.came_from, sizeof(leg.sender))
+        leg.sender_ns = now
+        return False
+    return True
+
+
 cdef bint is_restart(Relay* r, Leg* leg, Rtp* rtp, int64_t now) noexcept nogil:
     """Whether a packet out of line is the second of a new line. While another leg goes on in line, never."""
     cdef bint second = leg.has_bad and leg.bad_sequence == rtp.sequence and leg.bad_ssrc == rtp.ssrc
@@ -319,6 +330,10 @@ cdef void take_rtp(Relay* r, uint32_t index, const uint8_t* data, uint32_t lengt
         return
     if r.payload_type != 255 and rtp.payload_type != r.payload_type:
         count(&r.counters[R_DROP_TYPE], 1)
+        return
+    # Two senders of one stream are welcome; a stream of another one waits until this one's has ended.
+    if is_others(r, leg, now) and rtp.ssrc != leg.ssrc and leg.is_started:
+        count(&r.counters[R_DROP_SENDER], 1)
         return
     if not r.is_started:
         restart(r, rtp.sequence, rtp.ssrc)
@@ -477,6 +492,9 @@ cdef void relay_take(Relay* r, uint32_t index, const uint8_t* data, uint32_t len
     # Without sequence numbers legs can't be merged.
     if (r.format == FORMAT_TS and not is_ts(data, length)) or (r.mode == MODE_MERGE and index != 0):
         count(&r.counters[R_DROP_FORMAT], 1)
+        return
+    if is_others(r, leg, now):
+        count(&r.counters[R_DROP_SENDER], 1)
         return
     r.is_started = 1
     memset(&rtp, 0, sizeof(Rtp))

@@ -49,6 +49,7 @@ RELAY_COUNTERS = (
     (R_FEC_PACKETS, "fec_packets", "repair packets kept"),
     (R_REPAIR_REFUSED, "repair_refused", "repairs whose result would not have fitted the stream"),
     (R_DROP_SOURCE, "drop_source", "dropped: the sender is not on the list"),
+    (R_DROP_SENDER, "drop_sender", "dropped: of another sender's stream, while the first one sends"),
     (R_DROP_OWN, "drop_own", "dropped: sent by one of our own outputs"),
     (R_DROP_OVERSIZE, "drop_oversize", "dropped: larger than the relay's datagrams may be"),
     (R_DROP_MALFORMED, "drop_malformed", "dropped: not RTP, or cut off"),
@@ -486,10 +487,11 @@ cdef class RelayBench:
         self.output_view = self.outputs = rows(MAX_OUTPUTS, OUTPUT_STRIDE)
         point_counters(settings.relay, &self.relay_view[0, 0], &self.leg_view[0, 0], &self.output_view[0, 0])
 
-    def take(self, uint32_t leg, bytes data, int64_t now) -> list:
-        """Packets released by this datagram, in order."""
-        if leg >= self.settings.relay.n_legs:
-            raise IndexError("no such leg")
+    def take(self, uint32_t leg, bytes data, int64_t now, bytes sender=bytes(16)) -> list:
+        """Packets released by this datagram, in order. `sender`: whose, 16 bytes."""
+        if leg >= self.settings.relay.n_legs or len(sender) != 16:
+            raise IndexError("no such leg, or no address")
+        memcpy(self.settings.relay.came_from, <const char*>sender, 16)
         relay_take(self.settings.relay, leg, <const uint8_t*><const char*>data, <uint32_t>len(data), now)
         return self._released()
 

@@ -204,6 +204,7 @@ cdef void take_message(RelayWorker* w, Relay* r, uint32_t leg, uint32_t i, int64
     if m.msg_hdr.msg_flags & MSG_TRUNC:
         count(&r.counters[R_DROP_OVERSIZE], 1)
         return
+    memcpy(r.came_from, address, 16)
     while at < m.msg_len:
         size = segment if m.msg_len - at > segment else m.msg_len - at
         relay_take(r, leg, data + at, size, now)

@@ -406,3 +406,40 @@ def test_a_sender_gone_wild_is_held_to_the_relays_bitrate() -> None:
         calm.take(0, rtp(number, bytes(988)), number * 9 * MS + MS)
     assert calm.known()["drop_rate"] == 0
     assert calm.known()["packets"] == 1000
+
+
+FIRST, SECOND = bytes(15) + b"\x01", bytes(15) + b"\x02"
+
+
+@pytest.mark.parametrize("form", ["ts", "opaque"])
+def test_a_second_sender_waits_until_the_first_has_ended(form: str) -> None:
+    """Without numbers two senders' packets would be mixed; what another box sends back to us would go in a circle."""
+    body = stream(1)[0][12:] if form == "ts" else b"text"
+    b = bench(is_rtp=False, failover_ns=500 * MS)
+    for i in range(100):
+        assert b.take(0, body, START + i * MS, FIRST) == [body]
+        assert b.take(0, body, START + i * MS, SECOND) == []
+    assert b.known()["drop_sender"] == 100
+    assert b.take(0, body, START + 99 * MS + 499 * MS, SECOND) == []
+    assert b.take(0, body, START + 99 * MS + 500 * MS, SECOND) == [body]
+    assert b.take(0, body, START + 99 * MS + 501 * MS, FIRST) == []
+
+
+@pytest.mark.rfc("RFC 3550 8.2", "another transport address than the present source's is no source while that sends")
+def test_another_senders_stream_waits_but_the_same_stream_of_two_senders_is_one() -> None:
+    b = bench(wait_ns=20 * MS, failover_ns=500 * MS)
+    out = []
+    for i in range(100):
+        out += b.take(0, packet(i), START + i * MS, FIRST)
+        out += b.take(0, packet(i), START + i * MS, SECOND)
+        assert b.take(0, packet(5000 + i, ssrc=9), START + i * MS, SECOND) == []
+    assert numbers(out) == list(range(100))
+    known = b.known()
+    assert (known["duplicate"], known["drop_sender"], known["restarts"]) == (100, 100, 0)
+    # The first ends: two of the other one's in line begin its stream.
+    later = START + 2000 * MS
+    assert b.take(0, packet(7000, ssrc=9), later, SECOND) == []
+    assert numbers(b.take(0, packet(7001, ssrc=9), later + MS, SECOND)) == [7001]
+    # One sender may begin anew at once.
+    b.take(0, packet(1, ssrc=10), later + 2 * MS, SECOND)
+    assert numbers(b.take(0, packet(2, ssrc=10), later + 3 * MS, SECOND)) == [2]

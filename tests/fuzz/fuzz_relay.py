@@ -27,7 +27,7 @@ SEEDS += [transport(5, 1, adaptation=pcr(2_700_000))]
 WORDS = [b"\x47", b"\x80\x21", b"\x80\xc8", b"\xff\xff", b"\x00\x01", b"\x47\x40\x00\x30\x01\x00"]
 DROPS = (
     "duplicate", "late", "empty", "fec_packets", "drop_oversize", "drop_malformed", "drop_rtcp", "drop_type",
-    "drop_ssrc", "drop_jump", "drop_format", "drop_standby", "drop_fec_malformed", "drop_fec_refused",
+    "drop_ssrc", "drop_sender", "drop_jump", "drop_format", "drop_standby", "drop_fec_malformed", "drop_fec_refused",
 )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def check_relay(source: random.Random) -> None:
             data = rtp(at, MEDIA[at % 12][12:], ssrc=source.choice([1] * 20 + [2]))
         n += 1
         came.add(data)
-        out += bench.take(leg, data, now)
+        out += bench.take(leg, data, now, source.choice([bytes(16)] * 20 + [b"other".ljust(16)]))
         if source.random() < 0.1:
             out += bench.expire(now)
     out += bench.expire(now + 10**10)

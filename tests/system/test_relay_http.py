@@ -18,9 +18,10 @@ import pytest
 from relay_box import groups, policy_of
 from running_box import RunningBox, wait_for
 from test_tls_listeners import Certified
+from test_upgrade import UpgradedBox
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "dataplane"))
-from ext.relay_wire import TsMeter
+from ext.relay_wire import TsMeter, ts_of
 
 REASON = netns.why_not() or next((f"needs {name}" for name in ("ffmpeg", "curl") if shutil.which(name) is None), "")
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(REASON), reason=str(REASON))]
@@ -335,3 +336,45 @@ def test_a_drain_ends_readers_between_two_packets(site: Site) -> None:
         assert len(body) % TS == 0
         assert known_of(body)["damaged"] == 0
     assert site.box.exit_code(seconds=10) == 0
+
+
+def clocks(data: bytes) -> list[int]:
+    """The clock references of a transport stream, at 27 MHz."""
+    found = (ts_of(data[at : at + TS]) for at in range(0, len(data) // TS * TS, TS))
+    return [each["pcr"] for each in found if isinstance(each, dict) and each["has_pcr"]]
+
+
+def test_an_upgrade_ends_readers_cleanly_and_they_go_on_at_the_next_key_frame(tmp_path: Path) -> None:
+    """A player that asks again misses what is between the old process' end and the next key frame: here 1 s of pictures
+    at most, and the moment of the hand-over."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    relays = {"hall": {"from": [f"udp://127.0.0.1:{port}"], "to": [{"http": "/relay/hall.ts"}]}}
+    box = UpgradedBox(tmp_path, policy_of(relays=relays))
+    box.former = []
+    picture = "ffmpeg -v error -re -f lavfi -i testsrc2=s=320x240:r=25 -c:v libx264 -preset ultrafast -tune zerolatency"
+    sender = f"{picture} -g 25 -f mpegts -pcr_period 40 udp://127.0.0.1:{port}?pkt_size=1316".split()
+
+    def ask() -> socket.socket:
+        made = socket.create_connection(box.address(), timeout=15)
+        made.sendall(b"GET /relay/hall.ts HTTP/1.1\r\nHost: box\r\n\r\n")
+        return made
+
+    with box, subprocess.Popen(sender) as channel:
+        try:
+            with ask() as viewer:
+                _, before = read_some(viewer, 50_000)
+                box.upgrade()
+                while more := viewer.recv(1 << 20):
+                    before += more
+            with ask() as viewer:
+                head, after = read_some(viewer, 50_000)
+        finally:
+            channel.kill()
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert len(before) % TS == 0
+    assert is_clean(before, 0), "the end is between two packets, and nothing was missed until then"
+    assert is_clean(after, 0)
+    assert begins_at_a_key_frame(after)
+    assert -2.0 < (clocks(after)[0] - clocks(before)[-1]) / 27e6 < 2.0
