@@ -40,6 +40,14 @@ from accelerator.kernel.objects import Route  # noqa: E402
 PORT = 5004
 TV: dict[str, object] = {"name": "tv", "upstream": "wan", "downstream": ["lan0", "lan1"], "fast_leave": True}
 PACKET_RULE = {"hook": "forward", "destination": ["10.98.0.0/24"], "dscp": 46}
+# Wide enough for all that is measured, so that it delays nothing.
+SHAPER = {
+    "interface": "lan1",
+    "side": "egress",
+    "major": 0x7A10,
+    "rate_bps": 10**10,
+    "classes": [{"minor": 0xFF, "name": "rest", "rate_bps": 10**9, "ceiling_bps": 10**10}],
+}
 JOINS, STEPS, NEW_FLOWS = 20, 20, 30
 UNICAST_ROUTES, MULTICAST_ROUTES = 10_000, 1000
 # 950 packets of 1,316 bytes a second.
@@ -59,9 +67,7 @@ class Box:
         self.source, self.box, self.hosts = topology.proxy(2)
         self.box.sysctl("net.ipv4.ip_forward", "1")
         self.netd = self._stack.enter_context(NetdBox(self.box, self.folder))
-        self.netd.desire(
-            TV, **TO_FAR_HOST, packet_rules=[{"hook": "forward", "destination": ["10.98.0.0/24"], "dscp": 46}]
-        )
+        self.netd.desire(TV, **TO_FAR_HOST, packet_rules=[PACKET_RULE], shapers=[SHAPER])
         self.netd.ready()
         return self
 
@@ -224,6 +230,7 @@ def deleting() -> Iterator[Row]:
                 lambda: count("ip", "route", "show", "table", "86001") > 0,
             ),
             ("rule", ("ip", "rule", "del", "pref", "8601"), lambda: "8601:" in box.run("ip", "rule")),
+            ("qdisc", ("tc", "qdisc", "del", "dev", "lan1", "root"), lambda: "7a10:" in box.run("tc", "qdisc", "show")),
             ("nft rule", ("nft", "flush", "table", "inet", "accelerator"), lambda: "10.98.0.0" in box.run(*nft)),
         ]
         wait_for(lambda: all(is_there() for _, _, is_there in cases), "everything is there")

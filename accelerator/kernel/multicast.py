@@ -416,7 +416,8 @@ class MulticastService:
             if entry is None or entry.parent != packet.interface or not entry.outputs:
                 continue
             outputs = {name: self._links[name].mtu for name in entry.outputs if name in self._vifs}
-            for kind, message in explained(packet, outputs):
+            is_viewer = packet.interface in running.wish.downstreams
+            for kind, message in explained(packet, outputs, is_viewer=is_viewer):
                 if self._watch.is_news(kind, packet, now_s):
                     self._tell(kind, packet.interface, message)
 

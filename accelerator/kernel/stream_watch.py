@@ -101,9 +101,11 @@ def read_header(interface: str, data: bytes, *, is_v6: bool) -> OddPacket | None
     return OddPacket(interface, data[12:16], data[16:20], data[8], int.from_bytes(data[2:4]), is_whole)
 
 
-def explained(packet: OddPacket, outputs: Mapping[str, int]) -> Iterable[tuple[str, str]]:
-    """What becomes of it on its way to `outputs`, whose MTUs these are: events' kinds and texts."""
-    source, group = _text(packet.source), _text(packet.group)
+def explained(packet: OddPacket, outputs: Mapping[str, int], *, is_viewer: bool) -> Iterable[tuple[str, str]]:
+    """What becomes of it on its way to `outputs`, whose MTUs these are: events' kinds and texts. Events are kept, and
+    viewers' addresses aren't."""
+    source = f"a host on {packet.interface}" if is_viewer else _text(packet.source)
+    group = _text(packet.group)
     if packet.hops <= 1:
         word = "TTL" if len(packet.source) == 4 else "hop limit"
         what = f"{source} sends {group} with a {word} of {packet.hops} on {packet.interface}: no router may forward it"

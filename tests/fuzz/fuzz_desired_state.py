@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from accelerator.kernel import queue_wire, wire
+from accelerator.kernel.multicast_wish import multicast_rules, multicast_wish
 from accelerator.kernel.objects import PRIORITY_FIRST, PRIORITY_LAST, TABLE_FIRST, TABLE_LAST
 from accelerator.kernel.packet_filter import script
 from accelerator.kernel.plan import plan, wanted
@@ -26,6 +27,12 @@ from accelerator.kernel.state import StateError, decode, encode
 
 _SEED: dict[str, Any] = {
     "multicast": [{"name": "tv", "upstream": "wan", "downstream": ["lan0"], "groups": ["239.0.0.0/8"]}],
+    "multicast_routes": [
+        {"name": "menu", "source": "10.1.0.7", "group": "239.9.0.1", "interface": "wan", "to": ["lan0", "lan1"]},
+        {"name": "clip", "source": None, "group": "ff15::1", "interface": "lan0", "to": ["wan"]},
+    ],
+    "multicast_never": ["10.12.8.0/22", "2001:db8::/64"],
+    "multicast_table": 8600,
     "routes": [
         {"table": 86_001, "destination": "0.0.0.0/0", "gateway": "10.0.0.2", "interface": "wan", "metric": 3},
         {"table": 86_002, "destination": "::/0", "kind": "local", "interface": "lo"},
@@ -47,7 +54,8 @@ _SEED: dict[str, Any] = {
 _VALUES: list[Any] = [
     None, True, -1, 0, 1, 4, 6, 63, 64, 254, 255, 65_536, 2**32, 2**70, 0.5, "", "x", "wan", 'a"b', "a;b",
     "} flush ruleset", "10.0.0.0/8", "10.0.0.1/8", "::/0", "fe80::1%wan", "127.0.0.1:0", "[::1]:80", "1:10 accept",
-    "a\nb", "é", [], {}, [[]], ["10.0.0.0/8 }"], "accept", "local", "blackhole", "tcp", "x" * 300,
+    "a\nb", "é", [], {}, [[]], ["10.0.0.0/8 }"], "accept", "local", "blackhole", "tcp", "x" * 300, "239.1.1.1",
+    "224.0.0.9", "232.1.1.1", "ff02::1", "ff3e::1", 8601, 253,
 ]  # fmt: skip
 _NFT_LINE = re.compile(
     r'(?:add|delete) table inet accelerator|add chain inet accelerator [a-z]+ \{ type [a-z]+ hook [a-z]+ priority '
@@ -117,7 +125,12 @@ def check(document: dict[str, Any]) -> None:
         assert "\n" not in step.text
         for kind, _, body in wire.messages(step.message(1, 2)):
             assert read_back(kind, body)
-    want = wanted(state.routes, state.rules, {"wan": 2, "lo": 1})
+    # Of multicast: no table of the kernel's own, no route that goes back to where it comes from.
+    assert state.multicast_table not in range(252, 256)
+    assert all(each.interface not in each.to for each in state.multicast_routes)
+    multicast = multicast_wish([state])
+    assert multicast.table == (state.multicast_table or None)
+    want = wanted(state.routes, [*state.rules, *multicast_rules(multicast)], {"wan": 2, "lo": 1})
     steps = plan(want, (), (), frozenset())
     for row in steps.routes_added:
         for _, _, body in wire.messages(wire.route_message(row, is_added=True)):

@@ -12,6 +12,7 @@ from ipaddress import ip_address
 
 from mutation import mutated, run
 
+from accelerator.kernel.stream_watch import read_header
 from accelerator.protocols import igmp, mld
 from accelerator.protocols.membership.messages import Drop, Heard, Kind, Leave, Message, Query, Record, Report
 from accelerator.protocols.membership.wire import checksum
@@ -105,6 +106,10 @@ def check(source: random.Random) -> None:
     packet = mutated(source, SEEDS, WORDS)
     if source.random() < 0.9:
         packet = mended(packet)
+    # What is looked at of streams' headers, too.
+    for each in (packet, source.randbytes(source.randrange(64))):
+        for is_v6 in (False, True):
+            read_header("wan", each, is_v6=is_v6)
     check_message(packet, igmp.read(packet, needs_router_alert=source.random() < 0.5), is_v6=False)
     message = mutated(source, SEEDS6, WORDS6)
     if source.random() < 0.9:

@@ -84,6 +84,24 @@ def test_packets_that_are_too_large_for_a_link_are_told_of(net: Net, is_v6: bool
         each.close()
 
 
+def test_a_viewers_address_is_in_no_event(net: Net) -> None:
+    """Events are kept on disk."""
+    _, hosts, netd = net
+    group, host = ASM[False], "10.1.0.2"
+    player = netns.join(hosts[1], "eth0", group, PORT)
+    near = netns.sender(hosts[0], "eth0", hops=1)
+
+    def is_told() -> list[str]:
+        near.sendto(b"near", (group, PORT))
+        return messages(netd)
+
+    (message,) = wait_for(is_told, "the event", LOOK_S + 2 * WINDOW_S)
+    assert message.startswith(f"a host on lan0 sends {group} with a TTL of 1 on lan0")
+    assert host not in message
+    player.close()
+    near.close()
+
+
 def test_packets_that_may_be_cut_up_are_no_news(net: Net) -> None:
     source, hosts, netd = net
     narrow = netns.join(hosts[1], "eth0", SSM[False], PORT, (SOURCE[False],))
