@@ -385,6 +385,11 @@ def _proxy_findings(policy: Policy) -> Iterator[Finding]:
             if output.group is None:
                 continue
             group = ip_address(output.group.host)
+            for route_name, route in policy.multicast.routes.items():
+                if route.group == str(group) and output.interface in route.to:
+                    message = f"{group} on {output.interface} is also sent by multicast.routes.{route_name}"
+                    what = f"relays.{name}.to: {message}: two streams in one group"
+                    yield Finding((name, "to", index, "group"), what, False)
             for proxy_name, proxy in policy.multicast.proxies.items():
                 is_admitted = not proxy.groups or any(
                     group.version == net.version and group in net for net in proxy.groups

@@ -98,6 +98,30 @@ def test_members_get_what_a_static_route_sends_elsewhere(branch: Branch, is_v6: 
     one.close()
 
 
+def test_two_proxies_keep_to_themselves(branch: Branch) -> None:
+    """The same group of two uplinks: each one's members get its own, and nothing is asked of the other."""
+    second = branch.topology.namespace("second")
+    branch.topology.wire(second, "eth0", branch.box, "wan2")
+    second.ip("addr", "add", "10.7.0.2/24", "dev", "eth0")
+    branch.box.ip("addr", "add", "10.7.0.1/24", "dev", "wan2")
+    branch.netd.desire(
+        {**TV, "downstream": ["lan0"]}, {**TV, "name": "radio", "upstream": "wan2", "downstream": ["lan1"]}
+    )
+    for name in ("tv", "radio"):
+        branch.netd.ready(name=name)
+    players = [netns.join(host, "eth0", ASM[False], PORT) for host in branch.hosts]
+    for name, to in (("tv", ["lan0"]), ("radio", ["lan1"])):
+        wait_for(lambda name=name, to=to: branch.installed(name, "*", ASM[False], is_v6=False) == to, f"{name}'s route")
+    for namespace, said in ((branch.source, b"tv"), (second, b"radio")):
+        with netns.sender(namespace, "eth0") as out:
+            out.sendto(said, (ASM[False], PORT))
+    assert [player.recv(100) for player in players] == [b"tv", b"radio"]
+    players.pop().close()
+    wait_for(lambda: not branch.netd.proxy(name="radio")["asked_upstream"], "the leave")
+    assert branch.netd.proxy()["asked_upstream"]
+    players.pop().close()
+
+
 def test_a_static_route_from_a_downstream_goes_up_too(branch: Branch) -> None:
     group, host = ASM[False], "10.1.0.2"
     branch.netd.desire(TV, multicast_routes=[route(group, "lan1", source=host, interface="lan0")])

@@ -161,6 +161,11 @@ def test_a_group_that_is_proxied_and_sent_again() -> None:
         "relays.r0.to: 239.2.1.1 on lan0 is also forwarded by multicast.proxies.tv: receivers would have it twice"
     ]
     assert problems(relays(output, more=proxy.replace("239.2.", "239.3."))) == []
+    route = "multicast: {routes: {menu: {group: 239.2.1.1, from: eth0, to: [lan0]}}}\n"
+    assert problems(relays(output, more=route)) == [
+        "relays.r0.to: 239.2.1.1 on lan0 is also sent by multicast.routes.menu: two streams in one group"
+    ]
+    assert problems(relays(output, more=route.replace("lan0", "lan1"))) == []
     anything = problems(relays(output, more=proxy.replace(", groups: [239.2.0.0/16]", "")))
     assert len(anything) == 1
     assert anything[0].startswith("warning: ")
