@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,9 @@ EVENTS_KEPT = 1000
 RETRY_S = 5.0
 # Several changes of links come at once: one reading is enough for them.
 SETTLE_S = 0.02
-SWITCH_S = 0.001
+SWITCH_S = 0.0002
+# A message that takes more than a fraction of a millisecond to read is read in a thread.
+LARGE_BYTES = 16 << 10
 _SLOTS = {socket.AF_INET: ord("4"), socket.AF_INET6: ord("6")}
 _SERVICE_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
@@ -67,6 +71,7 @@ class Netd:
         self._kept_path = state_dir / "netd-desired.json"
         self._keeper_path = state_dir / "netd-keeper.sock"
         self._services: dict[str, tuple[int, DesiredState]] = {}
+        self._desiring = asyncio.Lock()
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
         self._n_events = 0
         self._is_saved = True
@@ -120,29 +125,29 @@ class Netd:
 
     # Desired state.
 
-    def desire(self, service: str, generation: int, state: DesiredState) -> None:
-        """ControlError: older than what the service said last, or at odds with another service."""
-        known = self._services.get(service)
-        if known is not None and generation < known[0]:
-            raise ControlError("stale", f"{service} has said generation {known[0]} already")
-        others = [each for name, (_, each) in self._services.items() if name != service]
-        try:
-            check_multicast((*others, state))
-            check_routes(route for each in (*others, state) for route in each.routes)
-            check_shapers(tuple(row for each in (*others, state) for row in each.shapers))
-        except StateError as error:
-            raise ControlError(error.kind, error.message) from None
-        self._services[service] = (generation, state)
-        try:
-            self._save()
-            self._is_saved = True
-        except OSError as error:
-            # The disk is the cache's too, and may be full. What is wanted is done all the same.
-            if self._is_saved:
-                message = f"what is wanted can't be kept ({error.strerror}): a restart begins with an older one"
-                self._tell({"kind": "state-unsaved", "message": message})
-            self._is_saved = False
-        self._apply()
+    async def desire(self, service: str, generation: int, document: object) -> None:
+        """ControlError: nonsense, older than what the service said last, or at odds with another service. What takes
+        time is done in a thread, one state at a time."""
+        async with self._desiring:
+            known = self._services.get(service)
+            if known is not None and generation < known[0]:
+                raise ControlError("stale", f"{service} has said generation {known[0]} already")
+            others = [each for name, (_, each) in self._services.items() if name != service]
+            try:
+                state = await asyncio.to_thread(_checked, document, known[1] if known is not None else None, others)
+            except StateError as error:
+                raise ControlError(error.kind, error.message) from None
+            self._services[service] = (generation, state)
+            try:
+                await asyncio.to_thread(self._save, dict(self._services))
+                self._is_saved = True
+            except OSError as error:
+                # The disk is the cache's too, and may be full. What is wanted is done all the same.
+                if self._is_saved:
+                    message = f"what is wanted can't be kept ({error.strerror}): a restart begins with an older one"
+                    self._tell({"kind": "state-unsaved", "message": message})
+                self._is_saved = False
+            self._apply()
 
     def _load(self) -> None:
         """What was desired last is desired until services say otherwise."""
@@ -156,8 +161,8 @@ class Netd:
             self._services.clear()
             self._tell({"kind": "state-unreadable", "message": f"the desired state on disk can't be read: {error}"})
 
-    def _save(self) -> None:
-        document = {name: [generation, encode(state)] for name, (generation, state) in self._services.items()}
+    def _save(self, services: dict[str, tuple[int, DesiredState]]) -> None:
+        document = {name: [generation, encode(state)] for name, (generation, state) in services.items()}
         fresh = self._kept_path.with_suffix(".new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(descriptor, "w") as file:
@@ -331,12 +336,16 @@ class Netd:
     async def _answer(self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection goes on."""
         try:
-            request = parse_request(line.rstrip(b"\n"), MESSAGE_BYTES_MAX)
+            line = line.rstrip(b"\n")
+            is_large = len(line) > LARGE_BYTES
+            read = functools.partial(parse_request, line, MESSAGE_BYTES_MAX)
+            request = await asyncio.to_thread(read) if is_large else read()
             match request.command:
                 case "desire":
                     writer.write(encode_result(await self._desire(request.arguments)))
                 case "show":
-                    writer.write(encode_result({**await self.show(), "kernel": await self._reconciler.show()}))
+                    shown = {**await self.show(), "kernel": await self._reconciler.show()}
+                    writer.write(await asyncio.to_thread(_encoded_by_pieces, shown))
                 case "queues":
                     writer.write(encode_result({"queues": await self._reconciler.queues()}))
                 case "alive":
@@ -377,12 +386,7 @@ class Netd:
             raise ControlError("value", f"generation is a number up to {GENERATION_MAX}")
         if service not in self._services and len(self._services) >= SERVICES_MAX:
             raise ControlError("value", f"there are {SERVICES_MAX} services already")
-        try:
-            # Of 10,000 routes it takes 0.2 s, in which a new flow's first packets would be lost.
-            state = await asyncio.to_thread(decode, arguments.get("state"))
-        except StateError as error:
-            raise ControlError(error.kind, error.message) from None
-        self.desire(service, generation, state)
+        await self.desire(service, generation, arguments.get("state"))
         return {"generation": generation}
 
     async def show(self) -> dict[str, Any]:
@@ -390,10 +394,7 @@ class Netd:
         # In a thread: an upcall must not wait for thousands of routes.
         found = [await asyncio.to_thread(service.kernel_routes) for _, service in services]
         return {
-            "services": {
-                name: {"generation": generation, "state": encode(state)}
-                for name, (generation, state) in self._services.items()
-            },
+            "services": await asyncio.to_thread(_encoded_states, dict(self._services)),
             "multicast": {
                 _name(family): service.show(routes) for (family, service), routes in zip(services, found, strict=True)
             },
@@ -420,6 +421,28 @@ class Netd:
             await writer.drain()
             event = await queue.get()
             writer.write(json.dumps({"event": event}).encode() + b"\n")
+
+
+def _encoded_by_pieces(shown: dict[str, Any]) -> bytes:
+    """As encode_result, which is one step of the interpreter's, however long the answer is."""
+    return "".join(json.JSONEncoder().iterencode({"ok": True, "result": shown})).encode() + b"\n"
+
+
+def _encoded_states(services: dict[str, tuple[int, DesiredState]]) -> dict[str, Any]:
+    return {name: {"generation": generation, "state": encode(state)} for name, (generation, state) in services.items()}
+
+
+def _checked(document: object, before: DesiredState | None, others: list[DesiredState]) -> DesiredState:
+    """What was desired before and is again is the same object: so it is compared at once, in the event loop too.
+    StateError: nonsense, or at odds with others."""
+    state = decode(document)
+    check_multicast((*others, state))
+    check_routes(route for each in (*others, state) for route in each.routes)
+    check_shapers(tuple(row for each in (*others, state) for row in each.shapers))
+    if before is None:
+        return state
+    known = {route: route for route in before.routes}
+    return replace(state, routes=tuple([known.get(route, route) for route in state.routes]))
 
 
 def _name(family: socket.AddressFamily) -> str:

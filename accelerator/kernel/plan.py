@@ -64,12 +64,16 @@ def wanted(routes: Iterable[Route], rules: Iterable[Rule], interfaces: Mapping[s
 
 def plan(want: Wanted, routes: Sequence[RouteRow], rules: Sequence[RuleRow], stopped: frozenset[str]) -> Steps:
     """`routes`, `rules`: ours, as the kernel has them. Nothing is done about `stopped` groups."""
-    there, there_rules = frozenset(routes), frozenset(rules)
-    # Not sorted: of 10,000 rows that would hold everybody else up for 20 ms.
-    added = want.routes - there
+    there_rules = frozenset(rules)
+    # Row by row, unsorted: what is one step of the interpreter's for 10,000 rows, such as a difference of sets, holds
+    # up everybody else for as long as it takes, 10 ms and more (docs/decisions/0262).
+    there: set[RouteRow] = set()
+    for row in routes:
+        there.add(row)
+    added = [row for row in want.routes if row not in there]
     keys = {row.key for row in added}
     # What is replaced needs no deletion, which would take the new one away.
-    deleted = [row for row in there - want.routes if row.key not in keys]
+    deleted = [row for row in there if row not in want.routes and row.key not in keys]
     doubled = _doubled(rules)
     has_rules = "rules" not in stopped
     closed = {int(group.removeprefix("table ")) for group in stopped if group.startswith("table ")}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ from accelerator.kernel.shaped import DEVICE_PREFIX, Shaper
 
 # Several changes come at once; a table of the Internet's routes that moves must not make us look all the time.
 SETTLE_S = 0.05
+# From so many on, what stays is looked at by no collection any more: each would take milliseconds.
+MANY_ROUTES = 1000
 # What failed for want of something (a gateway's link has no address yet) is tried again.
 RETRY_S = 5.0
 # Whoever undoes the same thing so often in a minute will go on: it is a program. We stop for so long, and say so.
@@ -164,8 +167,15 @@ class Reconciler:
         is_changed, self._is_changed = self._is_changed, False
         stopped = frozenset(group for group, until_s in self._stopped_until_s.items() if until_s > now_s)
         given = (self._routes, self._rules, self._links or {}, self._shapers)
-        # In a thread: an upcall of multicast must not wait for 10,000 routes.
-        outcome = await asyncio.to_thread(self._kernel_pass, given, is_changed or not self.n_passes, stopped)
+        # In a thread: an upcall of multicast must not wait for 10,000 routes. Nor for a collection of garbage that
+        # looks at them all: rows are freed by their counts.
+        gc.disable()
+        try:
+            outcome = await asyncio.to_thread(self._kernel_pass, given, is_changed or not self.n_passes, stopped)
+        finally:
+            if is_changed and len(self._routes) > MANY_ROUTES:
+                gc.freeze()
+            gc.enable()
         self._queue_plan = outcome.queues
         self._tell_missing()
         for name in sorted(outcome.queues.taken):
