@@ -219,14 +219,14 @@ def _doctor(options: argparse.Namespace) -> int:
     from accelerator.doctor.run import Subject, examine
     from accelerator.doctor.text import report_lines
 
-    policy, daemon = _policy_and_daemon(options)
+    policy, daemon = _policy_and_daemon(options, is_lenient=True)
     state_dir = Path(options.state_dir) if options.state_dir else _state_dir_of(options.socket)
     credentials = options.credentials or os.environ.get("CREDENTIALS_DIRECTORY")
     if not credentials and state_dir is not None:
         credentials = str(state_dir / "credentials")
     report = examine(Subject(
         policy, state_dir, Path(credentials) if credentials else None, daemon.get("status"), daemon.get("routes"),
-        options.url or "", options.listen,
+        options.url or "", options.listen, daemon.get("why", ""), daemon.get("why_no_routes", ""),
     ))  # fmt: skip
     if options.json:
         _print_json(report.as_dict())
@@ -257,8 +257,11 @@ def _steering(what: str, options: argparse.Namespace) -> int:
     return 0 if is_ok else 1
 
 
-def _policy_and_daemon(options: argparse.Namespace) -> tuple[Policy | None, dict[str, Any]]:
-    """The policy that was named, else the one that runs; and what the daemon says, nothing where none runs."""
+def _policy_and_daemon(
+    options: argparse.Namespace, *, is_lenient: bool = False
+) -> tuple[Policy | None, dict[str, Any]]:
+    """The policy that was named, else the one that runs; and what the daemon says, nothing where none runs. Lenient:
+    nothing, and `why`, where it can't be asked for any other reason either."""
     from pathlib import Path
 
     from accelerator.policy.check import load_policy
@@ -271,12 +274,14 @@ def _policy_and_daemon(options: argparse.Namespace) -> tuple[Policy | None, dict
             daemon["status"] = client.call("status")
             if policy is None:
                 policy = Policy.model_validate(client.call("policy show")["policy"])
-            if policy.multicast.proxies:
-                with contextlib.suppress(ControlError):  # accelerator-netd may not run
-                    daemon["routes"] = client.call("routes")
+            try:
+                daemon["routes"] = client.call("routes")
+            except ControlError as error:  # accelerator-netd may not run
+                daemon["why_no_routes"] = str(error)
     except ControlError as error:
-        if error.exit_code != 3:
+        if error.exit_code != 3 and not is_lenient:
             raise
+        daemon["why"] = str(error)
     except ValueError as error:
         raise ControlError("protocol", "the daemon's policy is of another version: use its own accelctl") from error
     return policy, daemon
@@ -288,7 +293,7 @@ def _state_dir_of(socket_path: str) -> Path | None:
 
     if socket_path == DEFAULT_SOCKET:
         return Path(PACKAGED_STATE_DIR) if os.path.isdir(PACKAGED_STATE_DIR) else None
-    return Path(socket_path).absolute().parent if Path(socket_path).exists() else None
+    return Path(socket_path).absolute().parent if os.path.exists(socket_path) else None  # False where it can't be seen
 
 
 def _policy_check(path: str, *, is_json: bool) -> int:

@@ -74,7 +74,7 @@ class Network:
     heard: tuple[Heard, ...] = ()
     listeners: tuple[tuple[str, str, int], ...] = ()  # name, address, port
     intercepts: tuple[str, ...] = ()  # interfaces where viewers' packets are taken
-    is_forwarding: bool = True
+    not_forwarding: tuple[str, ...] = ()  # sysctls that should be 1 for them
     ruleset: Mapping[str, Any] | None = None
     kernel: Mapping[str, bool] = field(default_factory=dict)
     memberships_max: int | None = None  # of a socket

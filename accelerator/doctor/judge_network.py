@@ -221,12 +221,12 @@ def _routing_daemons(network: Network) -> Iterator[Finding]:
 
 
 def _forwarding(network: Network) -> Iterator[Finding]:
-    if network.intercepts and not network.is_forwarding:
+    for switch in network.not_forwarding:
         yield Finding(
             "forwarding-off", "bad", network.intercepts[0],
-            f"Viewers' packets are taken on {network.intercepts[0]}, and this box doesn't forward: when interception "
-            "is withdrawn, video stops.",
-            "sysctl -w net.ipv4.ip_forward=1",
+            f"Viewers' packets are taken on {network.intercepts[0]}, and this box doesn't forward ({switch}): when "
+            "interception is withdrawn, video stops.",
+            f"sysctl -w {switch}=1",
         )  # fmt: skip
 
 

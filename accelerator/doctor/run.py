@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from accelerator.doctor import listen, observe_links, observe_origins, observe_service
 from accelerator.doctor.facts import Certificate, Heard, Network, Proxy, Stream, Upstream
 from accelerator.doctor.finding import Finding, Report
+from accelerator.doctor.judge_kernel import judge_kernel, needs_of
 from accelerator.doctor.judge_network import judge_network, stream_interfaces
 from accelerator.doctor.judge_service import (
     judge_certificate,
@@ -32,8 +33,8 @@ QUESTIONS_MAX = 100
 @dataclass(frozen=True, slots=True)
 class Subject:
     """Whom the doctor looks at. `policy` None: only the machine is looked at. `status`, `routes`: what the
-    daemon and accelerator-netd say, None where they don't run. `url`: one that viewers use, to try it at its
-    origin."""
+    daemon and accelerator-netd say, None where they don't run; `why`, `why_no_routes`: they can't be asked. `url`: one
+    that viewers use, to try it at its origin."""
 
     policy: Policy | None
     state_dir: Path | None
@@ -42,6 +43,8 @@ class Subject:
     routes: Mapping[str, Any] | None = None
     url: str = ""
     listen_s: float = LISTEN_S
+    why: str = ""
+    why_no_routes: str = ""
 
 
 def examine(subject: Subject) -> Report:
@@ -55,12 +58,16 @@ def examine(subject: Subject) -> Report:
         _disk(subject, subject.policy, report)
         _certificates(subject, subject.policy, report)
     else:
-        report.skip("policy", "no acceleratord runs here: name the policy with --policy")
+        report.skip("policy", f"{subject.why or 'no acceleratord runs here'}: name the policy with --policy")
     report.add("clock", 1, judge_clock(observe_service.is_clock_synchronised(), upstreams))
     if subject.status is not None:
         report.add("daemon", 1, _daemon(subject.status))
+        needs = needs_of(subject.policy) if subject.policy is not None else []
+        if needs:
+            report.add("kernel-state", 1, judge_kernel(needs, subject.routes, subject.why_no_routes))
     elif subject.policy is not None:
-        report.skip("daemon", "acceleratord can't be asked: what it says of relays and origins is missing")
+        why = f" ({subject.why})" if subject.why else ""
+        report.skip("daemon", f"acceleratord can't be asked{why}: what it says of relays and origins is missing")
     return report
 
 
@@ -90,13 +97,24 @@ def _network(subject: Subject, report: Report) -> Network:
         heard=tuple(_heard(streams, proxies, subject.listen_s, report)),
         listeners=_listeners(policy) if policy is not None else (),
         intercepts=policy.steering.intercept.interfaces if policy is not None and policy.steering.intercept else (),
-        is_forwarding=observe_links.number_of("/proc/sys/net/ipv4/ip_forward") == 1,
+        not_forwarding=_not_forwarding(policy) if policy is not None else (),
         ruleset=ruleset,
         kernel=observe_links.read_kernel(needed),
         memberships_max=observe_links.number_of("/proc/sys/net/ipv4/igmp_max_memberships"),
         sources_max=observe_links.number_of("/proc/sys/net/ipv4/igmp_max_msf"),
         routing_daemons=tuple(observe_links.routing_daemons()) if proxies else (),
     )
+
+
+def _not_forwarding(policy: Policy) -> tuple[str, ...]:
+    """The switches of those families that are taken, and not forwarded."""
+    wanted = policy.steering.intercept
+    if wanted is None:
+        return ()
+    switches = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+    versions = sorted({net.version for net in wanted.destinations})
+    names = [switches[each] for each in versions]
+    return tuple(each for each in names if observe_links.number_of(f"/proc/sys/{each.replace('.', '/')}") != 1)
 
 
 def _streams(policy: Policy) -> tuple[Stream, ...]:

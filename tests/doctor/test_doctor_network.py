@@ -85,6 +85,18 @@ def test_a_firewall_that_drops_the_stream_is_named_too(box: netns.Namespace, doc
     assert "stream-dropped" not in doctor(RELAY)["found"]
 
 
+def test_a_firewall_that_drops_viewers(box: netns.Namespace, doctor: Doctor) -> None:
+    policy = 'listen: {lan: {address: "10.0.0.1:8080"}}\n'
+    with netns.Topology() as topology:
+        topology.wire(topology.namespace("switch"), "eth0", box, "lan")
+        box.ip("addr", "add", "10.0.0.1/24", "dev", "lan")
+        box.run("nft", "add table inet f; add chain inet f in { type filter hook input priority 0; policy drop; }")
+        found = doctor(policy)["found"]["viewers-dropped"]
+        assert found["subject"] == "listen.lan"
+        mend(box, found)
+        assert "viewers-dropped" not in doctor(policy)["found"]
+
+
 def test_rules_that_depend_on_what_nobody_knows_are_no_finding(box: netns.Namespace, doctor: Doctor) -> None:
     link(box, "wan", "10.0.0.1/24")
     box.run("nft", "add table inet f; add chain inet f in { type filter hook input priority 0; policy accept; };"

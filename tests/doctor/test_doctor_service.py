@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import netns
 import pytest
@@ -27,7 +29,10 @@ def origin(box: netns.Namespace, fields: dict[str, str], tls: ssl.SSLContext | N
         protocol_version = "HTTP/1.1"
 
         def do_HEAD(self) -> None:
-            self.send_response(200)
+            if "Status" in fields and fields["Status"] == "silent":
+                self.close_connection = True
+                return
+            self.send_response(int(fields.get("Status", "200")))
             for name, value in fields.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", "0")
@@ -76,6 +81,52 @@ def test_headers_that_prevent_caching(box: netns.Namespace, doctor: Doctor, fiel
         found = doctor(media(port), "--url", "http://media.example/talk/seg1.m4s?x=1")["found"]["origin-uncacheable"]
     assert why in found["text"]
     assert "/talk/seg1.m4s" in found["text"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "is_ok"),
+    [
+        ({"Status": "503"}, "origin-error", False),
+        ({"Status": "silent"}, "origin-answer", False),
+        ({"ETag": '"v"', "Cache-Control": "no-cache"}, "origin-no-lifetime", True),
+    ],
+)
+def test_answers_that_are_no_good(
+    box: netns.Namespace, doctor: Doctor, fields: dict[str, str], code: str, is_ok: bool
+) -> None:
+    with origin(box, fields) as port:
+        said = doctor(media(port))
+    assert code in said["found"]
+    assert said["ok"] is is_ok
+
+
+def test_a_way_to_the_origin_with_smaller_packets(box: netns.Namespace, doctor: Doctor) -> None:
+    with netns.Topology() as topology:
+        host = topology.namespace("origin")
+        topology.wire(host, "eth0", box, "wan")
+        host.ip("addr", "add", "10.0.0.2/24", "dev", "eth0")
+        box.ip("addr", "add", "10.0.0.1/24", "dev", "wan")
+        box.ip("route", "add", "10.0.0.2/32", "dev", "wan", "mtu", "1300")
+        server = host.call(lambda: socket.create_server(("10.0.0.2", 80)))
+        with server:
+            policy = 'origins: {media: {from: ["http://10.0.0.2"], hosts: [media.example]}}\n'
+            assert "1300 bytes" in accepting(server, lambda: doctor(policy))["path-mtu"]["text"]
+
+
+def accepting(server: socket.socket, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is found while a server answers one request."""
+
+    def serve() -> None:
+        taken, _ = server.accept()
+        with taken:
+            taken.recv(4096)
+            taken.sendall(b"HTTP/1.1 200 OK\r\nCache-Control: max-age=9\r\nContent-Length: 0\r\n\r\n")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    found: dict[str, Any] = ask()["found"]
+    thread.join()
+    return found
 
 
 def test_a_url_that_no_origin_has(box: netns.Namespace, doctor: Doctor) -> None:
@@ -162,6 +213,14 @@ def test_a_disk_that_is_read_only(box: netns.Namespace, doctor: Doctor, tmp_path
 TLS = 'origins: {media: {from: ["http://127.0.0.1:9"], hosts: [media.corp.example]}}\n' + (
     'listen: {tls: {address: "127.0.0.1:8443", tls: site}}\n'
 )
+
+
+def test_a_certificate_that_is_not_good_yet(box: netns.Namespace, doctor: Doctor, tmp_path: Path) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    begin, end = now + datetime.timedelta(days=1), now + datetime.timedelta(days=90)
+    made = trustme.CA().issue_cert("media.corp.example", not_before=begin, not_after=end)
+    made.cert_chain_pems[0].write_to_path(tmp_path / "site.crt")
+    assert "not good yet" in doctor(TLS, "--credentials", str(tmp_path))["found"]["certificate-early"]["text"]
 
 
 @pytest.mark.parametrize(
