@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from accelerator.kernel import wire
 from accelerator.kernel.links import Link
 from accelerator.kernel.membership_port import MembershipPort
 from accelerator.kernel.mroute import VIFS_MAX, MulticastRoutingError, MulticastSocket, Unrouted, Upcall
 from accelerator.kernel.mroute_table import KernelRoute, read_interfaces, read_routes
 from accelerator.kernel.multicast_wish import MulticastWish, ProxyWish, proxies_of_routes
-from accelerator.kernel.stream_watch import StreamWatch, explained
+from accelerator.kernel.netlink import Netlink
+from accelerator.kernel.stream_watch import OddPacket, StreamWatch, explained
 from accelerator.protocols.membership.filters import EVERYTHING, Filter, merge
 from accelerator.protocols.membership.forwarding import Entry, Forwarding, Install, StaticRoute
 from accelerator.protocols.membership.messages import Drop, Heard, Prefix, is_within
@@ -33,6 +35,7 @@ from accelerator.protocols.membership.proxy import (
 _BATCH = 256
 # A flow that nobody foretold is forgotten when no packet came between two looks.
 IDLE_LOOK_S = 60.0
+QUERIER_TOLD_S = 10.0
 _SIOCGETSGCNT = 0x89E1
 
 
@@ -58,6 +61,8 @@ class MulticastService:
         self.drops: Counter[Drop] = Counter()
         self.n_unsent = 0
         self._port = MembershipPort(router)
+        self._netlink = Netlink()
+        self.n_forged = 0
         self._left: tuple[dict[int, int], list[KernelRoute]] | None = (
             read_interfaces(router),
             read_routes(is_v6=router.is_v6, table=router.table),
@@ -71,6 +76,9 @@ class MulticastService:
             key = each.source, each.group
             self._sent_always[key] = self._sent_always.get(key, frozenset()).union(each.outputs)
         self._told: set[tuple[str, str]] = set()
+        # Who asks on a link since it was told last, and when that was.
+        self._queriers: dict[str, bytes | None] = {}
+        self._queriers_told_s: dict[str, float] = {}
         self._now_s = now_s
         self._idle_look_s = now_s + IDLE_LOOK_S
         self._packets: dict[tuple[bytes, bytes], int] = {}
@@ -105,6 +113,7 @@ class MulticastService:
 
     def close(self) -> None:
         self._watch.close()
+        self._netlink.close()
         self._port.close()
         self.router.close()
 
@@ -167,6 +176,8 @@ class MulticastService:
 
     def next_timer(self) -> float:
         first_s = min(self._idle_look_s, self._watch.next_timer())
+        for name in self._queriers:
+            first_s = min(first_s, self._queriers_told_s[name] + QUERIER_TOLD_S)
         return min([first_s, *(t for each in self._running if (t := each.proxy.next_timer()) is not None)])
 
     def on_timer(self, now_s: float) -> None:
@@ -332,7 +343,14 @@ class MulticastService:
         if name is None or upcall.kind not in (Upcall.NO_ROUTE, Upcall.WRONG_INTERFACE):
             return
         running = self._by_interface[name]
-        running.forwarding.seen(upcall.source, upcall.group, name, now_s)
+        home = name if name == running.wish.upstream else self._home(upcall.source, name, running)
+        if home != name:
+            # One packet that names another's address as its sender would take the stream away from all who watch it.
+            self.n_forged += 1
+            self._tell_forged(upcall, name, now_s)
+            if upcall.kind is not Upcall.NO_ROUTE:
+                return
+        running.forwarding.seen(upcall.source, upcall.group, home, now_s, is_forged=home != name)
         if upcall.kind is not Upcall.NO_ROUTE:
             return
         # Someone has deleted what we think is there, or the kernel asked before it was.
@@ -346,6 +364,25 @@ class MulticastService:
                     self.router.add_route(upcall.source, upcall.group, vif, outputs)
                     self.router.delete_route(upcall.source, upcall.group, vif)
                 return
+
+    def _home(self, source: bytes, name: str, running: _Running) -> str:
+        """Where a sender is whose packets came in on a downstream, by the kernel's own routes (reverse path)."""
+        if source[:1] == b"\xfe" and len(source) == 16 and source[1] & 0xC0 == 0x80:
+            return name  # of this link, whichever that is
+        try:
+            body = self._netlink.ask(wire.lookup_request(source))
+        except OSError:
+            return name
+        found = None if body is None else wire.read_route(body)
+        home = None if found is None else self._names.get(found[1].interface)
+        return home if home is not None and home in running.wish.downstreams else running.wish.upstream
+
+    def _tell_forged(self, upcall: Unrouted, name: str, now_s: float) -> None:
+        packet = OddPacket(name, upcall.source, upcall.group, 0, 0, False)
+        if self._watch.is_news("stream-forged", packet, now_s):
+            what = f"{_text(upcall.source)} sends {_text(upcall.group)} on {name}, where no route leads to it"
+            why = "not routed: somebody forges that address, or the box lacks a route there"
+            self._tell("stream-forged", name, f"{what}; {why}")
 
     def _act(self, now_s: float) -> None:
         """Carries out what the machines want: packets, routes, events."""
@@ -365,8 +402,7 @@ class MulticastService:
                     case FlowsChanged(group=group):
                         running.forwarding.refresh(group)
                     case DownstreamQuerierChanged(interface=interface, querier=querier):
-                        who = "we are" if querier is None else f"{_text(querier)} is"
-                        self._tell("querier-changed", interface, f"{who} querier on {interface} now")
+                        self._queriers[interface] = querier
                     case UpstreamVersionChanged(version=version):
                         name = running.wish.upstream
                         self._tell("upstream-version", name, f"version {version} of IGMP is spoken upstream on {name}")
@@ -376,6 +412,19 @@ class MulticastService:
                     self._install(running, change.entry)
                 elif (there := running.installed.pop(key, None)) is not None:
                     self.router.delete_route(there.source, there.group, self._vifs[there.parent])
+
+        self._tell_queriers(now_s)
+
+    def _tell_queriers(self, now_s: float) -> None:
+        """Of each link seldom: a host that forges queries can change it with each packet."""
+        for name, querier in list(self._queriers.items()):
+            if now_s < self._queriers_told_s.get(name, now_s - QUERIER_TOLD_S) + QUERIER_TOLD_S:
+                continue
+            del self._queriers[name]
+            self._queriers_told_s[name] = now_s
+            if name in self._links:
+                who = "we are" if querier is None else f"{_text(querier)} is"
+                self._tell("querier-changed", name, f"{who} querier on {name} now")
 
     def _reinstall(self, name: str) -> None:
         """What leads from or to the interface."""

@@ -76,6 +76,15 @@ class Netlink:
                     if number and number not in _DONE_ALREADY:
                         yield number
 
+    def ask(self, request: wire.Request) -> bytes | None:
+        """The body of the one answer; None: the kernel has none."""
+        self._number += 1
+        self._socket.send(request(self._number))
+        while True:
+            for kind, answered, body in wire.messages(self._socket.recv(_RECEIVE_BYTES)):
+                if answered == self._number:
+                    return None if kind == wire.NLMSG_ERROR else body
+
     def dump(self, request: wire.Request) -> Iterator[bytes]:
         """Bodies of the answers, to be read to their end. OSError where the kernel refuses."""
         self._number += 1

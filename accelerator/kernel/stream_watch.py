@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import socket
 import struct
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ LOOK_S, WINDOW_S = 10.0, 0.5
 # After a route is new: whoever has just set up a stream looks for why it doesn't come.
 SOON_S = 0.5
 AGAIN_S = 3600.0
+NEWS_MAX = 50
 _READ_MAX, _TOLD_MAX = 256, 1000
 _BUFFER_BYTES = 1 << 16
 _SO_ATTACH_FILTER = 26
@@ -127,6 +129,7 @@ class StreamWatch:
         self._at_s = now_s + LOOK_S
         self._sockets: dict[str, socket.socket] = {}
         self._told_s: dict[tuple[str, bytes, bytes], float] = {}
+        self._news_s: deque[float] = deque(maxlen=NEWS_MAX)
 
     def close(self) -> None:
         for each in self._sockets.values():
@@ -164,10 +167,14 @@ class StreamWatch:
         return list(found.values())
 
     def is_news(self, kind: str, packet: OddPacket, now_s: float) -> bool:
-        """Whether it is to be told: once an hour, however long it goes on."""
+        """Whether it is to be told: once an hour, however long it goes on, and of so many streams only: who forges
+        senders has any number of them."""
         key = kind, packet.source, packet.group
         if now_s < self._told_s.get(key, now_s - AGAIN_S) + AGAIN_S:
             return False
+        if len(self._news_s) == NEWS_MAX and now_s < self._news_s[0] + AGAIN_S:
+            return False
+        self._news_s.append(now_s)
         if len(self._told_s) >= _TOLD_MAX:
             del self._told_s[next(iter(self._told_s))]
         self._told_s.pop(key, None)

@@ -131,6 +131,13 @@ def routes_request(family: int, *, table: int = 0) -> Request:
     return lambda number: message(RTM_GETROUTE, F_DUMP, number, body)
 
 
+def lookup_request(address: bytes) -> Request:
+    """Asks which route packets to the address take."""
+    family = INET if len(address) == 4 else INET6
+    body = _ROUTE.pack(family, 8 * len(address), 0, 0, 0, 0, 0, 0, 0) + attribute(_RTA_DST, address)
+    return lambda number: message(RTM_GETROUTE, 0, number, body)
+
+
 def multicast_routes_request(family: int, table: int) -> Request:
     """Asks for a table of multicast routes: `family` is RTNL_FAMILY_IPMR or RTNL_FAMILY_IP6MR."""
     body = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + number(_RTA_TABLE, table)

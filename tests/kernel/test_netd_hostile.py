@@ -6,17 +6,23 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import netns
 import pytest
 from netd_box import NetdBox, wait_for
+from streams import ASM, FAMILIES, PORT, SOURCE, Count, Stream
 
 from accelerator.kernel import packet_filter, state
 from accelerator.kernel.intercept import LOOK_S, Interceptor, rules_of
 from accelerator.kernel.state import GENERATION_MAX, Interception, StateError
+from accelerator.kernel.stream_watch import NEWS_MAX
 from accelerator.netd import CLIENTS_MAX, SERVICES_MAX
+from accelerator.protocols import igmp
+from accelerator.protocols.membership.messages import Query
+from accelerator.protocols.membership.wire import checksum
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "")]
 
@@ -81,6 +87,84 @@ def test_followers_that_had_gone_kept_others_out_until_the_next_event(lonely: Ne
             connection.sendall(b'{"command": "follow"}\n')
             assert json.loads(reader.readline())["ok"]
     wait_for(lambda: lonely.ask("show"), "netd answers")
+
+
+def forge(host: netns.Namespace, source: str, group: str) -> None:
+    """One packet of a host's that names another's address as its sender."""
+
+    def sent() -> None:
+        is_v6 = ":" in group
+        packed = [socket.inet_pton(socket.AF_INET6 if is_v6 else socket.AF_INET, each) for each in (source, group)]
+        udp = struct.pack("!HHHH", 9, 9, 8, 0)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind(("eth0", 0))
+            if is_v6:
+                packet = struct.pack("!IHBB", 6 << 28, len(udp), 17, 8) + b"".join(packed) + udp
+                to = b"\x33\x33" + packed[1][-4:]
+            else:
+                head = struct.pack("!BBHHHBBH", 0x45, 0, 28, 0, 0, 8, 17, 0) + b"".join(packed)
+                packet = head[:10] + checksum(head).to_bytes(2) + head[12:] + udp
+                to = b"\x01\x00\x5e" + bytes([packed[1][1] & 127]) + packed[1][2:]
+            raw.send(to + bytes(6) + (0x86DD if is_v6 else 0x0800).to_bytes(2) + packet)
+
+    host.call(sent)
+
+
+@FAMILIES
+def test_a_forged_sender_took_a_stream_from_all_who_watched_it(branch: Branch, is_v6: bool) -> None:
+    """The kernel has one route for a source and group: it went to the link of the packet, for five seconds each."""
+    group, name = ASM[is_v6], "tv"
+    branch.netd.desire(TV)
+    branch.netd.ready()
+    count = Count(netns.join(branch.hosts[1], "eth0", group, PORT))
+    wait_for(lambda: branch.netd.proxy(is_v6=is_v6, name=name)["routes"], "the route")
+    stream = Stream(branch.source, group, 500)
+    wait_for(lambda: len(count.numbers) > 50, "packets")
+    forge(branch.hosts[0], SOURCE[is_v6], group)
+    wait_for(lambda: branch.netd.events("stream-forged"), "an event")
+    n_seen = len(count.numbers)
+    wait_for(lambda: len(count.numbers) > n_seen + 200, "packets")
+    stream.stop()
+    assert count.stop() == list(range(stream.n_sent))
+    # Who really is on the link sends as before.
+    camera = netns.sender(branch.hosts[0], "eth0", is_v6=is_v6)
+    heard = netns.join(branch.hosts[1], "eth0", group, PORT + 1)
+    camera.sendto(b"from the LAN", (group, PORT + 1))
+    assert heard.recv(100) == b"from the LAN"
+    camera.close()
+    heard.close()
+
+
+def test_forged_senders_filled_the_log(branch: Branch) -> None:
+    branch.netd.desire(TV)
+    branch.netd.ready()
+    member = netns.join(branch.hosts[1], "eth0", ASM[False], PORT)
+    for number in range(2 * NEWS_MAX):
+        forge(branch.hosts[0], f"192.0.2.{number}", ASM[False])
+        wait_for(lambda number=number: len(branch.netd.proxy()["routes"]) > number, "netd has seen it")
+    assert len(branch.netd.events("stream-forged")) == NEWS_MAX
+    member.close()
+
+
+def test_forged_queries_filled_the_log(branch: Branch) -> None:
+    """Two that take the office from each other with each query, hundreds a second."""
+    branch.box.ip("-4", "addr", "flush", "dev", "lan0")
+    branch.box.ip("addr", "add", "10.1.0.200/24", "dev", "lan0")
+    branch.netd.desire({**TV, "downstream": ["lan0"]})
+    branch.netd.ready()
+
+    def flooded() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            raw.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("10.1.0.2"))
+            for number in range(500):
+                query = Query(2, 10.0)
+                sender = socket.inet_aton(f"10.1.0.{3 + number % 2}")
+                for packet in igmp.write(query, sender):
+                    raw.sendto(packet.data, ("224.0.0.1", 0))
+
+    branch.hosts[0].call(flooded)
+    wait_for(lambda: branch.netd.proxy()["downstreams"]["lan0"]["querier"] == "10.1.0.4", "the last one is heard")
+    assert len(branch.netd.events("querier-changed")) <= 2
 
 
 def test_a_full_disk_left_a_policy_said_and_not_done(branch: Branch) -> None:

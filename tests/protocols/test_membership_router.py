@@ -267,6 +267,28 @@ def test_what_is_refused_is_counted_by_name() -> None:
     assert not router.accepts(S[4], GROUP)
 
 
+def test_a_host_asked_for_millions_of_sources_each_of_them_a_route() -> None:
+    """So many of a group, of thousands of groups: 8,000 packets made two million routes."""
+    settings = RouterSettings(admission=Admission(n_sources_max=10, n_sources_all_max=25))
+    router = fresh(settings)
+    groups = [packed(f"239.9.0.{each}") for each in range(6)]
+    for group in groups:
+        for first in (0, 5):
+            sources = frozenset(packed(f"198.51.100.{first + each}") for each in range(5))
+            record(router, Kind.ALLOW, sources, START_S, group)
+    assert sum(len(each.requested) for each in router.groups.values()) == 25
+    assert router.drops[Drop.SOURCE_LIMIT] == 7
+    # What is there is kept, whatever else is asked for; members of any source have their place.
+    record(router, Kind.ALLOW, frozenset([packed("198.51.100.1")]), START_S + 1, groups[0])
+    record(router, Kind.TO_EXCLUDE, frozenset(), START_S + 1, groups[5])
+    assert router.drops[Drop.SOURCE_LIMIT] == 7
+    # What ends gives its places back.
+    router.to_send(START_S + 2 * MEMBERSHIP_S)
+    assert not router.groups
+    record(router, Kind.ALLOW, frozenset(packed(f"198.51.100.{each}") for each in range(10)), START_S + 600, groups[0])
+    assert len(router.groups[groups[0]].requested) == 10
+
+
 def test_records_that_change_nothing_leave_nothing_behind() -> None:
     router = fresh()
     for kind in (Kind.TO_INCLUDE, Kind.IS_INCLUDE, Kind.ALLOW, Kind.BLOCK):

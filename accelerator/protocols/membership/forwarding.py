@@ -55,6 +55,7 @@ Key = tuple[bytes | None, bytes]
 class _Flow:
     interface: str
     moved_s: float
+    is_forged: bool = False
 
 
 class Forwarding:
@@ -92,18 +93,21 @@ class Forwarding:
         """Source and group of the flows that were seen: who installs routes says when they are idle."""
         return list(self._flows)
 
-    def seen(self, source: bytes, group: bytes, interface: str, now_s: float) -> None:
-        """Packets without a route, or on another interface than their route's, have come in."""
+    def seen(
+        self, source: bytes, group: bytes, interface: str, now_s: float, *, is_forged: bool = False
+    ) -> None:
+        """Packets without a route, or on another interface than their route's, have come in. `is_forged`: elsewhere
+        than on `interface`, where their sender is. A route of their own keeps those out without asking us again."""
         flow = self._flows.get((source, group))
         if flow is not None:
-            if flow.interface == interface or now_s < flow.moved_s + MOVE_AFTER_S:
+            if is_forged or flow.interface == interface or now_s < flow.moved_s + MOVE_AFTER_S:
                 return
             flow.interface, flow.moved_s = interface, now_s
         elif len(self._flows) >= self._n_flows_max:
             self.n_flows_refused += 1
             return
         else:
-            self._flows[source, group] = _Flow(interface, now_s)
+            self._flows[source, group] = _Flow(interface, now_s, is_forged)
             self._flow_sources.setdefault(group, set()).add(source)
         self.refresh(group)
 
@@ -158,7 +162,8 @@ class Forwarding:
             if interface == upstream:
                 outputs = _joined(outputs, everywhere)
                 # The entry for any source says the same, or nobody has seen what nobody wants.
-                if fixed is None and any_source and outputs == any_source:
+                is_forged = source in seen and self._flows[source, group].is_forged
+                if fixed is None and any_source and outputs == any_source and not is_forged:
                     continue
                 if not any_source and not outputs and source not in seen:
                     continue

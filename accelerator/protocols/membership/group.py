@@ -24,6 +24,7 @@ class Group:
         "excluded",
         "expires_s",
         "is_exclude",
+        "n_sources_counted",
         "requested",
         "v1_until_s",
         "v2_until_s",
@@ -33,6 +34,7 @@ class Group:
         self.address = address
         self.is_exclude = False
         self.expires_s = 0.0  # the group timer, of EXCLUDE mode only
+        self.n_sources_counted = 0  # by the link, for its limit
         self.requested: dict[bytes, float] = {}
         self.excluded: set[bytes] = set()
         self.v1_until_s = self.v2_until_s = 0.0

@@ -54,6 +54,7 @@ class Proxy:
         self.upstream = upstream
         self.host = HostSide(settings, fraction)
         self._routers: dict[str, RouterSide] = {}
+        self._may_forward: dict[str, bool] = {}  # when routes were last made
         self._wanted: dict[bytes, dict[str, Filter]] = {}
         self._always: dict[bytes, Filter] = {}
         self._events: deque[Event] = deque()
@@ -69,6 +70,7 @@ class Proxy:
         if name in self._routers or name == self.upstream:
             raise ValueError(f"{name} is an interface of this proxy already")
         self._routers[name] = RouterSide(settings, address, nets, now_s)
+        self._may_forward[name] = self._routers[name].may_forward
         self._events.append(FlowsChanged(None))
 
     def remove_downstream(self, name: str, now_s: float) -> None:
@@ -81,6 +83,7 @@ class Proxy:
     def set_address(self, name: str, address: bytes | None, nets: tuple[Prefix, ...], now_s: float) -> None:
         """A downstream's addresses have changed."""
         self._routers[name].set_address(address, nets, now_s)
+        self._may_forward[name] = self._routers[name].may_forward
         self._events.append(FlowsChanged(None))
 
     def receive(self, interface: str, heard: Heard | Drop, now_s: float) -> None:
@@ -169,7 +172,10 @@ class Proxy:
                     self._want(name, group, wanted, now_s)
                 case QuerierChanged(querier=querier):
                     self._events.append(DownstreamQuerierChanged(name, querier))
-                    self._events.append(FlowsChanged(None))
+                    # Another one in office changes no route; who forges queries changes it with each packet.
+                    if router.may_forward != self._may_forward[name]:
+                        self._may_forward[name] = router.may_forward
+                        self._events.append(FlowsChanged(None))
 
     def _want(self, name: str, group: bytes, wanted: Filter, now_s: float) -> None:
         """The membership database (RFC 4605 section 4.1): one downstream's filter of a group has changed."""

@@ -59,6 +59,7 @@ class RouterSide:
         self._nets = nets
         self._querier = Querier(settings.querier, settings.timing, address, now_s)
         self._groups: dict[bytes, Group] = {}
+        self._n_sources = 0
         self._deadlines = Deadlines()
         self._events: deque[Event] = deque()
         self._queries: deque[Query] = deque()
@@ -195,6 +196,10 @@ class RouterSide:
         elif len(group.requested.keys() | group.excluded | wanted.sources) > self.settings.admission.n_sources_max:
             self.drops[Drop.SOURCE_LIMIT] += 1
             return
+        new = wanted.sources - group.requested.keys() - group.excluded
+        if new and self._n_sources + len(new) > self.settings.admission.n_sources_all_max:
+            self.drops[Drop.SOURCE_LIMIT] += 1
+            return
         sources = wanted.sources
         timing = self._querier.timing
         is_join = version < 3 and kind is Kind.IS_EXCLUDE
@@ -241,6 +246,9 @@ class RouterSide:
 
     def _settle(self, group: Group, before: Filter) -> None:
         """After a change: the group's next deadline, the event, and its end if nobody wants it."""
+        n_sources = 0 if group.is_empty else len(group.requested) + len(group.excluded)
+        self._n_sources += n_sources - group.n_sources_counted
+        group.n_sources_counted = n_sources
         if group.is_empty:
             del self._groups[group.address]
             self._deadlines.set(group.address, None)

@@ -72,6 +72,7 @@ class Admission:
     ssm: tuple[Prefix, ...] = SSM_RANGES
     n_groups_max: int = 4096
     n_sources_max: int = 512  # of one group
+    n_sources_all_max: int = 8192  # of all groups: each is a route in the kernel
     hosts_refused: tuple[Prefix, ...] = ()
 
     def allows_group(self, group: bytes) -> bool:
