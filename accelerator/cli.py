@@ -219,6 +219,8 @@ def _doctor(options: argparse.Namespace) -> int:
     from accelerator.doctor.run import Subject, examine
     from accelerator.doctor.text import report_lines
 
+    if options.url and not options.url.startswith(("http://", "https://")):
+        raise ControlError("url", "--url is what a viewer asks for: https://HOST/PATH", exit_code=2)
     policy, daemon = _policy_and_daemon(options, is_lenient=True)
     state_dir = Path(options.state_dir) if options.state_dir else _state_dir_of(options.socket)
     credentials = options.credentials or os.environ.get("CREDENTIALS_DIRECTORY")

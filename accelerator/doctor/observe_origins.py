@@ -202,7 +202,7 @@ def _request(stream: Any, method: str, target: str, host: str) -> Answer:
 
 def _text(fault: Exception) -> str:
     if isinstance(fault, ssl.SSLCertVerificationError):
-        return fault.verify_message
+        return fault.verify_message.rstrip(".")
     if isinstance(fault, TimeoutError):
         return f"nothing within {TIMEOUT_S:.0f} s"
     if isinstance(fault, ssl.SSLError):

@@ -36,7 +36,11 @@ class Plan:
 def plan_of(policy: Policy, box: str | None, interface: str | None) -> Plan:
     """`box`: the address that the router knows it by; by default one that the policy says."""
     address = box or _address_of(policy)
-    if ip_address(address).version != 4:
+    try:
+        is_v4 = ip_address(address).version == 4
+    except ValueError:
+        raise RecipeError(f"--box is the box's address, not a name: {address}") from None
+    if not is_v4:
         raise RecipeError("these recipes are for IPv4: name the box's IPv4 address with --box")
     plain = [row.address.port for row in policy.listen.values() if not row.tls and not row.address.is_loopback]
     if not plain:

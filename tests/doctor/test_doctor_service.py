@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 import netns
 import pytest
 import trustme
-from conftest import Doctor
+from conftest import ACCELCTL, Doctor
 
 Hosts = Callable[[str], tuple[str, ...]]
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "")]
@@ -132,6 +133,12 @@ def accepting(server: socket.socket, ask: Callable[[], dict[str, Any]]) -> dict[
 def test_a_url_that_no_origin_has(box: netns.Namespace, doctor: Doctor) -> None:
     with origin(box, {"Cache-Control": "max-age=60"}) as port:
         assert "url-unknown" in doctor(media(port), "--url", "http://other.example/")["found"]
+
+
+def test_what_is_no_url_is_a_wrong_call() -> None:
+    done = subprocess.run([str(ACCELCTL), "doctor", "--url", "media.example"], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_an_origin_that_is_not_there(box: netns.Namespace, doctor: Doctor) -> None:

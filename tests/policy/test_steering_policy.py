@@ -11,7 +11,8 @@ from accelerator.policy import check_texts
 from accelerator.policy.compile import HOST_EXACT, HOST_PATHS, PathRow, compile_policy
 from accelerator.steering.matrix import flow_matrix
 
-DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "steering.md").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = (ROOT / "docs" / "steering.md").read_text()
 BASE = """
 version: 1
 site: {name: lyon}
@@ -79,3 +80,20 @@ def test_the_flow_matrix_has_what_is_intercepted_both_ways() -> None:
         ("viewers", port, way) for port in ("80", "8080") for way in ("in", "out")
     ]
     assert "lan0" in rows[0].why
+
+
+def test_every_steered_example_is_shown_by_the_document_and_every_lane_has_one() -> None:
+    """That they pass the check is test_policy_documents.py's."""
+    lanes = set()
+    for path in sorted((ROOT / "config" / "examples").glob("*.yaml")):
+        policy, _ = check_texts([(path.name, path.read_bytes())])
+        assert policy is not None
+        steering = policy.steering
+        found = {
+            "document": steering.document, "prefix": steering.prefix, "proxy": steering.proxy,
+            "connect": steering.connect, "intercept": steering.intercept,
+        }  # fmt: skip
+        used = {lane for lane, is_used in found.items() if is_used}
+        lanes |= used
+        assert not used or f"`config/examples/{path.name}`" in DOCUMENT, path.name
+    assert lanes == {"document", "prefix", "proxy", "connect", "intercept"}
