@@ -41,7 +41,8 @@ def doctor(box: netns.Namespace, tmp_path: Path) -> Doctor:
         assert done.returncode in (0, 1), err.decode()
         said: dict[str, Any] = json.loads(out)
         assert said["ok"] is (done.returncode == 0)
-        assert all(each["text"].count("\n") == 0 and each["text"].endswith(".") and not each["text"].endswith("..") for each in said["findings"])
+        texts = [each["text"] for each in said["findings"]]
+        assert all("\n" not in text and text.endswith(".") and not text.endswith("..") for text in texts)
         assert all(each["mend"] for each in said["findings"]), "each finding has what mends it"
         said["found"] = {each["code"]: each for each in said["findings"]}
         return said
