@@ -58,6 +58,8 @@ OPTIONAL = {
     "systemd-container": "the machine that the units are tested on",
     "tinyproxy-bin": "parent proxy in the tests",
     "varnish": "peer of the benchmarks",
+    "vlc-bin": "player in the tests",
+    "vlc-plugin-base": "player in the tests",
     "wrk": "load for benchmarks",
 }
 # What some of them would start at boot.
