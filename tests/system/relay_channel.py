@@ -1,5 +1,5 @@
-"""A box on loopback with one relay over HTTP, and the encoder that sends into it: 25 pictures a second, a key frame each
-second, and sound. What is asked of it is each test's own."""
+"""A box on loopback with one relay over HTTP, and the encoder that sends into it: 25 pictures a second, sound, a key
+frame each second. What is asked of it is each test's own."""
 
 from __future__ import annotations
 
