@@ -139,7 +139,11 @@ def _links(rows: Any) -> list[RenderableType]:
             rate = f"{each['bps'] / 1e6:.1f} Mbit/s"
             table.add_row(*first, printable(each["name"]), rate, *(count_text(figure) for figure in figures))
             first = ("", Text(""), "")
-        if not busy:
+        outside = row.get("outside", {})
+        if n := outside.get("tunnels", 0) + outside.get("relays", 0):
+            rate = f"{outside['bps'] / 1e6:.1f} Mbit/s"
+            table.add_row(*first, "tunnels, relays", rate, count_text(n), "", "")
+        elif not busy:
             table.add_row(*first, "", "", "", "", "")
     return [table] if rows else []
 

@@ -134,6 +134,10 @@ class Pacer:
         if not flow.is_held and self.budget.wait_s(flow.index, now_s) > 0:
             self._hold(flow)
 
+    def took_outside(self, n: int) -> None:
+        """Of what this pacer can't hold up."""
+        self.budget.took_outside(n, self._loop.time())
+
     def end(self, flow: Flow) -> None:
         if flow in self._flows:
             self._flows.remove(flow)

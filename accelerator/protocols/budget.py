@@ -90,6 +90,7 @@ class Budget:
         self.rate = rate_bps / 8 / WIRE_PER_BYTE * (1 - 2.5 * BURST_S)  # bytes of payload per second
         self._link = _Bucket(self.rate, now_s)
         self._classes = [_Class(self.rate, share, now_s) for share in shares]
+        self._outside = _Rate(now_s)
 
     @property
     def quantum(self) -> int:
@@ -116,6 +117,17 @@ class Budget:
             mine.guaranteed.level -= n
         mine.read_at_s = now_s
         mine.recent.add(n, now_s)
+
+    def took_outside(self, n: int, now_s: float) -> None:
+        """`n` bytes have come that nothing holds up, such as a tunnel's or a live relay's: of no class, and first. What
+        classes read gets by with the rest."""
+        self._link.fill(now_s)
+        self._link.level = max(self._link.level - n, -self._link.rate * DEBT_S)
+        self._outside.add(n, now_s)
+
+    def outside_rate(self, now_s: float) -> float:
+        """Bytes per second of that, of late."""
+        return self._outside.now(now_s)
 
     def set_waiting(self, index: int, is_waiting: bool) -> None:
         """Whether a transfer of this class waits for the budget: less important ones may not borrow before it."""
@@ -154,7 +166,7 @@ class Budget:
         """How much one transfer's sender may have under way: what can be read in a round trip and a little, so that
         neither a burst of all senders stands in the WAN's queue nor a far one is too slow."""
         mine = self._classes[index]
-        free = self.rate - sum(
+        free = self.rate - self._outside.now(now_s) - sum(
             max(other.recent.now(now_s), min(other.guaranteed.rate, self.rate) if other.n_flows else 0.0)
             for i, other in enumerate(self._classes)
             if i != index

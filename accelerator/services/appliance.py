@@ -38,6 +38,7 @@ from accelerator.services.rollout import Rollout
 from accelerator.services.security_log import SecurityLog
 from accelerator.services.succession import Succession
 from accelerator.services.wan import Wan
+from accelerator.services.wan_outside import Outside
 from accelerator.steering.pages import own_pages
 
 log = logging.getLogger("accelerator")
@@ -104,8 +105,12 @@ class Appliance:
         self._intercepted: socket.socket | None = None
         self.interceptor = Interceptor(state_dir / "netd.sock", self, events, self._take_intercepted)
         self.netd = NetdClient(state_dir / "netd.sock", events)
-        self.wan = Wan(loop, self.origins, events)
         self.relays = Relays(events, credentials, self.dataplane)
+        outside = Outside(
+            self.fetcher.tunnels.bytes_by_origin,
+            lambda: (row for flow in self.relays.flows.values() for row in flow.bytes_by_leg()),
+        )
+        self.wan = Wan(loop, self.origins, events, outside)
         self.relays.bases = self._bases
         self.fetcher.desk = self.relays.desk
         self._waiting_relays: Prepared | None = None

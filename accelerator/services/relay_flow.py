@@ -9,7 +9,7 @@ import base64
 import random
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -33,6 +33,7 @@ from accelerator.policy.compile import RelayOutputRow, RelayRow
 from accelerator.policy.relay_rules import Input
 from accelerator.protocols.relay_signal import Signal, State
 from accelerator.services.relay_viewers import Viewers
+from accelerator.services.wan_outside import ANY
 
 # What fits Ethernet, with room for a tunnel's header; larger datagrams are dropped, and counted.
 DATAGRAM_BYTES_MAX = 1536
@@ -379,6 +380,14 @@ class Flow:
     def leg_counters(self, index: int) -> dict[str, int]:
         row = self._plane.legs[self.slot * RELAY_LEGS + index]
         return {name: int(row[column]) for column, name in RELAY_LEG_COLUMNS}
+
+    def bytes_by_leg(self) -> Iterator[tuple[object, str, int]]:
+        """What has come for each input that no group brings: (leg, interface, bytes). SRT and RIST, which cross WANs,
+        come by the first link where policy names none; a plain sender may be next door."""
+        for index, leg in enumerate(self.legs):
+            interface = leg.spec.interface or (ANY if leg.spec.session is not None else "")
+            if interface and not leg.is_group:
+                yield (self.slot, index), interface, self.leg_counters(index)["bytes"]
 
     def output_counters(self, outlet: Outlet) -> dict[str, int]:
         if outlet.index is None:

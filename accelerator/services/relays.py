@@ -72,7 +72,7 @@ class Relays:
         # Flows that viewers' paths have made, and rings that nobody writes any more but somebody may read.
         self._channels: set[str] = set()
         self._closed: list[Viewers] = []
-        self._flows: dict[str, Flow] = {}
+        self.flows: dict[str, Flow] = {}
         self._plane: RelayPlane | None = None
         self._links = Links()
         self._changes = LinkChanges(self._look)
@@ -109,13 +109,13 @@ class Relays:
             viewers.close()
         if not is_heir_there:  # whoever takes over announces the same
             self._announcer.close()
-        for leg in (leg for flow in self._flows.values() for leg in flow.legs):
+        for leg in (leg for flow in self.flows.values() for leg in flow.legs):
             if leg.intake is not None:
                 leg.intake.close()
-        left = [leg.socket for flow in self._flows.values() for leg in flow.legs]
-        left += [made for flow in self._flows.values() for made in flow.end()]
+        left = [leg.socket for flow in self.flows.values() for leg in flow.legs]
+        left += [made for flow in self.flows.values() for made in flow.end()]
         left += [made for _, _, made in self._limbo]
-        self._flows, self._limbo, self._left_slots = {}, [], set()
+        self.flows, self._limbo, self._left_slots = {}, [], set()
         if self._plane is not None:
             self._plane.close()
             self._plane = None
@@ -132,7 +132,7 @@ class Relays:
 
     def prepare(self, tables: Tables) -> Prepared:
         """Opens what isn't open yet. Raises AcceleratorError, and nothing is open more than before then."""
-        channels = [row_of(self._flows[name].row.outputs[0].path, tables.udpxy) for name in sorted(self._channels)]
+        channels = [row_of(self.flows[name].row.outputs[0].path, tables.udpxy) for name in sorted(self._channels)]
         kept = [row for row in channels if isinstance(row, RelayRow)][: tables.udpxy.channels]
         rows = tables.relays + tuple(kept)
         prepared = Prepared(rows)
@@ -180,9 +180,9 @@ class Relays:
             self._end(flow)
             for leg in flow.legs:
                 spare.setdefault(_leg_key(leg.spec), []).append(leg)
-        known, begun = set(self._flows), []
+        known, begun = set(self.flows), []
         for row in prepared.rows:
-            flow = self._flows.get(row.name) or self._begin(row, prepared, spare, gone.get(row.name))
+            flow = self.flows.get(row.name) or self._begin(row, prepared, spare, gone.get(row.name))
             begun += [flow] if row.name in gone or row.name not in known else []
             self._take_outputs(flow, row)
         # Groups that nobody asks for any more are left with their sockets.
@@ -190,7 +190,7 @@ class Relays:
             self._limbo.append((None, 0, leg.socket))
             if leg.intake is not None:
                 leg.intake.close()
-        for name in set(self._waiting_told) - set(self._flows):
+        for name in set(self._waiting_told) - set(self.flows):
             del self._waiting_told[name]
         self._look()
         for flow in begun:  # with its outputs open, so that the first packet has somewhere to go
@@ -198,7 +198,7 @@ class Relays:
 
     def _end(self, flow: Flow) -> None:
         """All but its input sockets, which may serve on."""
-        del self._flows[flow.row.name]
+        del self.flows[flow.row.name]
         self._channels.discard(flow.row.name)
         if flow.viewers is not None:
             self._closed.append(flow.viewers)
@@ -207,12 +207,12 @@ class Relays:
 
     def _runs(self, row: RelayRow) -> bool:
         """Whether a relay of this name and input runs, and may go on."""
-        flow = self._flows.get(row.name)
+        flow = self.flows.get(row.name)
         return flow is not None and input_key(flow.row) == input_key(row)
 
     def _leaving(self, rows: tuple[RelayRow, ...]) -> dict[str, Flow]:
         staying = {row.name for row in rows if self._runs(row)}
-        return {name: flow for name, flow in self._flows.items() if name not in staying}
+        return {name: flow for name, flow in self.flows.items() if name not in staying}
 
     def _begin(self, row: RelayRow, prepared: Prepared, spare: dict[LegKey, list[Leg]], before: Flow | None) -> Flow:
         assert self._plane is not None
@@ -226,14 +226,14 @@ class Relays:
             old = spare[_leg_key(spec)].pop()
             legs.append(Leg(spec, old.socket.dup(), old.is_joined, old.link, intake=old.intake))
             self._limbo.append((None, 0, old.socket))
-        taken = {flow.slot for flow in self._flows.values()} | self._left_slots
+        taken = {flow.slot for flow in self.flows.values()} | self._left_slots
         slot = next(each for each in range(RELAY_SLOTS) if each not in taken)
         flow = Flow(self._plane, slot, row, legs, self._discard)
         if before is not None:
             flow.subscribed, flow.carried, flow.signal = before.subscribed, before.carried, before.signal
             flow.http_carried = before.http_carried
         self._plane.add(slot, settings_of(row, legs), receives=False)
-        self._flows[row.name] = flow
+        self.flows[row.name] = flow
         return flow
 
     def _take_outputs(self, flow: Flow, row: RelayRow) -> None:
@@ -307,8 +307,8 @@ class Relays:
         self._look()
         if self._n_ticks % SAMPLES_EACH == 0:
             now_ns = clock.monotonic_ns()
-            self._announcer.follow(sessions(self._flows.values(), self._seen), now_ns / 1e9, clock.wall_s())
-            for flow in self._flows.values():
+            self._announcer.follow(sessions(self.flows.values(), self._seen), now_ns / 1e9, clock.wall_s())
+            for flow in self.flows.values():
                 flow.sample(now_ns)
             self._watch_workers(now_ns)
 
@@ -318,10 +318,10 @@ class Relays:
             return
         self._reap()
         now_ns = clock.monotonic_ns()
-        names = {each.spec.interface for flow in self._flows.values() for each in flow.legs}
-        names |= {each.row.interface for flow in self._flows.values() for each in flow.outlets}
+        names = {each.spec.interface for flow in self.flows.values() for each in flow.legs}
+        names |= {each.row.interface for flow in self.flows.values() for each in flow.outlets}
         self._seen = self._links.look({name for name in names if name is not None})
-        for flow in list(self._flows.values()):
+        for flow in list(self.flows.values()):
             if flow.row.name in self._channels and not flow.is_wanted(now_ns):
                 self._end(flow)
                 self._limbo += [(None, 0, leg.socket) for leg in flow.legs]
@@ -344,7 +344,7 @@ class Relays:
     def _say_own(self) -> None:
         """Split horizon: what our own outputs send is never an input, whatever way it comes."""
         assert self._plane is not None
-        ports = {each.socket.getsockname()[1] for flow in self._flows.values() for each in flow.outlets if each.socket}
+        ports = {each.socket.getsockname()[1] for flow in self.flows.values() for each in flow.outlets if each.socket}
         addresses = {_mapped(one) for each in self._links.addresses().values() for one in each} if ports else set()
         own = frozenset((address, port) for address in addresses for port in ports)
         if own != self._own:
@@ -416,7 +416,7 @@ class Relays:
     # -- viewers over HTTP ---------------------------------------------------------------------------------------------
 
     def _all_viewers(self) -> list[Viewers]:
-        return [flow.viewers for flow in self._flows.values() if flow.viewers is not None]
+        return [flow.viewers for flow in self.flows.values() if flow.viewers is not None]
 
     def _status_for(self, name: str, path: str) -> int:
         """What a HEAD is answered: nothing is opened or joined for it."""
@@ -427,7 +427,7 @@ class Relays:
 
     def _flow_at(self, name: str, path: str) -> Flow | None:
         relay, _, index = name.removeprefix(RELAY_PREFIX).partition(":")
-        flow = self._flows.get(relay)
+        flow = self.flows.get(relay)
         if flow is None or int(index or 0) >= len(flow.row.outputs):
             return None
         # The row of the worker's is a prefix; a relay has this path and no other.
@@ -440,7 +440,7 @@ class Relays:
             row = row_of(path, self._udpxy)
             if isinstance(row, int):
                 return row
-            flow = self._flows.get(row.name) or self._open_channel(row)
+            flow = self.flows.get(row.name) or self._open_channel(row)
         else:
             flow = self._flow_at(name, path)
             if flow is None:
@@ -454,7 +454,7 @@ class Relays:
 
     def _open_channel(self, row: RelayRow) -> Flow | None:
         """None: there are as many as the policy allows, or the system has no socket for it."""
-        n_taken = len(self._flows) + len(self._left_slots)
+        n_taken = len(self.flows) + len(self._left_slots)
         if len(self._channels) >= self._udpxy.channels or n_taken >= RELAY_SLOTS:
             return None
         spec = row.inputs[0]
@@ -509,7 +509,7 @@ class Relays:
             self._check_loop(receiver)
             places.append((receiver, number))
         # From here on in one piece: others may have had their turn meanwhile.
-        if self._flows.get(name) is not flow or flow.row is not row:
+        if self.flows.get(name) is not flow or flow.row is not row:
             raise ControlError("changed", f"relay {name} has just changed: once more")
         new = [each for each in places if each[0] not in flow.subscribed]
         if flow.n_receivers + len(new) > flow.row.receivers_max:
@@ -539,7 +539,7 @@ class Relays:
 
     def _check_loop(self, receiver: Receiver) -> None:
         host, port = ip_address(receiver[0]), receiver[1]
-        for flow in self._flows.values():
+        for flow in self.flows.values():
             for leg in flow.legs:
                 bound = ip_address(leg.spec.host)
                 if leg.is_group or leg.spec.port != port or bound.version != host.version:
@@ -549,46 +549,46 @@ class Relays:
                     raise ControlError("loop", f"that is the input of relay {flow.row.name}: it would go in a circle")
 
     def _flow(self, name: str) -> Flow:
-        if name not in self._flows:
-            known = ", ".join(list(self._flows)[:5]) or "there are none"
+        if name not in self.flows:
+            known = ", ".join(list(self.flows)[:5]) or "there are none"
             raise ControlError("no-such-relay", f"no relay is called {name[:80]!r}: {known}")
-        return self._flows[name]
+        return self.flows[name]
 
     # -- what operators are shown --------------------------------------------------------------------------------------
 
     def listing(self) -> dict[str, Any]:
         now_ns = clock.monotonic_ns()
-        return {"relays": [flow.summary(now_ns) for flow in self._flows.values()]}
+        return {"relays": [flow.summary(now_ns) for flow in self.flows.values()]}
 
     def show(self, name: str) -> dict[str, Any]:
         return self._flow(name).details(clock.monotonic_ns())
 
     def playlist(self) -> dict[str, str]:
-        named = [flow for name, flow in self._flows.items() if name not in self._channels]
+        named = [flow for name, flow in self.flows.items() if name not in self._channels]
         return {"m3u": playlist(named, self.bases())}
 
     def state(self) -> dict[str, Any]:
         """For `status`."""
-        states = [flow.signal.state.value for flow in self._flows.values()]
+        states = [flow.signal.state.value for flow in self.flows.values()]
         workers = enumerate(self._plane.workers_state()) if self._plane is not None else []
         return {
             "n": len(states),
             **{each.value: states.count(each.value) for each in State},
-            "receivers": sum(flow.n_receivers for flow in self._flows.values()),
-            "viewers": sum(flow.n_viewers for flow in self._flows.values()),
+            "receivers": sum(flow.n_receivers for flow in self.flows.values()),
+            "viewers": sum(flow.n_viewers for flow in self.flows.values()),
             "channels": len(self._channels),
             "workers": [{"index": i, "alive": is_alive and i not in self._stalled} for i, (_, is_alive) in workers],
             "has_priority": self.has_priority,
             "follows_links": self._changes.is_followed,
             "announcements_failed": self._announcer.n_failed,
-            "silent_names": [name for name, flow in self._flows.items() if flow.signal.state is State.SILENT],
+            "silent_names": [name for name, flow in self.flows.items() if flow.signal.state is State.SILENT],
         }
 
     def unhealthy(self) -> list[str]:
         return [f"relay worker {index} stands still" for index in sorted(self._stalled)]
 
     def metrics(self) -> list[tuple[str, dict[str, int], dict[str, float]]]:
-        return metrics(self._flows.values())
+        return metrics(self.flows.values())
 
 
 def _leg_key(spec: Input) -> LegKey:

@@ -61,6 +61,10 @@ class Tunnels:
         ended = self._plane.origin_tunnels(list(self._given))
         return max(0, sum(self._given.values()) - sum(row[0] for row in ended.values()))
 
+    def bytes_by_origin(self) -> dict[int, int]:
+        """What tunnels have brought to viewers, by the origin's number; 0: of CONNECT."""
+        return {origin: row[1] for origin, row in self._plane.origin_tunnels(list(self._given)).items()}
+
     @property
     def n_relays(self) -> int:
         return len(self._relays)

@@ -20,8 +20,10 @@ from accelerator.protocols.budget import Share
 from accelerator.protocols.link_health import LinkHealth, choose
 from accelerator.services.events import Events
 from accelerator.services.origins import Origins
+from accelerator.services.wan_outside import ANY, KINDS, Outside
 
 LOOK_EACH_S = 1.0
+OUTSIDE_EACH_S = 0.05
 PROBE_S = 1.0
 # What belongs to no class of the policy comes last.
 NO_CLASS = "(none)"
@@ -40,7 +42,9 @@ class _Running:
 class Wan:
     """All links of the running policy. Lives on one loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, origins: Origins, events: Events) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, origins: Origins, events: Events, outside: Outside | None = None
+    ) -> None:
         self._loop = loop
         self._origins = origins
         self._events = events
@@ -50,6 +54,8 @@ class Wan:
         self._interfaces: Links | None = None
         self._seen: Mapping[str, Interface] = {}
         self._task: asyncio.Task[None] | None = None
+        self._outside = outside
+        self._counting: asyncio.TimerHandle | None = None
 
     def apply(self, policy: Policy) -> None:
         """After the origins have taken the policy over. Transfers under way go on, under the new budgets."""
@@ -83,8 +89,12 @@ class Wan:
         if self._links and self._task is None:
             self._interfaces = Links()
             self._task = self._loop.create_task(self._watch())
+            self._count_outside()
 
     async def stop(self) -> None:
+        if self._counting is not None:
+            self._counting.cancel()
+            self._counting = None
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -113,6 +123,23 @@ class Wan:
             if before.link and before.link != link and named:
                 moved.setdefault(before.link, []).append(origin.name)
         return moved
+
+    def _count_outside(self) -> None:
+        """What isn't paced takes from the budgets first, and the rest adapts."""
+        self._counting = self._loop.call_later(OUTSIDE_EACH_S, self._count_outside)
+        if self._outside is None:
+            return
+        first = next(iter(self._links), "")
+        of_interface = {running.row.interface: name for name, running in self._links.items()} | {ANY: first}
+
+        def of_origin(number: int) -> str:
+            origin = self._origins.by_id.get(number)
+            return (origin.client.lane.link if origin is not None else "") or first
+
+        for name, n in self._outside.grown(of_origin, lambda interface: of_interface.get(interface, "")).items():
+            pacer = self._links[name].pacer if name in self._links else None
+            if pacer is not None:
+                pacer.took_outside(n)
 
     # -- whether links work --------------------------------------------------------------------------------------------
 
@@ -196,10 +223,16 @@ class Wan:
                 "up_again_in_s": round(running.health.left_s(now_s), 1),
                 "video_bps": running.row.video or 0,
                 "origins": [each.name for each in self._origins.by_id.values() if each.client.lane.link == name],
+                "outside": self._outside_row(name, running, now_s),
                 "classes": [] if running.pacer is None else _class_rows(running.pacer, now_s),
             }
             for name, running in self._links.items()
         ]
+
+    def _outside_row(self, name: str, running: _Running, now_s: float) -> dict[str, int]:
+        totals = self._outside.totals if self._outside is not None else {}
+        row = {kind: totals.get((name, kind), 0) for kind in KINDS}
+        return row | {"bps": 0 if running.pacer is None else int(running.pacer.budget.outside_rate(now_s) * 8)}
 
 
 def _class_rows(pacer: Pacer, now_s: float) -> list[dict[str, Any]]:

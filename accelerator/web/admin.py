@@ -153,14 +153,20 @@ class BoxCollector(Collector):
         labels = ["link", "class"]
         arrived = CounterMetricFamily("accelerator_link_bytes", "By link and class: bytes fetched", labels=labels)
         held = CounterMetricFamily("accelerator_link_held", "By link and class: waits for the budget", labels=labels)
+        outside = CounterMetricFamily(
+            "accelerator_link_outside_bytes", "By link: bytes of tunnels and relays, which take from the budget first",
+            labels=["link", "kind"],
+        )  # fmt: skip
         for row in rows:
             link = printable(row["name"])
             is_up.add_metric([link], int(row["up"]))
             budget.add_metric([link], row["video_bps"])
+            for kind in ("tunnels", "relays"):
+                outside.add_metric([link, kind], row["outside"][kind])
             for each in row["classes"]:
                 arrived.add_metric([link, printable(each["name"])], each["bytes"])
                 held.add_metric([link, printable(each["name"])], each["held"])
-        return (is_up, budget, arrived, held)
+        return (is_up, budget, arrived, held, outside)
 
     @staticmethod
     def _queues(rows: Iterable[Mapping[str, Any]]) -> Iterable[Metric]:

@@ -88,6 +88,27 @@ def test_a_debt_is_forgotten_after_half_a_second() -> None:
     assert budget.wait_s(0, 0.6) == 0
 
 
+def test_what_nobody_can_hold_up_comes_first_and_classes_share_the_rest() -> None:
+    """A tunnel of 60 % of the link: who borrows gets 40 %, and windows are of that size; a guarantee still holds."""
+    budget = Budget(8e6, [Share(0.2), Share()], 0.0)
+    read, now_s = [0, 0], 0.0
+    while now_s < 3.0:
+        budget.took_outside(int(budget.rate * 0.6 * 0.05), now_s)
+        for _ in range(25):
+            now_s += 0.002
+            for index in (0, 1):
+                while budget.wait_s(index, now_s) == 0:
+                    budget.took(index, 1000, now_s)
+                    read[index] += 1000
+    assert 0.3 < sum(read) / (3 * budget.rate) < 0.45
+    assert read[0] / (3 * budget.rate) >= 0.19
+    assert budget.outside_rate(now_s) == pytest.approx(budget.rate * 0.6, rel=0.15)
+    budget.joined(1)
+    free = Budget(8e6, [Share(0.2), Share()], 0.0)
+    free.joined(1)
+    assert budget.window_bytes(1, 0.2, now_s) < free.window_bytes(1, 0.2, 0.0) * 0.6
+
+
 def test_windows_go_by_what_a_class_may_have_and_how_many_share_it() -> None:
     budget = Budget(100_000_000, [Share(0.4), Share(0.0, 0.5)], 0.0)
     budget.joined(0)
