@@ -37,7 +37,7 @@ from accelerator import clock
 from accelerator.control.message import encode_error, encode_result, parse_request
 from accelerator.errors import AcceleratorError, ControlError
 from accelerator.kernel.intercept import Interceptor, open_transparent
-from accelerator.kernel.keeper import Kept
+from accelerator.kernel.kept import Kept
 from accelerator.kernel.links import LinkWatch, read_links
 from accelerator.kernel.mroute import MulticastRoutingError, MulticastSocket, kept_table
 from accelerator.kernel.multicast import MulticastService
@@ -75,6 +75,8 @@ class Netd:
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
         self._n_events = 0
         self._is_saved = True
+        self._is_keeper_there = True
+        self._refusals: dict[socket.AddressFamily, str] = {}
         self._followers: set[asyncio.Queue[dict[str, Any]]] = set()
         self._clients: set[asyncio.Task[None]] = set()
         self._keeper: Kept | None = None
@@ -211,26 +213,50 @@ class Netd:
                 self._keeper.drop(_SLOTS[family])
                 kept = None
             router = MulticastSocket(family, wish.table, None if kept is None else os.dup(kept))
-        except (MulticastRoutingError, RuntimeError) as error:
-            self._tell({"kind": "multicast-refused", "family": _name(family), "message": str(error)})
-            if self._retry is None:
-                self._retry = loop.call_later(RETRY_S, self._apply)
+            if kept is None:
+                self._keeper.keep(_SLOTS[family], router.fileno())
+        except (MulticastRoutingError, OSError, RuntimeError) as error:
+            self._refused(family, error)
             return
-        if kept is None:
-            self._keeper.keep(_SLOTS[family], router.fileno())
-        service = MulticastService(router, wish, _now_s(), self._wish)
+        try:
+            service = MulticastService(router, wish, _now_s(), self._wish)
+        except OSError as error:
+            router.close()
+            self._refused(family, error)
+            return
+        self._refusals.pop(family, None)
         self._multicast[family] = service
         loop.add_reader(service.fileno(), self._readable, family)
+
+    def _refused(self, family: socket.AddressFamily, error: Exception) -> None:
+        """Told once, and tried again until it goes."""
+        if self._refusals.get(family) != str(error):
+            self._refusals[family] = str(error)
+            self._tell({"kind": "multicast-refused", "family": _name(family), "message": str(error)})
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._apply)
 
     def _keeper_gone(self) -> None:
         """Someone ended it: another one takes over what it had."""
         assert self._keeper is not None
         asyncio.get_running_loop().remove_reader(self._keeper.fileno())
-        kept = self._keeper.descriptors
         self._keeper.close()
-        self._keeper = Kept(self._keeper_path)
-        asyncio.get_running_loop().add_reader(self._keeper.fileno(), self._keeper_gone)
-        for slot, descriptor in kept.items():
+        self._renew_keeper(self._keeper)
+
+    def _renew_keeper(self, old: Kept) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            self._keeper = Kept(self._keeper_path)
+        except (OSError, RuntimeError) as error:
+            if self._is_keeper_there:
+                message = f"there is no keeper of multicast routes, which end with netd until there is: {error}"
+                self._tell({"kind": "keeper-missing", "message": message})
+            self._is_keeper_there = False
+            loop.call_later(RETRY_S, self._renew_keeper, old)
+            return
+        self._is_keeper_there = True
+        loop.add_reader(self._keeper.fileno(), self._keeper_gone)
+        for slot, descriptor in old.descriptors.items():
             self._keeper.keep(slot, descriptor)
             os.close(descriptor)
         self._tell(

@@ -1,11 +1,12 @@
 """Holds duplicates of netd's multicast-routing sockets, so that routes outlive netd: the kernel deletes them with the
-last one. Parses nothing, decides nothing, needs no capability; it must be so small that it needs no restart.
+last one. Parses nothing that is said, decides nothing; it must be so small that it needs no restart. It does nothing
+with the capabilities that it has from netd, but shows who may have what is kept: who has them too.
 
     python -m accelerator.kernel.keeper SOCKET SECONDS
 
 Who connects gets what is kept, in one message: a byte for each slot, and the descriptors. Each byte it then sends is
 a slot, to keep the descriptor that comes along, or to close what is kept there. Without a connection for SECONDS the
-keeper ends, and the routes with it. `Kept` is netd's end."""
+keeper ends, and the routes with it. netd's end is kept.py."""
 
 from __future__ import annotations
 
@@ -15,13 +16,11 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
-from pathlib import Path
 
 SLOTS = b"46"
 ALONE_S = 300.0
-_ANSWER_S = 2.0
+_NETWORK = 1 << 12 | 1 << 13  # CAP_NET_ADMIN, CAP_NET_RAW
 
 
 def serve(path: str, alone_s: float) -> None:
@@ -48,7 +47,7 @@ def serve(path: str, alone_s: float) -> None:
             client = _take(client, kept)
         else:
             newer = listener.accept()[0]
-            if _peer(newer) != os.geteuid():
+            if not is_equal(newer):
                 newer.close()
                 continue
             if client is not None:
@@ -78,69 +77,20 @@ def _take(client: socket.socket, kept: dict[int, int]) -> socket.socket | None:
     return client
 
 
-def _peer(connection: socket.socket) -> int:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int(struct.unpack("3i", credentials)[1])
+def is_equal(connection: socket.socket) -> bool:
+    """Whether the other end has our user and our network capabilities: what is kept is as good as those, and
+    acceleratord, which has none, is of the same user."""
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        return uid == os.geteuid() and not _capabilities("self") & ~_capabilities(f"{pid}")
+    except (OSError, ValueError):
+        return False  # gone, or not ours to see
 
 
-class Kept:
-    """netd's end: a connection that is held for as long as netd runs."""
-
-    def __init__(self, path: Path, alone_s: float = ALONE_S) -> None:
-        """Finds the keeper of this path or starts one, in a session of its own: what kills netd's group spares it."""
-        self._path = path
-        self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
-        self.descriptors: dict[int, int] = {}
-        if self._connect():
-            return
-        command = [sys.executable, "-m", "accelerator.kernel.keeper", str(path), str(alone_s)]
-        self._process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, close_fds=True)
-        while not self._connect():
-            if self._process.poll() is not None:
-                raise RuntimeError("the keeper process ended at its start")
-            select.select([], [], [], 0.01)
-
-    def fileno(self) -> int:
-        """Readable when the keeper has ended: it says nothing else."""
-        assert self._socket is not None
-        return self._socket.fileno()
-
-    def keep(self, slot: int, descriptor: int) -> None:
-        """A duplicate of it from now on, here too: should the keeper be ended, there is one to give to the next."""
-        assert self._socket is not None
-        socket.send_fds(self._socket, [bytes([slot])], [descriptor])
-        self.descriptors[slot] = os.dup(descriptor)
-
-    def drop(self, slot: int) -> None:
-        """OSError: the keeper has ended."""
-        assert self._socket is not None
-        kept = self.descriptors.pop(slot, None)
-        if kept is not None:
-            os.close(kept)
-        self._socket.send(bytes([slot]))
-
-    def close(self) -> None:
-        """The connection, not what is kept."""
-        assert self._socket is not None
-        self._socket.close()
-
-    def _connect(self) -> bool:
-        """Whether a keeper is there and has said what it keeps: one that is being ended may take a connection, and
-        never answer."""
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        made.settimeout(_ANSWER_S)
-        try:
-            made.connect(str(self._path))
-            data, descriptors, _, _ = socket.recv_fds(made, len(SLOTS), len(SLOTS))
-        except OSError:
-            data, descriptors = b"", []
-        if not data:
-            made.close()
-            return False
-        self._socket = made
-        self.descriptors = dict(zip(data, descriptors, strict=False))
-        return True
+def _capabilities(pid: str) -> int:
+    with open(f"/proc/{pid}/status", "rb") as file:
+        line = next(each for each in file if each.startswith(b"CapEff:"))
+    return int(line[7:], 16) & _NETWORK
 
 
 if __name__ == "__main__":

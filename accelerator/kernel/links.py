@@ -46,12 +46,15 @@ async def read_links() -> dict[str, Link]:
             if each["family"] == socket.AF_INET
         ]
         v6 = [
-            ip_address(each.get("address"))
+            ip_address(each.get("local") or each.get("address"))
             for each in mine
             if each["family"] == socket.AF_INET6 and not each["flags"] & _IFA_F_TENTATIVE
         ]
-        found[link.get("ifname")] = Link(
-            link.get("ifname"),
+        # The kernel takes any bytes for a name.
+        name = link.get("ifname")
+        name = name if isinstance(name, str) else name.decode(errors="replace")
+        found[name] = Link(
+            name,
             index,
             bool(link["flags"] & _IFF_UP),
             link.get("mtu"),

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
-from accelerator.kernel.keeper import SLOTS, Kept
+import pytest
+
+from accelerator.kernel.keeper import SLOTS
+from accelerator.kernel.kept import Kept
 
 
 def end(kept: Kept) -> None:
@@ -48,3 +55,85 @@ def test_a_keeper_that_was_being_killed_took_a_connection_and_never_answered(tmp
     thread.join()
     assert kept._process is not None
     end(kept)
+
+
+# Of our own user, and without netd's capabilities: what acceleratord is where systemd starts both.
+CONNECTS = """
+import socket, sys
+made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+made.connect(sys.argv[1])
+print(socket.recv_fds(made, 2, 2)[:2])
+"""
+LISTENS = """
+import socket, sys
+made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+made.bind(sys.argv[1])
+made.listen(1)
+print("listens", flush=True)
+taken = made.accept()[0]
+try:
+    taken.send(b"-")
+    print(socket.recv_fds(taken, 1, 1)[:2])
+except OSError:
+    print("(b'', [])")
+"""
+WITHOUT = ["setpriv", "--bounding-set", "-net_admin,-net_raw", sys.executable, "-c"]
+needs_setpriv = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root can give capabilities up for a test"
+)
+
+
+@needs_setpriv
+def test_acceleratord_could_have_the_sockets_that_are_kept(tmp_path: Path) -> None:
+    """It is of the same user, and a raw socket is a capability."""
+    path = tmp_path / "keeper.sock"
+    kept = Kept(path, 0.1)
+    with open(tmp_path / "kept", "w") as file:
+        kept.keep(SLOTS[0], file.fileno())
+    said = subprocess.run([*WITHOUT, CONNECTS, str(path)], capture_output=True, text=True, timeout=10, check=False)
+    assert "(b'', [])" in said.stdout or "ConnectionReset" in said.stderr
+    # netd has its keeper still.
+    kept.keep(SLOTS[1], os.open(tmp_path / "kept", os.O_RDONLY))
+    kept.close()
+    again = Kept(path, 0.1)
+    assert sorted(again.descriptors) == sorted(SLOTS)
+    again.close()
+
+
+@needs_setpriv
+def test_acceleratord_could_pose_as_the_keeper(tmp_path: Path) -> None:
+    path = tmp_path / "keeper.sock"
+    with subprocess.Popen([*WITHOUT, LISTENS, str(path)], stdout=subprocess.PIPE, text=True) as posing:
+        assert posing.stdout is not None
+        assert posing.stdout.readline() == "listens\n"
+        kept = Kept(path, 0.1)
+        assert kept._process is not None, "another one, a keeper"
+        with open(tmp_path / "kept", "w") as file:
+            kept.keep(SLOTS[0], file.fileno())
+        assert posing.communicate(timeout=10)[0] == "(b'', [])\n"
+    end(kept)
+
+
+def test_a_keeper_that_never_answers_held_netd_up_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerator.kernel.kept._START_S", 0.3)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 20\n")
+    (tmp_path / "python").chmod(0o755)
+    begun_s = time.monotonic()
+    with pytest.raises(RuntimeError, match="doesn't answer"):
+        Kept(tmp_path / "keeper.sock", 0.1)
+    assert time.monotonic() - begun_s < 10
+
+
+def test_a_socket_that_was_given_as_the_keeper_died_went_to_the_next_one(tmp_path: Path) -> None:
+    """It was kept nowhere, and its routes would have ended with netd."""
+    kept = Kept(tmp_path / "keeper.sock", 0.1)
+    assert kept._process is not None
+    kept._process.kill()
+    kept._process.wait()
+    with open(tmp_path / "kept", "w") as file:
+        kept.keep(SLOTS[0], file.fileno())
+    assert list(kept.descriptors) == [SLOTS[0]]
+    kept.drop(SLOTS[0])
+    assert not kept.descriptors
+    kept.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from streams import ASM, FAMILIES, PORT, SOURCE, Count, Stream
 
 from accelerator.kernel import packet_filter, state
 from accelerator.kernel.intercept import LOOK_S, Interceptor, rules_of
+from accelerator.kernel.links import read_links
 from accelerator.kernel.state import GENERATION_MAX, Interception, StateError
 from accelerator.kernel.stream_watch import NEWS_MAX
 from accelerator.netd import CLIENTS_MAX, SERVICES_MAX
@@ -176,6 +179,36 @@ def test_a_full_disk_left_a_policy_said_and_not_done(branch: Branch) -> None:
     (branch.netd.state_dir / "netd-desired.new").rmdir()
     branch.netd.desire(TV)
     assert (branch.netd.state_dir / "netd-desired.json").exists()
+
+
+def test_an_interface_with_an_odd_name_ended_netd_for_good(branch: Branch) -> None:
+    """The kernel takes any bytes, and each start found them again."""
+    branch.box.ip("link", "add", os.fsdecode(b"br\xff"), "type", "bridge")
+    branch.netd.desire(TV)
+    branch.netd.ready()
+
+
+def test_a_link_with_a_peer_asked_as_its_peer(branch: Branch) -> None:
+    """PPP's links have an address for each end: MLD's packets had the other end's as their sender, and never left."""
+    branch.box.ip("-6", "addr", "flush", "dev", "lan0")
+    branch.box.ip("-6", "addr", "add", "fe80::77", "peer", "fe80::78", "dev", "lan0", "nodad")
+    link = branch.box.call(lambda: asyncio.run(read_links()))["lan0"]
+    assert link.address6 == socket.inet_pton(socket.AF_INET6, "fe80::77")
+
+
+def test_no_other_keeper_could_be_started(branch: Branch) -> None:
+    """netd went on without one, and said nothing of it. Takes netd's five seconds until it tries again."""
+    branch.netd.desire(TV)
+    branch.netd.ready()
+    path = branch.netd.state_dir / "netd-keeper.sock"
+    (keeper,) = branch.netd.keepers()
+    path.unlink()
+    path.mkdir()  # nothing can be bound there
+    os.kill(keeper, signal.SIGKILL)
+    wait_for(lambda: branch.netd.events("keeper-missing"), "an event", 20)
+    path.rmdir()
+    wait_for(lambda: branch.netd.events("keeper-restarted"), "another keeper", 20)
+    assert len(branch.netd.keepers()) == 1
 
 
 def test_one_of_two_acceleratords_that_ends_withdraws_nothing(branch: Branch) -> None:
