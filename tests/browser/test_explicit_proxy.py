@@ -7,16 +7,14 @@ import json
 import shutil
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import TCPServer
 from typing import Any
 
 import netns
 import pytest
 from certified import Certified
+from namespaced import Page, Server
 from running_box import PROJECT, RunningBox, policy_for
 
 HAS_BROWSER = shutil.which("chromium") is not None and shutil.which("node") is not None
@@ -32,27 +30,14 @@ PROXY = f"{BOX}:8080"
 HOSTS = f"127.0.0.1 localhost\n10.0.0.2 {MEDIA} {PORTAL} {OTHER}\n10.1.0.1 {BOX}\n"
 
 
-class Page(BaseHTTPRequestHandler):
+class Said(Page):
     """Says who asked for what."""
 
-    protocol_version = "HTTP/1.1"
+    def body(self) -> bytes:
+        return f"{self.headers['Host']}{self.path} for {self.client_address[0]}".encode()
 
-    def do_GET(self) -> None:
-        body = f"{self.headers['Host']}{self.path} for {self.client_address[0]}".encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "text/plain")
-        self.send_header("Cache-Control", "no-cache")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    def server_bind(self) -> None:
-        TCPServer.server_bind(self)  # HTTPServer's own asks a resolver, which isn't there, for its name
+    def fields(self) -> dict[str, str]:
+        return {"Cache-Control": "no-cache"}
 
 
 class Branch:
@@ -68,12 +53,12 @@ class Branch:
         self.made.put("site", PORTAL, OTHER)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(folder / "portal/site.crt", folder / "portal/site.key")
-        plain = origin.call(lambda: Server(("10.0.0.2", 80), Page))
-        secure = origin.call(lambda: Server(("10.0.0.2", 443), Page))
+        plain = origin.call(lambda: Server(("10.0.0.2", 80), Said))
+        secure = origin.call(lambda: Server(("10.0.0.2", 443), Said))
         secure.socket = context.wrap_socket(secure.socket, server_side=True)
         self.servers = [plain, secure]
         for server in self.servers:
-            threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+            server.begin()
         policy = policy_for(
             f"http://{MEDIA}",
             listen={"lan": {"address": "10.1.0.1:8080"}},
@@ -90,8 +75,7 @@ class Branch:
     def __exit__(self, *_: object) -> None:
         self.daemon.__exit__(None, None, None)
         for server in self.servers:
-            server.shutdown()
-            server.server_close()
+            server.close()
 
     def curl(self, *words: str) -> str:
         return self.viewer.run(*self.names, "curl", "-sS", "-i", "--max-time", "10", *words)

@@ -1,5 +1,5 @@
-"""The reasons that `accelctl steering test` gives are a browser's: what it warns of, Chromium really refuses, and what it
-finds nothing against, Chromium loads. Portal, box and viewer are in namespaces; the portal's address is a public one."""
+"""The reasons that `accelctl steering test` gives are a browser's: what it warns of, Chromium really refuses, and what
+it finds nothing against, Chromium loads. Portal, box and viewer are in namespaces; the portal's address is public."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import json
 import shutil
 import ssl
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from socketserver import TCPServer
 from typing import Any
 
 import netns
 import pytest
 from certified import Certified
+from namespaced import Page, Server
 from running_box import PROJECT, RunningBox, policy_for
 
 HAS_BROWSER = shutil.which("chromium") is not None and shutil.which("node") is not None
@@ -35,27 +32,15 @@ HEALTH = "/.well-known/accelerator/health"
 HOSTS = f"127.0.0.1 localhost\n44.0.0.2 {PORTAL}\n10.0.0.2 {INTRANET}\n10.1.0.1 {BOX}\n"
 
 
-class Page(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Blank(Page):
+    kind = "text/html"
 
-    def do_GET(self) -> None:
-        body = b"<!doctype html><title>page</title>"
-        self.send_response(200)
-        if self.path.startswith("/open/"):
-            self.send_header("Access-Control-Allow-Origin", "*")
-        self.send_header("Content-Type", "text/html")
-        self.send_header("Cache-Control", "max-age=60")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+    def body(self) -> bytes:
+        return b"<!doctype html><title>page</title>"
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    def server_bind(self) -> None:
-        TCPServer.server_bind(self)  # HTTPServer's own asks a resolver, which isn't there, for its name
+    def fields(self) -> dict[str, str]:
+        may_be_read = {"Access-Control-Allow-Origin": "*"} if self.path.startswith("/open/") else {}
+        return {"Cache-Control": "max-age=60", **may_be_read}
 
 
 Ask = Callable[..., dict[str, Any]]
@@ -76,11 +61,11 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
         portal.ip("addr", "add", "44.0.0.2/32", "dev", "lo")
         box.ip("route", "add", "44.0.0.2/32", "via", "10.0.0.2")
         box.sysctl("net.ipv4.ip_forward", "1")
-        plain = portal.call(lambda: Server(("", 80), Page))
-        secure = portal.call(lambda: Server(("", 443), Page))
+        plain = portal.call(lambda: Server(("", 80), Blank))
+        secure = portal.call(lambda: Server(("", 443), Blank))
         secure.socket = context.wrap_socket(secure.socket, server_side=True)
         for server in (plain, secure):
-            threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+            server.begin()
         policy = policy_for(
             "http://10.0.0.2",
             listen={"lan": {"address": "10.1.0.1:8080"}, "tls": {"address": "10.1.0.1:8443", "tls": "site"}},
@@ -118,8 +103,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
                 browser.wait()
                 browser.stdout.close()
         for server in (plain, secure):
-            server.shutdown()
-            server.server_close()
+            server.close()
 
 
 def test_a_page_over_https_may_not_fetch_plain_http(ask: Any) -> None:
