@@ -443,3 +443,16 @@ def test_another_senders_stream_waits_but_the_same_stream_of_two_senders_is_one(
     # One sender may begin anew at once.
     b.take(0, packet(1, ssrc=10), later + 2 * MS, SECOND)
     assert numbers(b.take(0, packet(2, ssrc=10), later + 3 * MS, SECOND)) == [2]
+
+
+def test_a_clock_that_jumps_changes_nothing_but_the_time() -> None:
+    """RTP time stamps of an encoder whose clock was set: forward, back, over the wrap. Packets go on, jitter stays sane."""
+    b = bench(wait_ns=20 * MS)
+    out = []
+    for i in range(400):
+        offset = (0, 1 << 31, (1 << 32) - 5000, 90_000 * 3600)[i // 100]
+        out += b.take(0, packet(i, timestamp=(i * 90 + offset) & 0xFFFFFFFF), START + i * MS)
+    assert numbers(out) == list(range(400))
+    known = b.known()
+    assert (known["lost"], known["restarts"], known["drop_jump"]) == (0, 0, 0)
+    assert known["jitter_ns"] < 1000 * MS
