@@ -446,7 +446,7 @@ def test_another_senders_stream_waits_but_the_same_stream_of_two_senders_is_one(
 
 
 def test_a_clock_that_jumps_changes_nothing_but_the_time() -> None:
-    """RTP time stamps of an encoder whose clock was set: forward, back, over the wrap. Packets go on, jitter stays sane."""
+    """RTP time stamps of an encoder whose clock was set: forward, back, over the wrap. Packets go on as they come."""
     b = bench(wait_ns=20 * MS)
     out = []
     for i in range(400):

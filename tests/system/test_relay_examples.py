@@ -99,7 +99,8 @@ def marks(namespace: netns.Namespace, group: str) -> tuple[int, int]:
 
 def decoded(namespace: netns.Namespace, url: str) -> str:
     """What ffmpeg complains of while it decodes two seconds."""
-    command = ["ip", "netns", "exec", namespace.name, *"ffmpeg -v warning -t 2 -i".split(), url, "-f", "null", "-"]
+    command = ["ffmpeg", "-v", "warning", "-t", "2", "-i", url, "-f", "null", "-"]
+    command = ["ip", "netns", "exec", namespace.name, *command]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     return done.stderr
