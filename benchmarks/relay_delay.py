@@ -69,7 +69,13 @@ def used_of(task: str) -> Callable[[], tuple[float, float]]:
 
 
 @contextlib.contextmanager
-def relay(box: netns.Namespace, receivers: int, hold_ms: int) -> Iterator[Sender]:
+def relay(
+    box: netns.Namespace,
+    receivers: int,
+    hold_ms: int,
+    plane_of: Callable[[], RelayPlane] = lambda: RelayPlane(1),
+    prioritise: Callable[[int], None] = first,
+) -> Iterator[Sender]:
     """In a process of its own, as the loop is: threads of one process pay for each other's memory."""
     out = udp(box)
     inputs = [udp(box, "127.0.0.1") for _ in range(INPUTS)]
@@ -78,7 +84,7 @@ def relay(box: netns.Namespace, receivers: int, hold_ms: int) -> Iterator[Sender
     pid = os.fork()
     if pid == 0:
         os.close(end)
-        plane = RelayPlane(1)
+        plane = plane_of()
         others = b"".join(destination((f"10.9.{i >> 8}.{i & 255}", 5004)) for i in range(receivers // INPUTS - 1))
         for index, incoming in enumerate(inputs):
             incoming.setblocking(False)
@@ -86,7 +92,7 @@ def relay(box: netns.Namespace, receivers: int, hold_ms: int) -> Iterator[Sender
             plane.open_output(index, 0, out.fileno(), hold_ns=hold_ms * MS)
             plane.set_receivers(index, [(0, others + destination(("10.1.0.2", 7000 + index)))])
         with worker(plane):
-            first(plane.native_ids()[0])
+            prioritise(plane.native_ids()[0])
             os.write(told, struct.pack("q", plane.native_ids()[0]))
             os.read(ends, 1)
             os.write(told, struct.pack("q", int(sum(plane.outputs[16 * i, 4:8].sum() for i in range(INPUTS)))))
@@ -127,13 +133,16 @@ def bare(box: netns.Namespace, receivers: int, hold_ms: int) -> Iterator[Sender]
 
 
 def window(
-    box: netns.Namespace, host: netns.Namespace, kind: str, receivers: int, hold_ms: int, seconds: float
+    box: netns.Namespace,
+    host: netns.Namespace,
+    made: contextlib.AbstractContextManager[Sender],
+    hold_ms: int,
+    seconds: float,
 ) -> Window:
     probes = [Probe(udp(host, "10.1.0.2", 7000 + index)) for index in range(INPUTS)]
     source = udp(box, "127.0.0.1")
     number = 0
-    made = relay if kind == "relay" else bare
-    with made(box, receivers, hold_ms) as (to, used_s, dropped):
+    with made as (to, used_s, dropped):
         begin_cpu_s, begin_s = used_s(), time.monotonic()
         while (now_s := time.monotonic()) - begin_s < seconds:
             # Inputs don't beat together: one after the other, evenly over the time of a packet.
@@ -216,7 +225,8 @@ def main() -> int:
                 found: dict[str, list[Window]] = {"relay": [], "bare C": []}
                 for _ in range(runs):
                     for kind, windows in found.items():
-                        windows.append(window(box, host, kind, receivers, hold_ms, seconds))
+                        made = (relay if kind == "relay" else bare)(box, receivers, hold_ms)
+                        windows.append(window(box, host, made, hold_ms, seconds))
                 rows += rows_of(f"{receivers:,} receivers, hold {hold_ms} ms, {link}", hold_ms, found)
     print(f"{INPUTS} inputs of 2 Mbit/s; added delay in ms, medians of {runs} windows of {seconds:g} s")
     measure.table(("case", "lost", "p50", "p99", "p99 of windows", "core", "waiting", "target of p99"), rows)

@@ -58,6 +58,7 @@ cdef extern from * nogil:
     void store_u8_relaxed "acc_store_relaxed" (uint8_t*, uint8_t)
     void store_u64_relaxed "acc_store_relaxed" (uint64_t*, uint64_t)
     void store_i64_relaxed "acc_store_relaxed" (int64_t*, int64_t)
+    void store_u32_relaxed "acc_store_relaxed" (uint32_t*, uint32_t)
     void store_u32_seq "acc_store_seq" (uint32_t*, uint32_t)
     void store_i64_seq "acc_store_seq" (int64_t*, int64_t)
     uint64_t add_u64 "acc_add" (uint64_t*, uint64_t)

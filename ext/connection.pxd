@@ -8,6 +8,7 @@ from ext.exchange cimport Bell, Exchange, List, Mailbox, Ring
 from ext.http_head cimport RequestHead
 from ext.layout cimport MAX_ORIGINS, ORIGIN_COLUMNS, OriginRow, Tables
 from ext.multipart cimport Parts
+from ext.precedence cimport Patience, Precedence
 from ext.store cimport Object, Store
 from ext.stream cimport Stream
 from ext.tunnel cimport Tunnel
@@ -164,6 +165,7 @@ cdef struct Shared:             # what all workers and the control plane have in
     uint32_t overload           # the rung of protocols/overload.py: what is given up while memory is short
     Grant* grants
     TicketKeys* tickets         # of session tickets; replaced whole
+    Precedence precedence       # of relay workers
 
 cdef struct Worker:
     uint32_t index
@@ -184,6 +186,7 @@ cdef struct Worker:
     Object* permitted           # while one request is handled: what it may get although it is stale
     uint64_t pass_bytes         # body bytes that this pass has sent
     uint64_t progress           # passes, for the watchdog
+    Patience patience
     uint64_t n_connections
     List ready
     Connection* all

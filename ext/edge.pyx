@@ -19,6 +19,7 @@ from ext.serve cimport MAX_TRIES, leave_bucket, now_ns
 from ext.session cimport flush_interim, give_up_waiting, linger, on_body, on_deadline, on_interim, on_split, on_readable, resume, settle
 from ext.store cimport *
 from ext.stream cimport Stream
+from ext.precedence cimport give_way
 from ext.stream_reader cimport reader_end, reader_join, readers_wake
 from ext.tls cimport tls_flush, tls_worker_close
 from ext.tunnel cimport Tunnel, tunnel_free
@@ -289,6 +290,13 @@ cdef int64_t ms_to_tick(Worker* w) noexcept nogil:
     return ((w.wheel_tick + 1) * WHEEL_TICK_NS - w.now_ns) // 1000000 + 1
 
 
+cdef inline void step_aside(Worker* w) noexcept nogil:
+    """Between two connections, as one may be given 4 MiB: what that takes is what a relay worker waits at most."""
+    cdef uint32_t times = give_way(&w.shared.precedence, &w.patience)
+    if times:
+        count(&w.counters[C_GAVE_WAY], times)
+
+
 cdef void edge_run(Worker* w) noexcept nogil:
     """The loop (docs/architecture.md, "A worker's pass")."""
     cdef epoll_event events[EVENTS]
@@ -309,6 +317,7 @@ cdef void edge_run(Worker* w) noexcept nogil:
             w.must_ring = 0
             bell_ring(&w.shared.bell)
         epoch_leave(w.store, w.index)
+        step_aside(w)
         n = epoll_wait(w.epoll, events, EVENTS, wait_ms)
         epoch_enter(w.store, w.index)
         if is_asleep:
@@ -320,6 +329,7 @@ cdef void edge_run(Worker* w) noexcept nogil:
         store_u64_relaxed(&w.progress, w.progress + 1)
         count(&w.counters[C_PASSES], 1)
         for i in range(n):
+            step_aside(w)
             if (<uint32_t*>events[i].data.ptr)[0] == IS_CONNECTION:
                 on_event(w, <Connection*>events[i].data.ptr, events[i].events)
             elif (<uint32_t*>events[i].data.ptr)[0] == IS_LISTENER:
@@ -337,6 +347,7 @@ cdef void edge_run(Worker* w) noexcept nogil:
             ready -= 1
             c = <Connection*>w.ready.first
             list_remove(c)
+            step_aside(w)
             resume(w, c)
         turn_wheel(w)
         if w.accept_again_ns and w.now_ns >= w.accept_again_ns:

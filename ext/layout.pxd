@@ -117,6 +117,7 @@ cdef enum:                      # one column each of the counter rows; the table
     C_RELAY_READERS
     C_RELAY_SKIPS
     C_RELAY_SILENT
+    C_GAVE_WAY
     N_COUNTERS
     MAX_ORIGINS = 8192          # rows with figures of their own; those beyond count with row 0
     ORIGIN_COLUMNS = 8          # requests, hits, body bytes to viewers, then:

@@ -115,6 +115,7 @@ COUNTERS = (
     (C_RELAY_READERS, "relay_readers", "relays read over HTTP: readers that began"),
     (C_RELAY_SKIPS, "relay_skips", "readers of relays that were too slow, and went on at a later random access point"),
     (C_RELAY_SILENT, "relay_silent", "readers of relays closed: nothing came for them to read"),
+    (C_GAVE_WAY, "gave_way", "pauses of 0.2 ms in which an edge worker let a relay worker have their core"),
 )
 
 N_COLUMNS = COUNTER_STRIDE

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ext.plane import Plane
 from ext.stream_plane import Ring
 
 SLOTS: int
@@ -46,7 +47,7 @@ class RelayPlane:
     legs: Any
     outputs: Any
     worker_rows: Any
-    def __init__(self, workers: int = 1) -> None: ...
+    def __init__(self, workers: int = 1, beside: Plane | None = None) -> None: ...
     def start(self) -> None: ...
     def native_ids(self) -> list[int]: ...
     def workers_state(self) -> list[tuple[int, bool]]: ...

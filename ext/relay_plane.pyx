@@ -9,6 +9,7 @@ import threading
 import numpy as np
 
 from ext.atomics cimport *
+from ext.precedence cimport Precedence
 from ext.relay cimport *
 from ext.relay_align cimport align_open
 from ext.relay_ask cimport ASK_AGAIN_NS, ASK_BYTES, ask_write
@@ -18,6 +19,7 @@ from ext.relay_wire cimport FORMAT_DETECT, FORMAT_RTP
 from ext.relay_worker cimport *
 from ext.stream cimport stream_publish
 from ext.stream_plane cimport Ring
+from ext.workers cimport Workers
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void**, size_t, size_t)
@@ -204,8 +206,10 @@ cdef class RelayPlane:
     cdef object _own            # worker -> address of the newest
     cdef object _retired        # [(worker, epoch, address or None, what is held)]
     cdef uint32_t _taken        # how many relays there have been
+    cdef Workers _beside
 
-    def __cinit__(self, uint32_t workers=1):
+    def __cinit__(self, uint32_t workers=1, Workers beside=None):
+        """`beside`: the plane whose edge workers let ours go first."""
         cdef uint32_t i
         if not 0 < workers <= MAX_RELAY_WORKERS:
             raise ValueError(f"workers must be 1 to {MAX_RELAY_WORKERS}")
@@ -233,6 +237,7 @@ cdef class RelayPlane:
             if not worker_open(self.workers[i], self.epoch, &self.worker_view[i, 0]):
                 raise MemoryError
             self._publish_list(i)
+        self._beside = beside
 
     def __dealloc__(self):
         cdef uint32_t i
@@ -251,6 +256,14 @@ cdef class RelayPlane:
         free(self.epoch)
 
     def start(self) -> None:
+        cdef Precedence* beside
+        cdef uint32_t index
+        if self._beside is not None:
+            beside = &self._beside.shared.precedence
+            for index in range(self.n_workers):
+                beside.claims[index].since_ns = INT64_MAX
+                self.workers[index].claim = &beside.claims[index]
+            store_u32(&beside.n, self.n_workers)
         for i in range(self.n_workers):
             thread = threading.Thread(target=self._run, args=(i,), name=f"relay-{i}", daemon=True)
             self._threads.append(thread)
@@ -283,6 +296,8 @@ cdef class RelayPlane:
             worker_wake(self.workers[i])
         for thread in self._threads:
             thread.join()
+        if self._beside is not None:
+            store_u32(&self._beside.shared.precedence.n, 0)
         self._threads = []
         self.collect()
 

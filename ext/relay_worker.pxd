@@ -2,6 +2,7 @@
 # `list`, `epoch`, `closing` and the fan-outs of its relays; all else is its own while it runs.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from ext.precedence cimport Claim
 from ext.relay cimport Relay, RelayList
 from ext.relay_send cimport Sender, iovec, mmsghdr
 from ext.relay_turns cimport Turns
@@ -24,6 +25,7 @@ cdef struct RelayWorker:
     uint64_t epoch              # 0: asleep, and reads nothing
     uint32_t closing
     uint32_t is_gro_off         # for tests: datagrams one by one
+    Claim* claim                # on the core, beside the edge workers; NULL: nobody is beside us
     int poll
     int wake
     uint64_t* passes            # a counter column

@@ -6,6 +6,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from ext.atomics cimport *
+from ext.precedence cimport claim
 from ext.relay cimport *
 from ext.relay_ask cimport ASK_BYTES, ask_write
 from ext.relay_input cimport relay_expire, relay_gauges, relay_take, source_allowed
@@ -284,13 +285,17 @@ cdef void worker_run(RelayWorker* w) noexcept nogil:
     cdef Relay* r
     cdef uint32_t id, slot, n_begun = 0
     cdef uint64_t drained
-    cdef int64_t now, entered_ns = 0, gauges_ns = 0, wait_ns = 0
+    cdef int64_t now = acc_now_ns(), entered_ns = 0, gauges_ns = 0, wait_ns = 0
     cdef int n, i
     while not load_u32(&w.closing):
         # What the control plane has published since stays unseen while a train is begun: its receivers must stay.
         if n_begun == 0:
             store_u64(&w.epoch, 0)
+        if w.claim != NULL:
+            claim(w.claim, now + wait_ns)
         n = acc_epoll_wait_ns(w.poll, events, EVENTS, wait_ns)
+        if w.claim != NULL:
+            claim(w.claim, acc_now_ns())
         if n_begun == 0:
             # Read-modify-write, as ext/reclaim.pyx says: whoever frees either sees us awake, or we see what it published.
             exchange_u64(&w.epoch, load_u64_seq(w.global_epoch))
@@ -315,6 +320,7 @@ cdef void worker_run(RelayWorker* w) noexcept nogil:
         turns_take(&w.turns, &w.sender, now)
         count(w.passes, 1)
         wait_ns = earliest(relays, &n_begun)
-        wait_ns -= acc_now_ns()
+        now = acc_now_ns()
+        wait_ns = wait_ns - now if wait_ns else 0
         wait_ns = 0 if wait_ns < 0 else (SLEEP_MAX_NS if wait_ns > SLEEP_MAX_NS else wait_ns)
     store_u64(&w.epoch, 0)

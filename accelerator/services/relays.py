@@ -271,7 +271,7 @@ class Relays:
 
     def _start_workers(self) -> RelayPlane:
         n_workers = max(1, min(WORKERS_MAX, len(os.sched_getaffinity(0)) // 4))
-        plane = RelayPlane(n_workers)
+        plane = RelayPlane(n_workers, self._dataplane.plane)
         plane.start()
         self._passes = [(0, clock.monotonic_ns())] * n_workers
         try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+from ext.plane import Plane
 from ext.relay_plane import DESTINATION_BYTES, OUTPUT_COLUMNS, RELAY_COUNTERS, RelayPlane, Settings
 
 UDP_SEGMENT, UDP_GRO, SO_RXQ_OVFL, SO_RCVBUFFORCE = 103, 104, 40, 33
@@ -51,8 +52,8 @@ def udp(address: str = "127.0.0.1", port: int = 0, *, gro: bool = False) -> sock
 class RelayRig:
     """One plane; its sockets; receivers that are read whenever the rig waits."""
 
-    def __init__(self, workers: int = 1) -> None:
-        self.plane = RelayPlane(workers)
+    def __init__(self, workers: int = 1, beside: Plane | None = None) -> None:
+        self.plane = RelayPlane(workers, beside)
         self.sockets: list[socket.socket] = []
         self.received: dict[socket.socket, list[bytes]] = {}
         self.plane.start()
