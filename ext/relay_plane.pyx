@@ -536,7 +536,7 @@ cdef class RelayBench:
 
     def set_stream(self, Ring ring) -> None:
         self.ring = ring
-        self.settings.relay.stream = ring.stream
+        self.settings.relay.stream = ring.stream if ring is not None else NULL
 
     def publish(self, int64_t now) -> None:
         """Readers of the stream are told of what came, when it is time."""
