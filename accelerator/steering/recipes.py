@@ -20,17 +20,20 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What every recipe needs. `nets`: whose packets are sent to the box; `port` of the probe."""
+    """What every recipe needs. `nets`: whose packets are sent to the box; `to`: only what goes there, () for anywhere;
+    `port` of the probe."""
 
     site: str
     box: str
     port: int
     nets: tuple[IPv4Network, ...]
     interface: str
+    to: tuple[IPv4Network, ...] = ()
 
     def acl(self) -> list[tuple[str, str]]:
-        """(address, wildcard) of each net."""
-        return [(str(net.network_address), str(net.hostmask)) for net in self.nets]
+        """Source and destination of each pair, as an access list writes them."""
+        to = [f"{net.network_address} {net.hostmask}" for net in self.to] or ["any"]
+        return [(f"{net.network_address} {net.hostmask}", each) for net in self.nets for each in to]
 
 
 def plan_of(policy: Policy, box: str | None, interface: str | None) -> Plan:
@@ -47,7 +50,10 @@ def plan_of(policy: Policy, box: str | None, interface: str | None) -> Plan:
         raise RecipeError("the probe needs a listener without TLS that others reach (listen), and there is none")
     nets = [net for zone in policy.zones.values() for net in zone.nets if isinstance(net, IPv4Network)]
     everybody = IPv4Network("0.0.0.0/0")
-    return Plan(policy.site.name, address, plain[0], tuple(nets) or (everybody,), interface or "LAN-INTERFACE")
+    taken = policy.steering.intercept
+    # What the box would only pass on need not come to it.
+    to = () if taken is None else tuple(net for net in taken.destinations if isinstance(net, IPv4Network))
+    return Plan(policy.site.name, address, plain[0], tuple(nets) or (everybody,), interface or "LAN-INTERFACE", to)
 
 
 def _address_of(policy: Policy) -> str:
@@ -62,7 +68,7 @@ def _address_of(policy: Policy) -> str:
 
 
 def _ios_xe(plan: Plan) -> list[str]:
-    permits = [f" permit tcp {address} {wildcard} any eq 80" for address, wildcard in plan.acl()]
+    permits = [f" permit tcp {source} {to} eq 80" for source, to in plan.acl()]
     return [
         "ip sla 80",
         f" http get http://{plan.box}:{plan.port}{PROBE}",
@@ -86,6 +92,7 @@ def _ios_xe(plan: Plan) -> list[str]:
 def _junos(plan: Plan) -> list[str]:
     filtered = "set firewall family inet filter VIDEO-TO-BOX term"
     sources = [f"{filtered} video from source-address {net}" for net in plan.nets]
+    sources += [f"{filtered} video from destination-address {net}" for net in plan.to]
     route = "set services ip-monitoring policy BOX then preferred-route routing-instances TO-BOX route 0.0.0.0/0"
     probe = "set services rpm probe BOX test HEALTH"
     return [
@@ -115,6 +122,7 @@ def _junos(plan: Plan) -> list[str]:
 
 def _fortigate(plan: Plan) -> list[str]:
     sources = " ".join(f'"{net.network_address}/{net.netmask}"' for net in plan.nets)
+    to = " ".join(f'"{net.network_address}/{net.netmask}"' for net in plan.to)
     return [
         "config system link-monitor",
         '    edit "video-box"',
@@ -141,6 +149,7 @@ def _fortigate(plan: Plan) -> list[str]:
         "    edit 80",
         f'        set input-device "{plan.interface}"',
         f"        set src {sources}",
+        *([f"        set dst {to}"] if to else []),
         "        set protocol 6",
         "        set start-port 80",
         "        set end-port 80",
@@ -153,6 +162,7 @@ def _fortigate(plan: Plan) -> list[str]:
 
 def _linux(plan: Plan) -> list[str]:
     nets = ", ".join(map(str, plan.nets))
+    to = f"ip daddr {{ {', '.join(map(str, plan.to))} }} " if plan.to else ""
     return [
         "# nft rules, a table and a rule; the loop withdraws the rule while the probe fails. As root, or in a unit.",
         "nft -f - <<'RULES'",
@@ -162,7 +172,7 @@ def _linux(plan: Plan) -> list[str]:
         "    chain mark_video {",
         "        type filter hook prerouting priority mangle;",
         f"        ip saddr {plan.box} return",
-        f"        iifname {plan.interface} ip saddr {{ {nets} }} tcp dport 80 meta mark set 0x80",
+        f"        iifname {plan.interface} ip saddr {{ {nets} }} {to}tcp dport 80 meta mark set 0x80",
         "    }",
         "}",
         "RULES",
@@ -179,6 +189,8 @@ def _linux(plan: Plan) -> list[str]:
 
 def _mikrotik(plan: Plan) -> list[str]:
     lists = [f"/ip firewall address-list add list=video-viewers address={net}" for net in plan.nets]
+    lists += [f"/ip firewall address-list add list=video-servers address={net}" for net in plan.to]
+    to = "dst-address-list=video-servers " if plan.to else ""
     route = '/ip route set [find comment="video-box"] disabled'
     return [
         "# FastTrack carries connections past mangle: leave it off for these viewers, or they are not sent to the box.",
@@ -186,7 +198,7 @@ def _mikrotik(plan: Plan) -> list[str]:
         f'/ip route add dst-address=0.0.0.0/0 gateway={plan.box} routing-table=to-box comment="video-box"',
         *lists,
         f"/ip firewall mangle add chain=prerouting in-interface={plan.interface} src-address={plan.box} action=accept",
-        f"/ip firewall mangle add chain=prerouting in-interface={plan.interface} src-address-list=video-viewers "
+        f"/ip firewall mangle add chain=prerouting in-interface={plan.interface} src-address-list=video-viewers {to}"
         "dst-address-type=!local protocol=tcp dst-port=80 action=mark-routing new-routing-mark=to-box passthrough=no",
         "/system scheduler add name=video-box interval=5s "
         f'on-event=":do {{ /tool fetch url=\\"http://{plan.box}:{plan.port}{PROBE}\\" output=none; '

@@ -309,8 +309,16 @@ def test_recipes_have_the_box_its_probe_and_its_viewers(box: RunningBox, router:
     assert text.count("10.12.0.5") >= 3
 
 
+@pytest.mark.parametrize("router", ["cisco-ios-xe", "fortigate", "juniper", "linux", "mikrotik"])
+def test_recipes_send_only_what_the_box_takes(box: RunningBox, router: str) -> None:
+    example = str(PROJECT / "config/examples/one-arm-intercept.yaml")
+    text = accelctl(box, "steering", "recipes", router, "--policy", example)
+    assert "10.0.0.0" in text, "the destinations of interception"
+    assert "10.12.4.5" in text
+
+
 def test_the_recipe_for_linux_is_taken_by_the_shell_and_by_nft(box: RunningBox, tmp_path: Path) -> None:
-    example = str(PROJECT / "config/examples/two-origins-zones.yaml")
+    example = str(PROJECT / "config/examples/one-arm-intercept.yaml")
     text = accelctl(
         box, "steering", "recipes", "linux", "--policy", example, "--box", "10.12.0.5", "--interface", "eth0"
     )
