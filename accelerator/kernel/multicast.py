@@ -453,12 +453,16 @@ class MulticastService:
 
     def _look_for_lost(self, now_s: float) -> None:
         """Packets that the kernel drops without a word."""
-        mtus: dict[str, int] = {}
-        for running in self._running:
-            for each in running.installed.values():
-                for mtu in (self._links[name].mtu for name in each.outputs if name in self._vifs):
-                    mtus[each.parent] = min(mtu, mtus.get(each.parent, mtu))
-        for packet in self._watch.on_timer(now_s, mtus, self._links):
+        # Of all links but its own: a look at each of thousands of routes would hold up upcalls.
+        mtus = {
+            name: min((link.mtu for other, link in self._links.items() if other != name), default=mine.mtu)
+            for name, mine in self._links.items()
+            if self._by_interface[name].installed
+        }
+        packets = self._watch.on_timer(now_s, mtus, self._links)
+        if self._watch.fault:
+            self._tell_once("streams-unwatched", "", f"streams that don't arrive can't be seen: {self._watch.fault}")
+        for packet in packets:
             running = self._by_interface[packet.interface]
             keys = ((packet.source, packet.group), (None, packet.group))
             entry = next((running.installed[key] for key in keys if key in running.installed), None)

@@ -4,10 +4,11 @@ passes such packets only: a look costs nothing where all is well."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import errno
 import socket
 import struct
+import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from accelerator.kernel.links import Link
 
 LOOK_S, WINDOW_S = 10.0, 0.5
 # After a route is new: whoever has just set up a stream looks for why it doesn't come.
-SOON_S = 0.5
+SOON_S, REST_S = 0.5, 2.0
 AGAIN_S = 3600.0
 NEWS_MAX = 50
 _READ_MAX, _TOLD_MAX = 256, 1000
@@ -122,48 +123,48 @@ def explained(packet: OddPacket, outputs: Mapping[str, int], *, is_viewer: bool)
 
 
 class StreamWatch:
-    """One family's. `soon` at a new route, `on_timer` when `next_timer` has come."""
+    """One family's. `soon` at a new route, `on_timer` when `next_timer` has come. A thread does the looking: the kernel
+    binds and closes a packet socket only after a grace period of RCU, some ten milliseconds in which upcalls would
+    wait (docs/decisions/0271)."""
 
     def __init__(self, *, is_v6: bool, now_s: float) -> None:
         self._is_v6 = is_v6
         self._at_s = now_s + LOOK_S
-        self._sockets: dict[str, socket.socket] = {}
+        self._ended_s = now_s - LOOK_S
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._found: dict[tuple[bytes, bytes], OddPacket] = {}
+        self.fault = ""  # why nothing can be looked at
         self._told_s: dict[tuple[str, bytes, bytes], float] = {}
         self._news_s: deque[float] = deque(maxlen=NEWS_MAX)
 
     def close(self) -> None:
-        for each in self._sockets.values():
-            each.close()
-        self._sockets.clear()
+        self._stop.set()
 
     def next_timer(self) -> float:
         return self._at_s
 
     def soon(self, now_s: float) -> None:
-        if not self._sockets:
-            self._at_s = min(self._at_s, now_s + SOON_S)
+        if self._thread is None:
+            self._at_s = min(self._at_s, max(now_s, self._ended_s + REST_S) + SOON_S)
 
     def on_timer(self, now_s: float, mtus: Mapping[str, int], links: Mapping[str, Link]) -> list[OddPacket]:
-        """`mtus`: where streams with routes come in, and the smallest of the links that they go to. What a look has
+        """`mtus`: where streams may come in, and the smallest MTU of the links that they may go to. What a look has
         found: empty at its beginning."""
         if now_s < self._at_s:
             return []
-        if not self._sockets:
-            for name, mtu in mtus.items():
-                if name in links:
-                    # Gone in this moment, or no right to.
-                    with contextlib.suppress(OSError):
-                        self._sockets[name] = self._open(links[name].index, mtu)
-            self._at_s = now_s + (WINDOW_S if self._sockets else LOOK_S)
+        if self._thread is None:
+            places = [(name, links[name].index, mtu) for name, mtu in mtus.items() if name in links]
+            self._at_s = now_s + (WINDOW_S if places else LOOK_S)
+            if places:
+                self._thread = threading.Thread(target=self._look, args=(places,), daemon=True)
+                self._thread.start()
             return []
-        found: dict[tuple[bytes, bytes], OddPacket] = {}
-        for name, each in self._sockets.items():
-            for packet in self._read(name, each):
-                before = found.get((packet.source, packet.group))
-                if before is None or packet.size > before.size:
-                    found[packet.source, packet.group] = packet
-        self.close()
-        self._at_s = now_s + LOOK_S
+        if self._thread.is_alive():
+            self._at_s = now_s + WINDOW_S / 5
+            return []
+        found, self._found, self._thread = self._found, {}, None
+        self._ended_s, self._at_s = now_s, now_s + LOOK_S
         return list(found.values())
 
     def is_news(self, kind: str, packet: OddPacket, now_s: float) -> bool:
@@ -180,6 +181,24 @@ class StreamWatch:
         self._told_s.pop(key, None)
         self._told_s[key] = now_s
         return True
+
+    def _look(self, places: list[tuple[str, int, int]]) -> None:
+        """In the thread: nothing of the watch is touched but what was found."""
+        sockets: list[tuple[str, socket.socket]] = []
+        for name, index, mtu in places:
+            try:
+                sockets.append((name, self._open(index, mtu)))
+            except OSError as error:
+                # ENODEV, ENXIO: gone in this moment.
+                if error.errno not in (errno.ENODEV, errno.ENXIO):
+                    self.fault = error.strerror or str(error)
+        self._stop.wait(WINDOW_S)
+        for name, each in sockets:
+            for packet in self._read(name, each):
+                before = self._found.get((packet.source, packet.group))
+                if before is None or packet.size > before.size:
+                    self._found[packet.source, packet.group] = packet
+            each.close()
 
     def _open(self, index: int, mtu: int) -> socket.socket:
         kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC

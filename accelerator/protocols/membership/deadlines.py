@@ -68,6 +68,6 @@ class Deadlines:
         heappush(self._heap, (when_s, key))
         self._queued[key] = when_s
         # Keys that come and go at a flood's rate would leave an entry each until its time.
-        if len(self._heap) > 4 * len(self._when) + 1024:
+        if len(self._heap) > 2 * len(self._when) + 256:
             self._queued = dict(self._when)
             self._heap = sorted((at_s, each) for each, at_s in self._when.items())
