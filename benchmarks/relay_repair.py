@@ -51,6 +51,7 @@ class Case:
 
 
 CASES = (
+    Case("1 % on one of two legs", 1, LEGS[:1], {"from": [f"rtp://{leg}:5004" for leg in LEGS]}),
     Case("1 % on each of two legs", 1, LEGS, {"from": [f"rtp://{leg}:5004" for leg in LEGS]}),
     Case("1 % with repair packets", 1, LEGS[:1], {"from": ["rtp://239.1.1.1:5004"], "fec": "both"}, "prompeg=l=8:d=5"),
     Case("7 % with repair packets", 7, LEGS[:1], {"from": ["rtp://239.1.1.1:5004"], "fec": "both"}, "prompeg=l=8:d=5"),
@@ -145,7 +146,7 @@ def main() -> int:
             f"  {case.name:<26}{sums['sent']:>9,}{sums['lost']:>7,}{sums['left']:>10,}{mended:>8.1f}%"
             f"   {sums['box']} / {sums['bare']}"
         )
-    print("  targets: at 1 % no complaint behind the box (both legs lose 1 in 10,000); at 7 % 80 % mended")
+    print("  targets: at 1 % no complaint behind the box (both legs lose 1 in 10,000 packets); at 7 % 80 % mended")
     return 0
 
 
