@@ -1,6 +1,6 @@
 # A relay worker: one thread that receives for its relays and sends their trains. What it shares with the control plane is
 # `list`, `epoch`, `closing` and the fan-outs of its relays; all else is its own while it runs.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ext.precedence cimport Claim
 from ext.relay cimport Relay, RelayList
@@ -24,6 +24,7 @@ cdef struct RelayWorker:
     uint64_t* global_epoch
     uint64_t epoch              # 0: asleep, and reads nothing
     uint32_t closing
+    int64_t entered_ns          # when the list and the fan-outs that are in use were seen
     uint32_t is_gro_off         # for tests: datagrams one by one
     Claim* claim                # on the core, beside the edge workers; NULL: nobody is beside us
     int poll

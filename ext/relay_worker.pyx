@@ -210,7 +210,9 @@ cdef void take_message(RelayWorker* w, Relay* r, uint32_t leg, uint32_t i, int64
         size = segment if m.msg_len - at > segment else m.msg_len - at
         relay_take(r, leg, data + at, size, now)
         at += size
-        if r.n_ready & 7 == 0:                  # a full train leaves before its slots are taken again
+        # A full train leaves before its slots are taken again. One who sends far more than can be sent on would keep the
+        # worker here: what is published, and who is taken away, would never be seen.
+        if r.n_ready & 7 == 0 and acc_now_ns() - w.entered_ns < PASS_MAX_NS:
             relay_relieve(&w.sender, r, now)
 
 
@@ -285,7 +287,7 @@ cdef void worker_run(RelayWorker* w) noexcept nogil:
     cdef Relay* r
     cdef uint32_t id, slot, n_begun = 0
     cdef uint64_t drained
-    cdef int64_t now = acc_now_ns(), entered_ns = 0, gauges_ns = 0, wait_ns = 0
+    cdef int64_t now = acc_now_ns(), gauges_ns = 0, wait_ns = 0
     cdef int n, i
     while not load_u32(&w.closing):
         # What the control plane has published since stays unseen while a train is begun: its receivers must stay.
@@ -300,7 +302,7 @@ cdef void worker_run(RelayWorker* w) noexcept nogil:
             # Read-modify-write, as ext/reclaim.pyx says: whoever frees either sees us awake, or we see what it published.
             exchange_u64(&w.epoch, load_u64_seq(w.global_epoch))
             relays = <RelayList*>load_ptr_seq(<void**>&w.list)
-            entered_ns = acc_now_ns()
+            w.entered_ns = acc_now_ns()
         perturb()
         for i in range(n if n > 0 else 0):
             id = <uint32_t>events[i].data.u64
@@ -313,7 +315,7 @@ cdef void worker_run(RelayWorker* w) noexcept nogil:
                 continue
             receive(w, r, <uint32_t>(events[i].data.u64 >> 32))
         now = acc_now_ns()
-        w.turns.is_ending = now - entered_ns > PASS_MAX_NS
+        w.turns.is_ending = now - w.entered_ns > PASS_MAX_NS
         attend(w, relays, now, now - gauges_ns >= GAUGES_NS)
         if now - gauges_ns >= GAUGES_NS:
             gauges_ns = now

@@ -8,16 +8,16 @@ begins anew on the same sockets, in whose buffers what comes meanwhile waits.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 from accelerator import clock
-from accelerator.dataplane import RELAY_SLOTS, DataPlane, RelayPlane
+from accelerator.dataplane import RELAY_SLOTS, DataPlane, RelayPlane, RelaySettings
 from accelerator.errors import AcceleratorError, ControlError
 from accelerator.io.credentials import Credentials
 from accelerator.io.datagram import open_input
@@ -52,10 +52,13 @@ Opened = tuple[socket.socket, Intake | None]
 
 @dataclass
 class Prepared:
-    """Of a policy: sockets, by relay and number of the input, for what is not open yet."""
+    """Of a policy: for each relay that begins, its inputs and what the data plane makes of them; `reused`: legs whose
+    sockets go on in a copy. All that a system short of memory or descriptors could refuse is here already."""
 
     rows: tuple[RelayRow, ...]
-    opened: dict[tuple[str, int], Opened] = field(default_factory=dict)
+    legs: dict[str, list[Leg]] = field(default_factory=dict)
+    settings: dict[str, RelaySettings] = field(default_factory=dict)
+    reused: list[Leg] = field(default_factory=list)
 
 
 class Relays:
@@ -136,25 +139,47 @@ class Relays:
         kept = [row for row in channels if isinstance(row, RelayRow)][: tables.udpxy.channels]
         rows = tables.relays + tuple(kept)
         prepared = Prepared(rows)
-        left = Counter(_leg_key(leg.spec) for flow in self._leaving(rows).values() for leg in flow.legs)
+        self._reap()
+        n_begin = sum(not self._runs(row) for row in rows)
+        if n_begin > RELAY_SLOTS - len(self.flows) - len(self._left_slots):
+            raise AcceleratorError("relay-socket", "relays that were just changed are still ending", can_retry=True)
+        spare: dict[LegKey, list[Leg]] = {}
+        for flow in self._leaving(rows).values():
+            for leg in flow.legs:
+                spare.setdefault(_leg_key(leg.spec), []).append(leg)
+        row = None
         try:
             for row in rows:
-                for index, spec in enumerate(row.inputs if not self._runs(row) else ()):
-                    if left[_leg_key(spec)]:
-                        left[_leg_key(spec)] -= 1
-                    else:
-                        prepared.opened[row.name, index] = self._open(spec)
-        except AcceleratorError as error:
+                if not self._runs(row):
+                    self._prepare_relay(row, prepared, spare)
+        except (AcceleratorError, OSError, MemoryError) as error:
             self.discard(prepared)
-            raise AcceleratorError("relay-socket", f"relays.{row.name}.from: {error.message}") from error
+            why = error.message if isinstance(error, AcceleratorError) else os.strerror(errno.ENOMEM)
+            why = error.strerror or why if isinstance(error, OSError) else why
+            named = row.name if row is not None else ""
+            raise AcceleratorError("relay-socket", f"relays.{named}.from: {why}", can_retry=True) from error
         return prepared
+
+    def _prepare_relay(self, row: RelayRow, prepared: Prepared, spare: dict[LegKey, list[Leg]]) -> None:
+        legs = prepared.legs.setdefault(row.name, [])
+        for spec in row.inputs:
+            if spare.get(_leg_key(spec)):
+                # What is in a socket's buffer stays there: the new relay reads on where the old one has stopped.
+                old = spare[_leg_key(spec)][-1]
+                legs.append(Leg(spec, old.socket.dup(), old.is_joined, old.link, intake=old.intake))
+                prepared.reused.append(spare[_leg_key(spec)].pop())
+            else:
+                made, intake = self._open(spec)
+                legs.append(Leg(spec, made, intake=intake))
+        prepared.settings[row.name] = settings_of(row, legs)
 
     def discard(self, prepared: Prepared) -> None:
         """The policy was not taken over after all."""
-        for made, intake in prepared.opened.values():
-            made.close()
-            if intake is not None:
-                intake.close()
+        kept = {id(leg.intake) for leg in prepared.reused}
+        for leg in (leg for legs in prepared.legs.values() for leg in legs):
+            leg.socket.close()
+            if leg.intake is not None and id(leg.intake) not in kept:
+                leg.intake.close()
 
     def _open(self, spec: Input) -> Opened:
         if spec.session is None:
@@ -175,20 +200,18 @@ class Relays:
         if (prepared.rows or tables.udpxy.groups) and self._plane is None:
             self._plane = self._start_workers()
         gone = self._leaving(prepared.rows)
-        spare: dict[LegKey, list[Leg]] = {}
         for flow in gone.values():
             self._end(flow)
-            for leg in flow.legs:
-                spare.setdefault(_leg_key(leg.spec), []).append(leg)
         known, begun = set(self.flows), []
         for row in prepared.rows:
-            flow = self.flows.get(row.name) or self._begin(row, prepared, spare, gone.get(row.name))
+            flow = self.flows.get(row.name) or self._begin(row, prepared, gone.get(row.name))
             begun += [flow] if row.name in gone or row.name not in known else []
             self._take_outputs(flow, row)
         # Groups that nobody asks for any more are left with their sockets.
-        for leg in (leg for legs in spare.values() for leg in legs):
+        reused = {id(leg) for leg in prepared.reused}
+        for leg in (leg for flow in gone.values() for leg in flow.legs):
             self._limbo.append((None, 0, leg.socket))
-            if leg.intake is not None:
+            if leg.intake is not None and id(leg) not in reused:
                 leg.intake.close()
         for name in set(self._waiting_told) - set(self.flows):
             del self._waiting_told[name]
@@ -214,25 +237,16 @@ class Relays:
         staying = {row.name for row in rows if self._runs(row)}
         return {name: flow for name, flow in self.flows.items() if name not in staying}
 
-    def _begin(self, row: RelayRow, prepared: Prepared, spare: dict[LegKey, list[Leg]], before: Flow | None) -> Flow:
+    def _begin(self, row: RelayRow, prepared: Prepared, before: Flow | None) -> Flow:
         assert self._plane is not None
-        legs = []
-        for index, spec in enumerate(row.inputs):
-            opened = prepared.opened.get((row.name, index))
-            if opened is not None:
-                legs.append(Leg(spec, opened[0], intake=opened[1]))
-                continue
-            # What is in a socket's buffer stays there: the new relay reads on where the old one has stopped.
-            old = spare[_leg_key(spec)].pop()
-            legs.append(Leg(spec, old.socket.dup(), old.is_joined, old.link, intake=old.intake))
-            self._limbo.append((None, 0, old.socket))
+        legs = prepared.legs[row.name]
         taken = {flow.slot for flow in self.flows.values()} | self._left_slots
         slot = next(each for each in range(RELAY_SLOTS) if each not in taken)
         flow = Flow(self._plane, slot, row, legs, self._discard)
         if before is not None:
             flow.subscribed, flow.carried, flow.signal = before.subscribed, before.carried, before.signal
             flow.http_carried = before.http_carried
-        self._plane.add(slot, settings_of(row, legs), receives=False)
+        self._plane.add(slot, prepared.settings[row.name], receives=False)
         self.flows[row.name] = flow
         return flow
 
@@ -457,21 +471,23 @@ class Relays:
         n_taken = len(self.flows) + len(self._left_slots)
         if len(self._channels) >= self._udpxy.channels or n_taken >= RELAY_SLOTS:
             return None
-        spec = row.inputs[0]
+        spec, prepared = row.inputs[0], Prepared((row,))
         try:
-            made = open_input(spec.host, spec.port, interface=spec.interface)
-        except AcceleratorError as error:
+            self._prepare_relay(row, prepared, {})
+        except (AcceleratorError, MemoryError) as error:
+            self.discard(prepared)
             self._events.note(
-                "relay-waiting", "a channel that viewers ask for can't be opened", why=error.message,
-                cause="relay-waiting:udpxy", advice="see udpxy.interface, and the system's limits on sockets",
+                "relay-waiting", "a channel that viewers ask for can't be opened", cause="relay-waiting:udpxy",
+                why=error.message if isinstance(error, AcceleratorError) else os.strerror(errno.ENOMEM),
+                advice="see udpxy.interface, and the system's limits on sockets",
             )  # fmt: skip
             return None
-        flow = self._begin(row, Prepared((row,), {(row.name, 0): (made, None)}), {}, None)
+        flow = self._begin(row, prepared, None)
         self._channels.add(row.name)
         self._take_outputs(flow, row)
         if flow.viewers is None:  # no memory for it
             self._end(flow)
-            self._limbo.append((None, 0, made))
+            self._limbo += [(None, 0, leg.socket) for leg in flow.legs]
             return None
         flow.viewers.want(clock.monotonic_ns())
         if spec.interface is not None and spec.interface not in self._seen:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+import threading
+import time
+
 import pytest
 from relay_packets import rtp, transport
+from relay_rig import UDP_SEGMENT, RelayRig, destination, udp
 from test_relay_input import MS, START, bench, numbers, packet
 
+from ext.relay_plane import DESTINATION_BYTES
+
 PACKETS_OF_50_DAYS = 1 << 32
+TRAINS_OF_188 = [(socket.SOL_UDP, UDP_SEGMENT, struct.pack("=H", 188))]
 YEAR_NS = 365 * 86_400 * 10**9
 
 
@@ -97,3 +106,38 @@ def test_noise_on_a_backup_does_not_bring_it_up(noise: bytes) -> None:
     assert numbers(b.take(0, packet(1), START + 600 * MS)) == [1]
     assert b.known()["switches"] == 0
     assert b.known()["drop_standby"] == 60
+
+
+def test_a_sender_far_above_what_can_be_sent_holds_no_change_back() -> None:
+    """Passes of ten seconds and more: who was taken away went on getting all, and no slot came free."""
+    with RelayRig() as rig:
+        everyone = destination(rig.open().getsockname()) * 4000
+        inputs = [rig.open(gro=True) for _ in range(2)]
+        for slot, incoming in enumerate(inputs):
+            rig.relay([incoming], [], slot=slot, window_packets=1024, hold_ns=5 * MS)
+            rig.plane.set_receivers(slot, [(0, everyone)])
+        done = threading.Event()
+
+        def flood() -> None:
+            with udp() as sender:
+                body = bytes(16 * 188).replace(bytes(188), b"\x47" + bytes(187))
+                while not done.wait(0.0005):
+                    for incoming in inputs:
+                        sender.sendmsg([body * 2], TRAINS_OF_188, 0, incoming.getsockname())
+
+        flooding = threading.Thread(target=flood)
+        flooding.start()
+        try:
+            rig.wait(lambda: rig.output()["drop_backlog"] > 0)
+            for n in (3000, 2000):
+                rig.plane.set_receivers(1, [(0, everyone[: n * DESTINATION_BYTES])])
+                begun_s = time.monotonic()
+                rig.wait(lambda: rig.plane.collect() == 0)
+                assert time.monotonic() - begun_s < 3
+            rig.plane.remove(0)
+            begun_s = time.monotonic()
+            rig.wait(lambda: rig.plane.collect() == 0)
+            assert time.monotonic() - begun_s < 3
+        finally:
+            done.set()
+            flooding.join()
