@@ -192,6 +192,9 @@ cdef struct Output:
     uint16_t begun_sequence     # of its first RTP header of our own
     int64_t begun_due_ns
     int64_t begun_used_ns       # what it has had of the worker's time: see relay_turns.pxd
+    uint32_t segment_good       # the largest that was taken as part of a train
+    uint32_t segment_limit      # too large for one; 0: none was
+    uint32_t n_refused          # receivers in a row whom trains were refused for
     int64_t full_ns             # since when the socket takes nothing; 0: it does
     int64_t retry_ns
     uint32_t ssrc

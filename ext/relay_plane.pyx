@@ -458,6 +458,7 @@ cdef void open_output(Relay* r, uint32_t index, int fd, int format, int64_t hold
     o.pace_bytes_s = pace_bytes_s
     o.ssrc = ssrc
     o.sequence = sequence
+    o.segment_good = o.segment_limit = o.n_refused = 0
 
 
 cdef Fanout* make_fanout(Relay* r, receivers) except NULL:

@@ -44,6 +44,9 @@ cdef enum:
     # Of an output, for each eight packets received: as much as 128 receivers need. More than that loses its own oldest packets
     # rather than the time of the other relays.
     RELIEF_PARTS = 8
+    # So many receivers in a row whom trains are refused for, who take their packets one by one: the device can't do it.
+    REFUSED_RUN = 8
+    PROBE_BYTES = 1440          # what is refused because of its size says nothing of the device
     SUPER_PACKET_MAX = 65000    # below 65,507, what a UDP datagram over IPv4 holds
     RTP_TS = 33                 # RFC 3551: MP2T
     RTP_DYNAMIC = 96
@@ -151,8 +154,8 @@ cdef uint32_t transmit(Sender* s, Output* o, uint32_t n, uint32_t packets_each, 
     return at
 
 
-cdef void tally(Sender* s, Output* o, uint32_t settled, uint32_t packets_each) noexcept nogil:
-    """Counts what was sent of the settled messages: the kernel writes their length."""
+cdef bint tally(Sender* s, Output* o, uint32_t settled, uint32_t packets_each) noexcept nogil:
+    """Counts what was sent of the settled messages: the kernel writes their length. Whether anything was."""
     cdef uint64_t n = 0, size = 0
     cdef uint32_t i
     for i in range(settled):
@@ -163,6 +166,7 @@ cdef void tally(Sender* s, Output* o, uint32_t settled, uint32_t packets_each) n
     count(&o.counters[O_BYTES], size)
     if packets_each > 1:
         count(&o.counters[O_TRAINS], n)
+    return n != 0
 
 
 cdef void send_segmented(Sender* s, Output* o, Train* t, Destination* to, uint32_t n) noexcept nogil:
@@ -183,12 +187,13 @@ cdef void send_segmented(Sender* s, Output* o, Train* t, Destination* to, uint32
         m.msg_hdr.msg_control = s.control
         m.msg_hdr.msg_controllen = SEGMENT_CONTROL
     settled = transmit(s, o, n, t.n_packets, &is_refused)
-    tally(s, o, settled, t.n_packets)
+    if tally(s, o, settled, t.n_packets):
+        o.segments = SEGMENTS_ON
+        o.n_refused = 0
+        o.segment_good = max(o.segment_good, t.segment)
     o.begun_at += settled * t.n_packets
     if is_refused:
-        o.segments = SEGMENTS_OFF               # the rest goes singly, in the next part
-    elif settled:
-        o.segments = SEGMENTS_ON
+        send_refused(s, o, t, to)
     store_u64_relaxed(&o.counters[O_SEGMENTS], o.segments)
 
 
@@ -216,6 +221,21 @@ cdef void send_singly(Sender* s, Output* o, Train* t, Destination* to, uint32_t 
     settled = transmit(s, o, total, 1, NULL)
     tally(s, o, settled, 1)
     o.begun_at += settled
+
+
+cdef void send_refused(Sender* s, Output* o, Train* t, Destination* to) noexcept nogil:
+    """The next receiver has the train packet by packet. That is the device's fault only if these were taken, and smaller
+    ones never were: packets above the path's MTU, and receivers who can't be reached, take trains from nobody else."""
+    cdef uint64_t before = o.counters[O_PACKETS]
+    send_singly(s, o, t, to, o.begun_at // t.n_packets + 1)
+    if o.counters[O_PACKETS] == before:
+        return
+    if t.segment > PROBE_BYTES or (o.segment_good and t.segment > o.segment_good):
+        o.segment_limit = t.segment
+    else:
+        o.n_refused += 1
+        if o.n_refused >= REFUSED_RUN:
+            o.segments = SEGMENTS_OFF
 
 
 cdef void relay_rate(Relay* r, int64_t now) noexcept nogil:
@@ -270,10 +290,12 @@ cdef void send_part(Sender* s, Relay* r, FanoutRow* row, int64_t now) noexcept n
         o.begun_sequence = o.sequence
         describe(s, r, o, &t, o.train_packets)
     total = t.n_packets * row.n
-    if t.n_packets > 1 and o.segments != SEGMENTS_OFF:
-        send_segmented(s, o, &t, to, row.n)
-    else:
+    if t.n_packets == 1 or o.segments == SEGMENTS_OFF or (o.segment_limit and t.segment >= o.segment_limit):
         send_singly(s, o, &t, to, row.n)
+    elif o.begun_at % t.n_packets:              # of one for whom it was refused
+        send_singly(s, o, &t, to, o.begun_at // t.n_packets + 1)
+    else:
+        send_segmented(s, o, &t, to, row.n)
     if not s.is_full or o.begun_at != before:
         o.full_ns = 0
     if s.is_full:

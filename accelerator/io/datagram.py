@@ -158,7 +158,10 @@ def destination_row(address: str, port: int, *, interface: str | None = None) ->
 
 
 def _socket(is_v6: bool) -> socket.socket:
-    made = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        made = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    except OSError as fault:  # no descriptor, or no IPv6 on this machine
+        raise _told(fault, "socket") from fault
     if is_v6:
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     return made

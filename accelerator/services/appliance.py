@@ -32,7 +32,8 @@ from accelerator.services.origin_notes import OriginNotes
 from accelerator.services.origins import Origins, Secrets
 from accelerator.services.overload import Overload
 from accelerator.services.pulse import Pulse
-from accelerator.services.relays import Prepared, Relays
+from accelerator.services.relay_prepare import Prepared
+from accelerator.services.relays import Relays
 from accelerator.services.request_log import RequestLog
 from accelerator.services.rollout import Rollout
 from accelerator.services.security_log import SecurityLog

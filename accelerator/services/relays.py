@@ -12,25 +12,23 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 from accelerator import clock
-from accelerator.dataplane import RELAY_SLOTS, DataPlane, RelayPlane, RelaySettings
+from accelerator.dataplane import RELAY_SLOTS, DataPlane, RelayPlane
 from accelerator.errors import AcceleratorError, ControlError
 from accelerator.io.credentials import Credentials
-from accelerator.io.datagram import open_input
-from accelerator.io.intakes import Intake, IntakeSpec, open_pair
 from accelerator.io.link_changes import LinkChanges
 from accelerator.io.links import IpAddress, Link, Links
 from accelerator.policy.compile import RELAY_PREFIX, UDPXY_NAME, RelayRow, Tables, UdpxyRow
-from accelerator.policy.relay_rules import Input, Session, Zones
+from accelerator.policy.relay_rules import Zones
 from accelerator.protocols.relay_signal import State
 from accelerator.services.announce import Announcer
 from accelerator.services.events import Events
 from accelerator.services.relay_channels import row_of
-from accelerator.services.relay_flow import Flow, Leg, Receiver, input_key, settings_of, url_of
+from accelerator.services.relay_flow import Flow, Leg, Receiver, input_key, url_of
+from accelerator.services.relay_prepare import LegKey, Prepared, discard, leg_key, prepare_relay
 from accelerator.services.relay_receivers import CHUNK, parse_receivers
 from accelerator.services.relay_told import metrics, playlist, sessions
 from accelerator.services.relay_viewers import Desk, Shape, Viewers
@@ -44,21 +42,6 @@ STALLED_S = 5.0
 NICE = -10
 WORKERS_MAX = 4
 _ADVICE_SILENT = "see that the sender runs and that the network brings its packets here: accelctl relay show NAME"
-
-LegKey = tuple[str, int, str, str | None, Session | None]
-# Of an input: its socket, and what brings its packets where that is a process.
-Opened = tuple[socket.socket, Intake | None]
-
-
-@dataclass
-class Prepared:
-    """Of a policy: for each relay that begins, its inputs and what the data plane makes of them; `reused`: legs whose
-    sockets go on in a copy. All that a system short of memory or descriptors could refuse is here already."""
-
-    rows: tuple[RelayRow, ...]
-    legs: dict[str, list[Leg]] = field(default_factory=dict)
-    settings: dict[str, RelaySettings] = field(default_factory=dict)
-    reused: list[Leg] = field(default_factory=list)
 
 
 class Relays:
@@ -146,52 +129,23 @@ class Relays:
         spare: dict[LegKey, list[Leg]] = {}
         for flow in self._leaving(rows).values():
             for leg in flow.legs:
-                spare.setdefault(_leg_key(leg.spec), []).append(leg)
+                spare.setdefault(leg_key(leg.spec), []).append(leg)
         row = None
         try:
             for row in rows:
                 if not self._runs(row):
-                    self._prepare_relay(row, prepared, spare)
+                    prepare_relay(row, prepared, spare, self._credentials)
         except (AcceleratorError, OSError, MemoryError) as error:
-            self.discard(prepared)
+            discard(prepared)
             why = error.message if isinstance(error, AcceleratorError) else os.strerror(errno.ENOMEM)
             why = error.strerror or why if isinstance(error, OSError) else why
             named = row.name if row is not None else ""
             raise AcceleratorError("relay-socket", f"relays.{named}.from: {why}", can_retry=True) from error
         return prepared
 
-    def _prepare_relay(self, row: RelayRow, prepared: Prepared, spare: dict[LegKey, list[Leg]]) -> None:
-        legs = prepared.legs.setdefault(row.name, [])
-        for spec in row.inputs:
-            if spare.get(_leg_key(spec)):
-                # What is in a socket's buffer stays there: the new relay reads on where the old one has stopped.
-                old = spare[_leg_key(spec)][-1]
-                legs.append(Leg(spec, old.socket.dup(), old.is_joined, old.link, intake=old.intake))
-                prepared.reused.append(spare[_leg_key(spec)].pop())
-            else:
-                made, intake = self._open(spec)
-                legs.append(Leg(spec, made, intake=intake))
-        prepared.settings[row.name] = settings_of(row, legs)
-
     def discard(self, prepared: Prepared) -> None:
         """The policy was not taken over after all."""
-        kept = {id(leg.intake) for leg in prepared.reused}
-        for leg in (leg for legs in prepared.legs.values() for leg in legs):
-            leg.socket.close()
-            if leg.intake is not None and id(leg.intake) not in kept:
-                leg.intake.close()
-
-    def _open(self, spec: Input) -> Opened:
-        if spec.session is None:
-            return open_input(spec.host, spec.port, interface=spec.interface), None
-        said = spec.session
-        passphrase = self._credentials.passphrase(said.passphrase) if said.passphrase else ""
-        reading, feed = open_pair()
-        wanted = IntakeSpec(
-            said.scheme, "listener" if said.is_listener else "caller", spec.host, spec.port, said.latency_ms,
-            said.stream_id, said.profile, said.sources, passphrase,
-        )  # fmt: skip
-        return reading, Intake(wanted, feed)
+        discard(prepared)
 
     def take_over(self, tables: Tables, prepared: Prepared) -> None:
         self._zones = Zones({name: tuple(map(ip_network, nets)) for name, nets in tables.zone_nets})
@@ -473,9 +427,9 @@ class Relays:
             return None
         spec, prepared = row.inputs[0], Prepared((row,))
         try:
-            self._prepare_relay(row, prepared, {})
+            prepare_relay(row, prepared, {}, self._credentials)
         except (AcceleratorError, MemoryError) as error:
-            self.discard(prepared)
+            discard(prepared)
             self._events.note(
                 "relay-waiting", "a channel that viewers ask for can't be opened", cause="relay-waiting:udpxy",
                 why=error.message if isinstance(error, AcceleratorError) else os.strerror(errno.ENOMEM),
@@ -605,10 +559,6 @@ class Relays:
 
     def metrics(self) -> list[tuple[str, dict[str, int], dict[str, float]]]:
         return metrics(self.flows.values())
-
-
-def _leg_key(spec: Input) -> LegKey:
-    return (spec.host, spec.port, spec.source, spec.interface, spec.session)
 
 
 def _mapped(address: IpAddress) -> bytes:

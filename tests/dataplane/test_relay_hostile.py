@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 
+import netns
 import pytest
 from relay_packets import rtp, transport
 from relay_rig import UDP_SEGMENT, RelayRig, destination, udp
@@ -141,3 +142,33 @@ def test_a_sender_far_above_what_can_be_sent_holds_no_change_back() -> None:
         finally:
             done.set()
             flooding.join()
+
+
+@pytest.mark.skipif(bool(netns.why_not()), reason=str(netns.why_not()))
+@pytest.mark.parametrize("size", [1316, 1480])
+def test_a_packet_above_the_mtu_or_one_receiver_behind_a_narrow_link_takes_trains_from_nobody_else(size: int) -> None:
+    """One pair of 1,480 bytes, or one receiver whose path takes 600, had turned segmentation off for good."""
+    with RelayRig() as rig, netns.Topology() as topology:
+        box, wide, narrow = (topology.namespace(name) for name in ("box", "wide", "narrow"))
+        for other, name, number in ((wide, "wide", 1), (narrow, "narrow", 2)):
+            topology.wire(box, name, other, "eth0")
+            box.ip("addr", "add", f"10.9.{number}.1/24", "dev", name)
+            other.ip("addr", "add", f"10.9.{number}.2/24", "dev", "eth0")
+            for each, link in ((box, name), (other, "eth0")):
+                each.ip("link", "set", link, "up")
+        box.ip("link", "set", "narrow", "mtu", "600")
+        receivers = [narrow.call(lambda: udp("10.9.2.2")), wide.call(lambda: udp("10.9.1.2"))]
+        out = box.call(lambda: udp("0.0.0.0"))
+        rig.sockets += [*receivers, out]
+        rig.received = {made: [] for made in receivers}
+        chosen = receivers if size == 1316 else receivers[1:]
+        incoming = rig.open(gro=True)
+        rig.relay([incoming], chosen, output=out, hold_ns=5 * MS, window_packets=1024)
+        packets = [packet(i)[:16] + bytes(size - 16) for i in range(32)]
+        packets += [packet(i)[:16] + bytes(1300) for i in range(32, 232)]
+        for at in range(0, len(packets), 8):
+            rig.send(incoming, packets[at : at + 8])
+            rig.wait(lambda at=at: all(len(rig.received[made]) >= at + 8 for made in chosen))  # type: ignore[misc]
+        assert all(rig.received[made] == packets for made in chosen)
+        assert rig.output()["segments"] == 1
+        assert rig.output()["trains"] > 10

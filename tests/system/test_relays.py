@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import resource
 import shutil
 import socket
 import struct
@@ -172,6 +173,33 @@ def test_an_input_that_changes_goes_on_where_it_was(places: Places, tmp_path: Pa
     assert len(missing) <= 3, missing
     assert all(0 < each < 40 for each in missing), missing
     assert counters["packets"] >= len(screen.datagrams), "counters go on"
+
+
+def test_a_box_without_descriptors_refuses_a_policy_and_relays_on(places: Places, tmp_path: Path) -> None:
+    """It was taken over by half: relays had ended, and their sockets could not be copied for the new ones."""
+    source, namespace, (screens, _) = places
+    relays = {f"r{n}": {"from": [f"rtp://10.0.0.2@239.1.2.{n}:5004"], "interface": "wan"} for n in range(1, 60)}
+    relays["r1"] |= {"to": [{"group": "239.2.1.1:5004", "interface": "lan0"}]}
+    with (
+        RelayBox(namespace, tmp_path, **relays) as box,
+        Receiver(netns.join(screens, "eth0", "239.2.1.1", 5004)) as screen,
+        Sender(source, [("239.1.2.1", 5004)], 500),
+    ):
+        wait_for(lambda: len(screen.datagrams) > 100)
+        changes = {"relays": {name: {"reorder": "20ms"} for name in relays}}
+        pid = box.process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        highest = max(int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir())
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 40, before[1]))
+        said = box.reload(changes)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        assert "Too many open files" in said
+        assert "refused, the running one stays" in said
+        n_then = len(screen.datagrams)
+        wait_for(lambda: len(screen.datagrams) > n_then + 200)
+        assert is_whole(screen.numbers, 300)
+        assert len(box.control("relay ls")["relays"]) == len(relays)
+        assert "taken over" in box.reload(changes)
 
 
 def test_a_backup_takes_over_and_gives_back(places: Places, tmp_path: Path) -> None:
