@@ -262,8 +262,8 @@ def _steering(what: str, options: argparse.Namespace) -> int:
 def _policy_and_daemon(
     options: argparse.Namespace, *, is_lenient: bool = False
 ) -> tuple[Policy | None, dict[str, Any]]:
-    """The policy that was named, else the one that runs; and what the daemon says, nothing where none runs. Lenient:
-    nothing, and `why`, where it can't be asked for any other reason either."""
+    """The policy that was named, else the one that runs; and what the daemon says, nothing where none runs. Lenient,
+    for the doctor: nothing, and `why`, where it can't be asked for any other reason either; and what netd says."""
     from pathlib import Path
 
     from accelerator.policy.check import load_policy
@@ -276,10 +276,11 @@ def _policy_and_daemon(
             daemon["status"] = client.call("status")
             if policy is None:
                 policy = Policy.model_validate(client.call("policy show")["policy"])
-            try:
-                daemon["routes"] = client.call("routes")
-            except ControlError as error:  # accelerator-netd may not run
-                daemon["why_no_routes"] = str(error)
+            if is_lenient:
+                try:
+                    daemon["routes"] = client.call("routes")
+                except ControlError as error:  # accelerator-netd may not run
+                    daemon["why_no_routes"] = str(error)
     except ControlError as error:
         if error.exit_code != 3 and not is_lenient:
             raise
