@@ -44,6 +44,7 @@ from accelerator.kernel.multicast import MulticastService
 from accelerator.kernel.multicast_wish import MulticastWish, multicast_rules, multicast_wish
 from accelerator.kernel.objects import check_routes
 from accelerator.kernel.reconcile import Reconciler
+from accelerator.kernel.removal import remove
 from accelerator.kernel.shaped import check_shapers
 from accelerator.kernel.state import GENERATION_MAX, DesiredState, StateError, check_multicast, decode, encode
 
@@ -479,7 +480,7 @@ def _now_s() -> float:
     return clock.monotonic_ns() / 1e9
 
 
-async def _main(state_dir: Path) -> int:
+async def _main(state_dir: Path, *, is_removing: bool) -> int:
     try:
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with probe:
@@ -488,6 +489,11 @@ async def _main(state_dir: Path) -> int:
         return 1
     except OSError:
         pass
+    if is_removing:
+        problems = await remove(state_dir)
+        for problem in problems:
+            print(f"accelerator-netd: {problem}", file=sys.stderr)
+        return 1 if problems else 0
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -499,6 +505,9 @@ async def _main(state_dir: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="accelerator-netd", description=__doc__.split("\n\n", 1)[0])
     parser.add_argument("--state-dir", type=Path, required=True, metavar="DIR", help="where netd.sock stands")
+    parser.add_argument(
+        "--remove", action="store_true", help="take all that is ours out of the kernel, and end: before uninstalling"
+    )
     options = parser.parse_args(arguments)
     if not options.state_dir.is_dir():
         print(f"accelerator-netd: {options.state_dir} is no directory", file=sys.stderr)
@@ -506,7 +515,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Whoever works in a thread gives way to the event loop within so long.
     sys.setswitchinterval(SWITCH_S)
     try:
-        return asyncio.run(_main(options.state_dir))
+        return asyncio.run(_main(options.state_dir, is_removing=options.remove))
     except OSError as error:
         print(f"accelerator-netd: {error}", file=sys.stderr)
         return 1

@@ -167,6 +167,14 @@ class Interceptor:
             if self._installed is not None:
                 await asyncio.shield(self._withdraw("netd ends"))
 
+    async def clear(self) -> None:
+        """Takes out what an earlier netd left, where `run` is not. OSError, FilterError: that can't be done."""
+        try:
+            await self._withdraw("")
+        finally:
+            for each in self._watches:
+                each.close()
+
     def _event(self, watching: socket.socket) -> None:
         drain(watching)
         if self._installed is not None:

@@ -423,8 +423,11 @@ class MulticastService:
             del self._queriers[name]
             self._queriers_told_s[name] = now_s
             if name in self._links:
-                who = "we are" if querier is None else f"{_text(querier)} is"
-                self._tell("querier-changed", name, f"{who} querier on {name} now")
+                what = f"we are querier on {name} now"
+                if querier is not None:
+                    # If it is no router, or forged, nobody forwards there.
+                    what = f"{_text(querier)} is querier on {name} now, and forwards multicast there in our place"
+                self._tell("querier-changed", name, what)
 
     def _reinstall(self, name: str) -> None:
         """What leads from or to the interface."""

@@ -121,6 +121,14 @@ class Reconciler:
         self._repairs.clear()
         self._wake.set()
 
+    async def clear(self) -> str:
+        """Takes out all that is ours, whoever put it there, where `start` has not been called; what the kernel
+        refused."""
+        self._links = {}
+        self._has_filter = True
+        await self._pass()
+        return self._problem
+
     def links_changed(self, links: Mapping[str, Link]) -> None:
         # Not our own: whoever takes one away undoes something, which must count as that.
         up = {

@@ -17,6 +17,7 @@ from accelerator.services.netd_wishes import desired
 
 SERVICE = "policy"
 RETRY_S = 2.0
+ANSWER_S = 30.0  # 100,000 routes are read within a few seconds
 QUEUES_EACH_S = 5.0  # for status and metrics
 _LINE_MAX = 16 << 20  # 100,000 routes
 _ADVICE = "see systemctl status accelerator-netd, or start accelerator-netd --state-dir with the same directory"
@@ -82,6 +83,8 @@ class NetdClient:
         while True:
             try:
                 await self._talk()
+            except TimeoutError:
+                self._tell_waiting("it doesn't answer")
             except (OSError, ValueError, asyncio.IncompleteReadError):
                 self._tell_waiting("it doesn't run, or isn't reached")
             except NetdError as refusal:
@@ -90,7 +93,8 @@ class NetdClient:
 
     async def _talk(self) -> None:
         """Until netd ends: says what is wanted, as often as that changes, and follows its events."""
-        shown = await _ask(self._path, "show")
+        async with asyncio.timeout(ANSWER_S):
+            shown = await _ask(self._path, "show")
         known = shown["services"].get(SERVICE)
         generation = known["generation"] if known is not None else 0
         # A box without any of it doesn't make netd begin anything.
@@ -102,7 +106,8 @@ class NetdClient:
                 if not is_said:
                     generation = min(generation + 1, GENERATION_MAX)
                     state = encode(self._wanted)
-                    await _ask(self._path, "desire", service=SERVICE, generation=generation, state=state)
+                    async with asyncio.timeout(ANSWER_S):
+                        await _ask(self._path, "desire", service=SERVICE, generation=generation, state=state)
                     self._is_waiting_told = False
                 is_said = False
                 changed = asyncio.get_running_loop().create_task(self._changed.wait())

@@ -9,12 +9,13 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import netns
 import pytest
-from netd_box import NetdBox, wait_for
+from netd_box import NETD, NetdBox, wait_for
 from streams import ASM, FAMILIES, PORT, SOURCE, Count, Stream
 
 from accelerator.kernel import packet_filter, state
@@ -209,6 +210,46 @@ def test_no_other_keeper_could_be_started(branch: Branch) -> None:
     path.rmdir()
     wait_for(lambda: branch.netd.events("keeper-restarted"), "another keeper", 20)
     assert len(branch.netd.keepers()) == 1
+
+
+def test_what_netd_leaves_when_it_ends_stayed_for_good(branch: Branch) -> None:
+    """Queues of an old policy shaped a link after the product had gone."""
+    box = branch.box
+
+    def kernel() -> str:
+        lists = ("rule", "-6 rule", "route show table all", "mrule", "link show type ifb")
+        listed = "".join(box.ip(*words.split()) for words in lists) + box.run("nft", "list", "ruleset")
+        listed += "\n".join(each for each in box.run("tc", "qdisc").splitlines() if "noqueue" not in each)
+        return listed + box.read("/proc/net/ip_mr_vif") + box.read("/proc/net/ip6_mr_vif")
+
+    box.run("nft", "add", "table", "inet", "somebodys")
+    before = kernel()
+    shaped = {"minor": 255, "name": "rest", "rate_bps": 1_000_000, "ceiling_bps": 10_000_000}
+    branch.netd.desire(
+        TV,
+        routes=[{"table": 86_001, "destination": "10.99.0.0/24", "gateway": "10.1.0.2", "interface": "lan0"}],
+        rules=[{"priority": 8601, "table": 86_001, "destination": "10.99.0.0/24"}],
+        packet_rules=[{"hook": "forward", "dscp_is": 0, "dscp": 46}],
+        shapers=[{"interface": "wan", "side": "egress", "major": 0x7A10, "rate_bps": 10_000_000, "classes": [shaped]}],
+        intercept={"interfaces": ["lan0"], "destinations": ["10.0.0.0/24"], "ports": [80], "port": 8080},
+    )
+    branch.netd.ready()
+    with connection_to(branch.netd) as beating:
+
+        def is_whole() -> bool:
+            beating.sendall(b'{"command": "alive", "args": {}}\n')
+            beating.recv(1000)
+            found = kernel()
+            return all(word in found for word in ("86001", "7780", "accelerator_intercept", "htb", "dscp set ef"))
+
+        wait_for(is_whole, "all of it is there")
+        branch.netd.stop(signal.SIGKILL)
+    removing = box.popen(str(NETD), "--state-dir", str(branch.netd.state_dir), "--remove", stderr=subprocess.PIPE)
+    assert removing.communicate(timeout=30)[1] == b""
+    assert removing.returncode == 0
+    wait_for(lambda: kernel() == before, "nothing of ours is left, and nothing of others' is gone")
+    branch.netd.start()
+    assert branch.netd.ask("show")["services"] == {}
 
 
 def test_one_of_two_acceleratords_that_ends_withdraws_nothing(branch: Branch) -> None:

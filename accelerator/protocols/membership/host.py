@@ -22,6 +22,7 @@ from accelerator.protocols.membership.messages import (
 from accelerator.protocols.membership.settings import HostSettings
 
 _NO_SOURCES: frozenset[bytes] = frozenset()
+ASKED_MAX = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +220,12 @@ class HostSide:
         if self._general_s is not None and self._general_s <= at_s:
             return
         pending_s = self._answer_times.get(group)
-        if pending_s is None:
-            self._asked[group] = sources
-        else:
+        if pending_s is not None:
             at_s = min(at_s, pending_s)
             asked = self._asked[group]
-            self._asked[group] = asked | sources if asked and sources else _NO_SOURCES
+            sources = asked | sources if asked and sources else _NO_SOURCES
+        # Who asks for ever more sources is told the whole filter, which answers for any of them.
+        self._asked[group] = sources if len(sources) <= ASKED_MAX else _NO_SOURCES
         self._answer_times.set(group, at_s)
 
     def _answer(self, group: bytes) -> Iterator[Record]:
