@@ -164,7 +164,8 @@ class Interceptor:
             for each in self._watches:
                 loop.remove_reader(each.fileno())
                 each.close()
-            if self._installed is not None:
+            # Also what was being put in at that moment.
+            if self._installed is not None or self._is_left_over:
                 await asyncio.shield(self._withdraw("netd ends"))
 
     async def clear(self) -> None:
@@ -230,10 +231,13 @@ class Interceptor:
         unwanted = [family for family in _ROWS if family not in families_of(wish)]
         await packet_filter.run(rules_of(wish))
         _change(((*_ROWS[family], False) for family in unwanted), is_surely_there=False)
+        # What changes from here on is somebody else's doing, or costs one more look.
+        self._is_doubtful = False
         self._listed = await packet_filter.listed(TABLE)
         if self._listed is not None and self._listed[1] != len(families_of(wish)):
             self._listed = None  # somebody was quicker: the next look puts it back
-        self._installed, self._is_left_over, self._is_doubtful = wish, False, self._listed is None
+        self._installed, self._is_left_over = wish, False
+        self._is_doubtful = self._is_doubtful or self._listed is None or not _is_there(wish)
 
     async def _withdraw(self, why: str) -> None:
         # First what takes packets, then what they went by. An earlier version's table was of IPv4 alone.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
+from typing import Any
 
 from pyroute2 import AsyncIPRoute
 
@@ -36,9 +37,12 @@ async def read_links() -> dict[str, Link]:
     async with AsyncIPRoute() as netlink:
         links = [each async for each in await netlink.get_links()]
         addresses = [each async for each in await netlink.get_addr()]
+    by_index: dict[int, list[Any]] = {}
+    for address in addresses:
+        by_index.setdefault(address["index"], []).append(address)
     found: dict[str, Link] = {}
     for link in links:
-        index, mine = link["index"], [each for each in addresses if each["index"] == link["index"]]
+        index, mine = link["index"], by_index.get(link["index"], [])
         # The local end of a point-to-point link is IFA_LOCAL, of any other both are the same.
         v4 = [
             (ip_address(each.get("local") or each.get("address")).packed, each["prefixlen"])

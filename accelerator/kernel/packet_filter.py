@@ -4,6 +4,7 @@ loaded. Other tables are neither read nor written. Runs `nft`, which speaks JSON
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -160,6 +161,7 @@ async def run(text: str) -> None:
 
 
 async def _nft(*words: str, given: bytes = b"") -> bytes:
+    process: asyncio.subprocess.Process | None = None
     try:
         process = await asyncio.create_subprocess_exec(
             _NFT, *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -167,8 +169,16 @@ async def _nft(*words: str, given: bytes = b"") -> bytes:
         async with asyncio.timeout(_TIMEOUT_S):
             out, wrong = await process.communicate(given)
     except TimeoutError:
-        process.kill()
+        if process is not None:
+            process.kill()
         raise FilterError("nft didn't end in time") from None
+    except asyncio.CancelledError:
+        # It must not change anything after what is done next.
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        raise
     except OSError as error:
         raise FilterError(f"nft can't be run: {error.strerror}") from None
     if process.returncode:

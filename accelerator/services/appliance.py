@@ -200,6 +200,8 @@ class Appliance:
         Listeners in `kept` go on listening, as others have their sockets too. With `idle_s` those serve already, and
         idle connections may be used once more within this time."""
         self.is_draining = True
+        # From here on netd is another's to tell: a netd that starts meanwhile would be told the old policy.
+        await self.netd.stop()
         await self.interceptor.stop()
         if idle_s:
             self.relays.stop(is_heir_there=True)

@@ -19,7 +19,7 @@ from netd_box import NETD, NetdBox, wait_for
 from streams import ASM, FAMILIES, PORT, SOURCE, Count, Stream
 
 from accelerator.kernel import packet_filter, state
-from accelerator.kernel.intercept import LOOK_S, Interceptor, rules_of
+from accelerator.kernel.intercept import LOOK_S, TABLE, Interceptor, rules_of
 from accelerator.kernel.links import read_links
 from accelerator.kernel.state import GENERATION_MAX, Interception, StateError
 from accelerator.kernel.stream_watch import NEWS_MAX
@@ -301,6 +301,60 @@ def test_an_nft_that_fails_filled_the_log_and_left_the_rule_that_interception_ne
         box = topology.namespace("box")
         box.call(lambda: asyncio.run(intercepting(box)))
     assert told == ["interception can't be changed: nft: a kernel without nf_tables"]
+
+
+def test_a_rule_that_went_while_interception_was_put_in_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was marked then led nowhere: viewers' connections would have been dropped until something else changed."""
+    listed = packet_filter.listed
+    n_listed = 0
+
+    async def intercepting(box: netns.Namespace) -> None:
+        async def meddled(table: str) -> tuple[str, int] | None:
+            nonlocal n_listed
+            n_listed += 1
+            if n_listed == 1:
+                box.ip("rule", "del", "pref", "7780")
+            return await listed(table)
+
+        monkeypatch.setattr(packet_filter, "listed", meddled)
+        made = Interceptor(lambda event: None)
+        running = asyncio.create_task(made.run())
+        made.want(Interception(("lo",), ("10.9.0.0/24",), (80,), 8080))
+        made.beat()
+        await until(lambda: n_listed > 1 and "lookup 7780" in box.ip("rule"))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    with netns.Topology() as topology:
+        box = topology.namespace("box")
+        box.call(lambda: asyncio.run(intercepting(box)))
+
+
+def test_netd_that_ended_while_it_put_interception_in_left_it_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody watched over it any more."""
+    is_listing = False
+
+    async def intercepting(box: netns.Namespace) -> None:
+        async def never(table: str) -> None:
+            nonlocal is_listing
+            is_listing = True
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(packet_filter, "listed", never)
+        made = Interceptor(lambda event: None)
+        running = asyncio.create_task(made.run())
+        made.want(Interception(("lo",), ("10.9.0.0/24",), (80,), 8080))
+        made.beat()
+        await until(lambda: is_listing)
+        assert TABLE in box.run("nft", "list", "ruleset")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert TABLE not in box.run("nft", "list", "ruleset")
+        assert "7780" not in box.ip("rule")
+
+    with netns.Topology() as topology:
+        box = topology.namespace("box")
+        box.call(lambda: asyncio.run(intercepting(box)))
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,3 +119,33 @@ def test_a_box_without_multicast_asks_nothing_of_netd(branch: Branch, tmp_path: 
         wait_for(daemon.events, "it runs", 20)
         assert said(netd) == {}
         assert not any("netd" in json.dumps(line) for line in daemon.events())
+
+
+def test_an_acceleratord_that_drained_told_a_new_netd_its_old_policy(branch: Branch, tmp_path: Path) -> None:
+    """Beside the one that had taken over, and netd stayed with what was said last."""
+    box, _ = branch
+    daemon = Acceleratord(box, tmp_path)
+    daemon.policy.write_text(POLICY + PROXY.replace("LAN", "lan0") + "limits: {drain: 5s}\n")
+    origin = box.call(lambda: socket.create_server(("127.0.0.1", 9)))
+    origin.settimeout(10)
+
+    def viewer() -> socket.socket | None:
+        try:
+            return box.call(lambda: socket.create_connection(("127.0.0.1", 8080)))
+        except OSError:
+            return None
+
+    with NetdBox(box, tmp_path) as netd, daemon:
+        wait_for(lambda: downstream(netd) == ["lan0"], "what policy wants", 20)
+        watching = wait_for(viewer, "the box serves")
+        watching.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        waiting = origin.accept()[0]
+        daemon.process.terminate()
+        wait_for(lambda: "draining" in (tmp_path / "box.log").read_text(), "it drains")
+        netd.stop(signal.SIGKILL)
+        netd.start()
+        netd.ask("desire", service="policy", generation=1000, state={})  # as the one that has taken over
+        daemon.process.wait(30)
+        assert said(netd)["generation"] == 1000
+    for each in (watching, waiting, origin):
+        each.close()
