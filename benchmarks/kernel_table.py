@@ -138,7 +138,9 @@ def until_left(box: NetdBox, group: str) -> None:
 
 
 def asking(n_flows: int) -> Iterator[Row]:
-    """Flows that nobody foretold, of a source behind a downstream: the kernel holds four packets of each, and asks."""
+    """Flows that nobody foretold, of a source behind a downstream: the kernel holds four packets of each, and asks. An
+    answer takes the kernel's lock of all networking (rtnl), which other namespaces that come and go hold for long:
+    the figure is of a machine where nothing else does that."""
     with Box() as it:
         for number, name in enumerate(("alone", "while 10,000 routes are put up and taken away")):
             stop = threading.Event()

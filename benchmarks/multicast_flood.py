@@ -180,6 +180,8 @@ def flood(seconds: float, folder: Path, n_links: int = N_LINKS) -> Outcome:
                     outcome.rss_meanwhile.append(rss_bytes(pid))
             outcome.seconds = time.monotonic() - begin_s
             outcome.cores = (cpu_s(pid) - begin_cpu_s) / outcome.seconds
+            # Before anybody asks for all of the state: that is as large once more while it is written.
+            outcome.rss_after = rss_bytes(pid)
             outcome.n_sent += n
             for link in links:
                 link.close()
@@ -198,7 +200,6 @@ def flood(seconds: float, folder: Path, n_links: int = N_LINKS) -> Outcome:
                 got = box.proxy()["asked_upstream"]
                 differ = [g for g in want.keys() | got.keys() if want.get(g) != got.get(g)]
                 print(f"{len(differ)} groups differ: {[(each, want.get(each), got.get(each)) for each in differ[:3]]}")
-            outcome.rss_after = rss_bytes(pid)
             shown = box.proxy()["downstreams"]
             outcome.n_heard = sum(each["reports"] for each in shown.values())
             for each in shown.values():
