@@ -32,6 +32,7 @@ from accelerator.services.relay_prepare import LegKey, Prepared, discard, leg_ke
 from accelerator.services.relay_receivers import CHUNK, parse_receivers
 from accelerator.services.relay_told import metrics, playlist, sessions
 from accelerator.services.relay_viewers import Desk, Shape, Viewers
+from accelerator.services.relay_workers import worker_rows
 
 # Interfaces are looked at so often, and when the kernel says that one has changed: joined anew within 2 s.
 EVERY_S = 0.25
@@ -540,14 +541,13 @@ class Relays:
     def state(self) -> dict[str, Any]:
         """For `status`."""
         states = [flow.signal.state.value for flow in self.flows.values()]
-        workers = enumerate(self._plane.workers_state()) if self._plane is not None else []
         return {
             "n": len(states),
             **{each.value: states.count(each.value) for each in State},
             "receivers": sum(flow.n_receivers for flow in self.flows.values()),
             "viewers": sum(flow.n_viewers for flow in self.flows.values()),
             "channels": len(self._channels),
-            "workers": [{"index": i, "alive": is_alive and i not in self._stalled} for i, (_, is_alive) in workers],
+            "workers": worker_rows(self._plane, self._stalled),
             "has_priority": self.has_priority,
             "follows_links": self._changes.is_followed,
             "announcements_failed": self._announcer.n_failed,
