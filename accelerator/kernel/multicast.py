@@ -380,7 +380,8 @@ class MulticastService:
     def _tell_forged(self, upcall: Unrouted, name: str, now_s: float) -> None:
         packet = OddPacket(name, upcall.source, upcall.group, 0, 0, False)
         if self._watch.is_news("stream-forged", packet, now_s):
-            what = f"{_text(upcall.source)} sends {_text(upcall.group)} on {name}, where no route leads to it"
+            # Not its address: it may be a viewer's, and events are kept.
+            what = f"a host sends {_text(upcall.group)} on {name} from an address to which another way leads"
             why = "not routed: somebody forges that address, or the box lacks a route there"
             self._tell("stream-forged", name, f"{what}; {why}")
 
