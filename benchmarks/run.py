@@ -15,7 +15,7 @@ import measure
 QUESTIONS = (
     "hits", "tls", "http2", "disk_serve", "viewers", "collapse", "idle_memory", "relay_fanout", "relay_delay",
     "relay_load", "relay_beside_edge", "relay_http", "relay_repair", "eviction",
-    "loops", "wan_budget", "reconcile",
+    "loops", "wan_budget", "reconcile", "repairs",
 )  # fmt: skip
 # What takes longer than `make bench` should is run in its short form.
 ARGUMENTS = {"eviction": ["--short"], "relay_repair": ["3"]}
