@@ -83,6 +83,12 @@ def _origins(policy: Policy) -> Iterator[Finding]:
                 yield place, f"origins.{name}.link: unknown link '{link}'{nearest(link, known)}", False
             elif link in origin.link[:index]:
                 yield place, f"origins.{name}.link: '{link}' stands there twice", False
+        if origin.link_for == "all" and not origin.link:
+            yield ("origins", name, "link_for"), f"origins.{name}.link_for: all needs origins.{name}.link", False
+        for link in origin.link if origin.link_for == "all" else ():
+            if link in policy.links and policy.links[link].gateway is None:
+                what = f"origins.{name}.link_for: link '{link}' has no gateway: what is forwarded goes by the system's"
+                yield ("origins", name, "link_for"), f"{what} routes", True
         if len(origin.link) > 1:
             for index, link in enumerate(origin.link[:-1]):
                 row = policy.links.get(link)

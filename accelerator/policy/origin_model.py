@@ -146,6 +146,10 @@ class Origin(Section):
         description="The WAN link that it is reached by, or several: the next one while one is down. Left out: the "
         "system's routes, with the budget of the first link.",
     )
+    link_for: Literal["fetches", "all"] = Field(
+        default="fetches",
+        description="all: what viewers send to its servers themselves, and this box forwards, goes by its link too.",
+    )
     profile: Literal["media", "generic"] = Field(
         default="media",
         description="media: for video (GET, HEAD, CORS preflights; live playlists and segments recognised). "

@@ -22,6 +22,7 @@ from accelerator.services.certificates import Certificates, Served
 from accelerator.services.disk_boot import make_tier, take_classes
 from accelerator.services.events import Events
 from accelerator.services.fetch import Fetcher
+from accelerator.services.forwarded import Forwarded
 from accelerator.services.heads import NS
 from accelerator.services.intercept import Interceptor
 from accelerator.services.inventory import Inventory
@@ -112,6 +113,10 @@ class Appliance:
             lambda: (row for flow in self.relays.flows.values() for row in flow.bytes_by_leg()),
         )
         self.wan = Wan(loop, self.origins, events, outside)
+        self.forwarded = Forwarded(
+            loop, events, self.wan.link_of, lambda wanted: self.netd.want_steered(wanted.routes, wanted.rules)
+        )
+        self.wan.on_steered = self.forwarded.link_changed
         self.relays.bases = self._bases
         self.fetcher.desk = self.relays.desk
         self._waiting_relays: Prepared | None = None
@@ -252,6 +257,7 @@ class Appliance:
         self.relays.close()
         await self.netd.stop()
         await self.wan.stop()
+        await self.forwarded.stop()
         await self.fetcher.connects.close()
         await self.interceptor.stop()
         if self.disk is not None:
@@ -290,6 +296,7 @@ class Appliance:
         self.dataplane.put_pages(own_pages(policy))
         self.fetcher.take_over(policy, frozenset(own))
         self.netd.want(tables)
+        self.forwarded.apply(policy)
         self.interceptor.want(tables.intercept.port if tables.intercept is not None else 0)
         self.security.keep(retention_s=logs.security_retention_s, bytes_max=logs.security_bytes)
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerator.kernel.objects import Route, Rule
 from accelerator.kernel.state import GENERATION_MAX, DesiredState, encode
 from accelerator.policy.compile import Tables
 from accelerator.services.events import Events
@@ -34,7 +36,8 @@ class NetdClient:
     def __init__(self, path: Path, events: Events) -> None:
         self._path = path
         self._events = events
-        self._wanted = DesiredState()
+        self._wanted = self._of_policy = DesiredState()
+        self._steered: tuple[tuple[Route, ...], tuple[Rule, ...]] = ((), ())
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -44,7 +47,17 @@ class NetdClient:
 
     def want(self, tables: Tables) -> None:
         """What this policy wants, in place of all that was wanted before."""
-        wanted = desired(tables)
+        self._of_policy = desired(tables)
+        self._want_both()
+
+    def want_steered(self, routes: tuple[Route, ...], rules: tuple[Rule, ...]) -> None:
+        """Besides: what is forwarded to origins' servers (services/forwarded.py)."""
+        self._steered = routes, rules
+        self._want_both()
+
+    def _want_both(self) -> None:
+        before, (routes, rules) = self._of_policy, self._steered
+        wanted = replace(before, routes=before.routes + routes, rules=before.rules + rules)
         if wanted != self._wanted:
             self._wanted = wanted
             self._changed.set()

@@ -15,6 +15,8 @@ from accelerator.services.netd_shaping import class_rules, shapers
 
 # A table and a rule for each link: policy/link_model.py has at most 16.
 LINK_TABLE, LINK_PRIORITY = 86_010, 8610
+# And for what is forwarded to origins' servers; after those, so that what is bound to a link goes by that.
+STEER_TABLE, STEER_PRIORITY = 86_030, 8630
 
 
 def desired(tables: Tables) -> DesiredState:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,7 @@ class Wan:
         self._seen: Mapping[str, Interface] = {}
         self._task: asyncio.Task[None] | None = None
         self._outside = outside
+        self.on_steered: Callable[[], None] = lambda: None
         self._counting: asyncio.TimerHandle | None = None
 
     def apply(self, policy: Policy) -> None:
@@ -103,6 +104,10 @@ class Wan:
         if self._interfaces is not None:
             self._interfaces.close()
             self._interfaces = None
+
+    def link_of(self, origin: str) -> str:
+        """The link that an origin goes by now; "": none of the policy's."""
+        return next((each.client.lane.link for each in self._origins.by_id.values() if each.name == origin), "")
 
     def _steer(self) -> dict[str, list[str]]:
         """Gives each origin its lane; the origins whose link is another one now, by the link they left."""
@@ -197,9 +202,11 @@ class Wan:
             if health.worked(now_s):
                 self._events.note("link-up", f"link {name} is used again", why="it has been well long enough")
                 self._steer()
+                self.on_steered()
             return
         if health.lost(why, now_s) if is_certain else health.failed(why, now_s):
             moved = self._steer().get(name, [])
+            self.on_steered()
             others = sorted({origin.client.lane.link for origin in self._origins.by_id.values()} - {name, ""})
             goes = f": {', '.join(moved)} by {', '.join(others)}" if moved else ""
             self._events.note(

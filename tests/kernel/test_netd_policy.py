@@ -15,6 +15,9 @@ import netns
 import pytest
 from netd_box import NetdBox, wait_for
 
+from accelerator.policy import check_texts
+from accelerator.services.forwarded import ADDRESSES_ALL_MAX, Wanted, may_be_steered, routes_of
+
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "")]
 
 POLICY = """
@@ -149,3 +152,88 @@ def test_an_acceleratord_that_drained_told_a_new_netd_its_old_policy(branch: Bra
         assert said(netd)["generation"] == 1000
     for each in (watching, waiting, origin):
         each.close()
+
+
+STEERED = """
+links:
+  backup: {interface: lan1, gateway: 10.1.1.2}
+  main: {interface: wan, gateway: 10.0.0.2}
+origins:
+  film:
+    {from: ["http://film.example"], hosts: [film.example], resolve: [10.77.0.1], link: [backup, main], link_for: all}
+"""
+
+
+def test_viewers_own_traffic_to_an_origin_goes_by_its_link_and_follows_it(tmp_path: Path) -> None:
+    """Inline, two ways out; both lead to who has the server's address. When the first interface fails it goes by the
+    next, and back. The system's default route is never touched."""
+    with netns.Topology() as topology:
+        first, box, (viewer, second) = topology.proxy(2)
+        steered_by_policy(tmp_path, box, viewer, {"main": first, "backup": second})
+
+
+def steered_by_policy(
+    folder: Path, box: netns.Namespace, viewer: netns.Namespace, ways: dict[str, netns.Namespace]
+) -> None:
+    box.sysctl("net.ipv4.ip_forward", "1")
+    for each in ways.values():
+        each.ip("addr", "add", "10.77.0.1/32", "dev", "lo")
+    box.ip("route", "add", "default", "via", "10.0.0.2")
+    before = box.ip("route", "show", "table", "main")
+    sinks = {name: each.call(lambda: listening("10.77.0.1")) for name, each in ways.items()}
+    out = viewer.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+
+    def came_by() -> set[str]:
+        for sink in sinks.values():
+            drained(sink)
+        for _ in range(3):
+            out.sendto(b"x", ("10.77.0.1", 5004))
+        return {name for name, sink in sinks.items() if drained(sink)}
+
+    daemon = Acceleratord(box, folder)
+    daemon.policy.write_text(POLICY.split("origins:")[0] + "workers: 1\n" + STEERED)
+    with NetdBox(box, folder) as netd, daemon, out:
+        wait_for(lambda: came_by() == {"backup"}, "by the origin's link", 20)
+        rows = [row for row in said(netd)["state"]["routes"] if row["table"] >= 86_030]
+        assert [row["destination"] for row in rows] == ["10.77.0.1/32"]
+        box.ip("link", "set", "lan1", "down")
+        wait_for(lambda: came_by() == {"main"}, "by the next link", 20)
+        box.ip("link", "set", "lan1", "up")
+        wait_for(lambda: came_by() == {"backup"}, "by the first one again", 30)
+        assert sorted(box.ip("route", "show", "table", "main").split()) == sorted(before.split())
+        daemon.policy.write_text(daemon.policy.read_text().replace(", link_for: all", ""))
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: came_by() == {"main"}, "as the system's routes say", 20)
+    for sink in sinks.values():
+        sink.close()
+
+
+def test_what_may_be_steered_is_bounded_and_never_the_default_route() -> None:
+    policy, problems = check_texts([("p", (POLICY.split("origins:")[0] + STEERED).encode())])
+    assert policy is not None, problems
+    seen = {"film": {f"10.77.{n >> 8}.{n & 255}": 0.0 for n in range(2000)} | {"10.1.1.2": 0.0, "2001:db8::1": 0.0}}
+    wanted = routes_of(policy, seen, lambda name: "backup")
+    assert len(wanted.routes) == ADDRESSES_ALL_MAX
+    assert all(route.destination.endswith("/32") and route.table == 86_030 for route in wanted.routes)
+    assert not any(route.destination == "10.1.1.2/32" for route in wanted.routes), "the gateway itself"
+    assert [(rule.priority, rule.table) for rule in wanted.rules] == [(8630, 86_030)]
+    assert routes_of(policy, seen, lambda name: "") == Wanted()
+    for address in ("0.0.0.0", "127.0.0.1", "::", "::1", "169.254.1.1", "fe80::1", "224.0.0.1", "ff02::1"):
+        assert not may_be_steered(address)
+
+
+def listening(address: str) -> socket.socket:
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.bind((address, 5004))
+    made.settimeout(0.1)
+    return made
+
+
+def drained(sink: socket.socket) -> int:
+    n = 0
+    while True:
+        try:
+            sink.recv(100)
+        except TimeoutError:
+            return n
+        n += 1

@@ -54,6 +54,7 @@ BESIDE: dict[str, dict[str, Any]] = {
         "relays.NAME.to": [{"unicast": ["10.12.0.7:5004"]}],
         "zones": {"desks": {"nets": ["10.12.0.0/22"]}},
     },
+    "origins.NAME.link_for": {"links.NAME.gateway": "10.0.0.1", "origins.NAME.link": "main"},
     "links.NAME.shape": {"links.NAME.down": "100Mbit/s"},
     "links.NAME.shape.ingress": {"links.NAME.down": "100Mbit/s"},
     "links.NAME.shape.lan": {"links.NAME.down": "100Mbit/s"},
