@@ -140,9 +140,10 @@ class Netd:
                 state = await asyncio.to_thread(_checked, document, known[1] if known is not None else None, others)
             except StateError as error:
                 raise ControlError(error.kind, error.message) from None
-            self._services[service] = (generation, state)
+            services = self._services | {service: (generation, state)}
             try:
-                await asyncio.to_thread(self._save, dict(self._services))
+                # First on disk: what `show` says outlives a kill.
+                await asyncio.to_thread(self._save, services)
                 self._is_saved = True
             except OSError as error:
                 # The disk is the cache's too, and may be full. What is wanted is done all the same.
@@ -150,6 +151,7 @@ class Netd:
                     message = f"what is wanted can't be kept ({error.strerror}): a restart begins with an older one"
                     self._tell({"kind": "state-unsaved", "message": message})
                 self._is_saved = False
+            self._services = services
             self._apply()
 
     def _load(self) -> None:
