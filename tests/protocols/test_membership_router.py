@@ -353,7 +353,7 @@ def test_always_and_never() -> None:
     assert never.to_send(START_S + 500) == []
 
 
-def test_an_absurd_query_does_not_silence_us_for_hours() -> None:
+def test_an_absurd_query_silences_us_for_seven_hours_at_most() -> None:
     router = fresh()
     say(router, Query(3, 3174.4, robustness=7, interval_s=31744.0), START_S, LOWER)
     deadline_s = router.next_timer()
