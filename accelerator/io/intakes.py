@@ -27,6 +27,8 @@ LOG_LINES = 10
 LOG_EVERY_S = 10.0
 READ_BYTES = 65_536
 END_WITHIN_S = 1.0
+# A connected one counts its packets aloud every 2 s; one that says nothing for so long hangs in its library.
+WORDLESS_S = 10.0
 
 _log = logging.getLogger("accelerator")
 
@@ -83,6 +85,7 @@ class Intake:
         self._lines = Lines()
         self._errors = Lines()
         self._started_ns = 0
+        self._said_ns = 0
         self._again_ns = 0
         self._n_short = 0
         self._n_logged = 0
@@ -107,9 +110,17 @@ class Intake:
             if now_ns >= self._again_ns:
                 self._start(now_ns)
             return
+        has_ended = self._process.poll() is not None  # before what it said is read: its last word is in the pipe then
         self._read(now_ns)
-        if self._process.poll() is not None:
+        if has_ended:
             self._ended(now_ns)
+        elif self.state in ("starting", "connected") and now_ns - self._said_ns > WORDLESS_S * 1e9:
+            self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_WITHIN_S)
+            self.n_crashes += 1
+            self._forget()
+            self._retry(now_ns, f"it hung: nothing said for {WORDLESS_S:.0f} s, so it was killed")
 
     def stop(self) -> None:
         """At once: what it has is on its way to nobody."""
@@ -149,7 +160,7 @@ class Intake:
         except OSError as fault:
             self._retry(now_ns, f"can't be started: {fault.strerror}")
             return
-        self._process, self._started_ns = made, now_ns
+        self._process, self._started_ns, self._said_ns = made, now_ns, now_ns
         self._lines, self._errors = Lines(), Lines()
         self.state, self.why = "starting", ""
 
@@ -159,6 +170,7 @@ class Intake:
             said = read_report(line)
             if said is None:
                 continue
+            self._said_ns = now_ns
             if said.state:
                 self.state, self.why = said.state, said.why
             self.stats.update(said.stats)

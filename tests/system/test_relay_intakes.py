@@ -7,8 +7,10 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ import netns
 import pytest
 from relay_box import Places, Receiver, RelayBox, groups, unicast
 from running_box import wait_for
+
+from accelerator.io.intakes import Intake, IntakeSpec, open_pair
 
 _NEEDED = ("ffmpeg", "nft", "srt-live-transmit", "ristsender")
 _MISSING = [each for each in _NEEDED if shutil.which(each) is None]
@@ -249,6 +253,50 @@ def test_a_process_that_is_killed_is_started_again_and_ends_with_the_daemon(plac
         after = connection(box)["pid"]
         box.signal(signal.SIGKILL)
         wait_for(lambda: not is_running(after))
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def test_a_process_that_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
+    """Seen by reading: one that stood still inside its library stayed "connected" for ever, with no packet."""
+    feed, writing = open_pair()
+    port, unused = (free_port(), free_port())
+    intake = Intake(IntakeSpec("srt", "listener", "127.0.0.1", port, latency_ms=120), writing)
+    ahead_ns = 0
+
+    def is_(state: str) -> bool:
+        intake.follow(time.monotonic_ns() + ahead_ns, is_wanted=True)
+        return intake.state == state
+
+    sender = ["srt-live-transmit", "-q", f"udp://127.0.0.1:{unused}", f"srt://127.0.0.1:{port}"]
+    try:
+        wait_for(lambda: is_("waiting"))
+        with running(subprocess.Popen(sender, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)):
+            wait_for(lambda: is_("connected"))
+            hung = intake.pid
+            assert hung is not None
+            os.kill(hung, signal.SIGSTOP)
+            assert is_("connected"), "what it said before is still read"
+            ahead_ns = int(11e9)
+            assert is_("failed")
+            assert not is_running(hung)
+            assert "it hung" in intake.trouble
+            assert intake.n_crashes == 1
+            ahead_ns += int(1e9)
+            wait_for(lambda: is_("connected"), seconds=20)
+            # Nobody there is no fault of its: it says nothing while it listens.
+        wait_for(lambda: is_("waiting"), seconds=20)
+        ahead_ns += int(60e9)
+        assert is_("waiting")
+        assert intake.n_crashes == 1
+    finally:
+        intake.close()
+        feed.close()
 
 
 def test_nobody_is_connected_to_while_nobody_receives(places: Places, tmp_path: Path) -> None:
