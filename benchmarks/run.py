@@ -15,10 +15,10 @@ import measure
 QUESTIONS = (
     "hits", "tls", "http2", "disk_serve", "viewers", "collapse", "idle_memory", "relay_fanout", "relay_delay",
     "relay_load", "relay_beside_edge", "relay_http", "relay_repair", "eviction",
-    "loops", "wan_budget", "reconcile", "repairs",
+    "loops", "wan_budget", "reconcile", "repairs", "kernel_table", "multicast_peers",
 )  # fmt: skip
 # What takes longer than `make bench` should is run in its short form.
-ARGUMENTS = {"eviction": ["--short"], "relay_repair": ["3"]}
+ARGUMENTS = {"eviction": ["--short"], "relay_repair": ["3"], "kernel_table": ["--short"]}
 
 
 def names() -> list[str]:
