@@ -465,7 +465,8 @@ class MulticastService:
         }
         packets = self._watch.on_timer(now_s, mtus, self._links)
         if self._watch.fault:
-            self._tell_once("streams-unwatched", "", f"streams that don't arrive can't be seen: {self._watch.fault}")
+            what = f"streams that no router may forward can't be seen: {self._watch.fault}"
+            self._tell_once("streams-unwatched", "", f"{what}; accelctl doctor looks for them, as root")
         for packet in packets:
             running = self._by_interface[packet.interface]
             keys = ((packet.source, packet.group), (None, packet.group))
