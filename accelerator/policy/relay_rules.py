@@ -119,6 +119,7 @@ def relay_findings(policy: Policy) -> Iterator[Finding]:
                 yield Finding(below, f"relays.{name}.to: {message}", is_warning)
     yield from _inputs_taken_twice(policy)
     yield from _loops(policy)
+    yield from _source_ports(policy)
     yield from _paths(policy)
     yield from _switch_findings(policy)
     yield from _proxy_findings(policy)
@@ -282,6 +283,26 @@ def _loops(policy: Policy) -> Iterator[Finding]:
                         message = f"{target} is the input of relay '{other}': packets would go in a circle"
                         yield Finding((name, "to", index, key), f"relays.{name}.to: {message}")
                         break
+
+
+def _source_ports(policy: Policy) -> Iterator[Finding]:
+    """Of two sockets on a port and any address the kernel gives what comes to one: an input would stay without."""
+    inputs = {
+        (each.port, ":" in each.host): name
+        for name, relay in policy.relays.items()
+        for each in inputs_of(relay)
+        if each.session is None and each.port and ip_address(each.host).is_unspecified
+    }
+    for name, relay in policy.relays.items():
+        for index, output in enumerate(relay.to):
+            targets = [*(output.unicast or ()), *([output.group] if output.group is not None else [])]
+            for is_v6 in {":" in each.host for each in targets} or {False, True}:
+                owner = inputs.get((output.source_port, is_v6))
+                if owner is not None:
+                    message = f"{output.source_port} is the port of an input of relay '{owner}' on any address"
+                    what = f"relays.{name}.to: {message}: give the input an address, or the output another port"
+                    yield Finding((name, "to", index, "source_port"), what)
+                    break
 
 
 def _paths(policy: Policy) -> Iterator[Finding]:

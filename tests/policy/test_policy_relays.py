@@ -171,6 +171,20 @@ def test_a_group_that_is_proxied_and_sent_again() -> None:
     assert anything[0].startswith("warning: ")
 
 
+def test_an_outputs_port_takes_no_inputs_packets() -> None:
+    """Seen by reading: the socket that was bound last got what was meant for the input on the same port."""
+    source = 'from: ["udp://0.0.0.0:7000"], to: [{unicast: []}]'
+    screens = f'{HALL}, to: [{{unicast: ["10.0.0.9:6000"], source_port: 7000}}]'
+    assert problems(relays(source, screens)) == [
+        "relays.r1.to: 7000 is the port of an input of relay 'r0' on any address: give the input an address, or the "
+        "output another port"
+    ]
+    assert problems(relays(source, screens.replace('"10.0.0.9:6000"', ""))) != [], "whoever comes later"
+    assert problems(relays(source.replace("0.0.0.0", "10.0.0.1"), screens)) == [], "the address decides"
+    assert problems(relays(source, screens.replace("10.0.0.9", "[2001:db8::9]"))) == [], "another family"
+    assert problems(relays(source, screens.replace(": 7000", ": 7001"))) == []
+
+
 def test_one_own_address_is_one_relays() -> None:
     own = 'from: ["udp://10.0.0.1:7000"], to: [{unicast: []}]'
     assert problems(relays(own, own)) == ["relays.r1.from: 10.0.0.1:7000 is the input of relay 'r0' already"]
