@@ -351,10 +351,16 @@ def _has_ipv6() -> None:
 def test_a_family_that_is_black_holed_costs_a_quarter_of_a_second(run: Run, dead: str, alive: str) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        origin = HostileOrigin()
-        origin.host = alive
-        await origin.start()
-        with black_hole(dead, origin.port):
+        with ExitStack() as stack:
+            while True:
+                origin = HostileOrigin()
+                origin.host = alive
+                await origin.start()
+                try:
+                    stack.enter_context(black_hole(dead, origin.port))
+                    break
+                except OSError:  # somebody else has the port in the other family
+                    await origin.close()
             upstream = Upstream("http", "media.example", origin.port)
             client = client_of(OriginSettings("test", (upstream,), (dead, alive), connect_timeout_s=60))
             n_sockets = open_sockets()
