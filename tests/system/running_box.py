@@ -106,7 +106,7 @@ class RunningBox:
     def __enter__(self) -> RunningBox:
         self.spawn()
         try:
-            wait_for(self._is_ready, seconds=60, what="the daemon is healthy")  # at load 12 it took over 20
+            wait_for(self._is_ready, seconds=20, what="the daemon is healthy")
         except BaseException as error:
             self.kill()
             error.add_note(self.output)
