@@ -20,21 +20,8 @@ try {
   page.on("pageerror", (error) => complaints.push(String(error)));
   await page.goto(url);
   // It plays, and the last piece came from the pathway.
-  let reloads = 0;
-  for (;;) {
-    try {
-      await page.waitForFunction((wanted) => window.seen.fatal || (
-        document.querySelector("video").currentTime > 0.5 && window.seen.hosts.at(-1) === wanted), pathway,
-      { ...patience, timeout: 20_000 });
-      break;
-    } catch (error) {
-      // hls.js, rarely: told of another pathway while its first piece comes, it stands still without an error (0280).
-      if (reloads === 2) throw error;
-      reloads += 1;
-      console.error(`reloaded: ${JSON.stringify(await page.evaluate(() => window.look()))}`);
-      await page.reload();
-    }
-  }
+  await page.waitForFunction((wanted) => window.seen.fatal || (
+    document.querySelector("video").currentTime > 0.5 && window.seen.hosts.at(-1) === wanted), pathway, patience);
   const before = await page.evaluate(() => window.look());
   console.log(JSON.stringify({ ...before, complaints }));
   await once(process.stdin, "data");
