@@ -7,6 +7,7 @@ import functools
 import os
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 
 import trustme
@@ -52,6 +53,17 @@ def certificate() -> Issued:
     return authority().issue("a")
 
 
+class OfThread(threading.local):
+    """A viewers' context for each thread. OpenSSL guards what it found out about a context's authority by an atomic, which
+    ThreadSanitizer can't see in a library that isn't built with it: it took two threads' handshakes for a race."""
+
+    def __init__(self, version: ssl.TLSVersion, protocols: tuple[str, ...]) -> None:
+        self.context = authority().context()
+        self.context.minimum_version = self.context.maximum_version = version
+        if protocols:
+            self.context.set_alpn_protocols(list(protocols))
+
+
 def server(*certificates: Issued, legacy: bool = False) -> TlsServer:
     return TlsServer([(*each, b"", 0) for each in certificates], legacy)
 
@@ -70,14 +82,11 @@ def tls_rig(rigs: Callable[..., Rig], **options: object) -> Rig:
 
 def one_way_socket(kind: str, *protocols: str) -> Callable[[socket.socket], socket.socket]:
     """Puts TLS of the version that `kind` ends with over a viewer's socket, for Rig.secure."""
-    context = authority().context()
     version = ssl.TLSVersion.TLSv1_2 if kind.endswith("1.2") else ssl.TLSVersion.TLSv1_3
-    context.minimum_version = context.maximum_version = version
-    if protocols:
-        context.set_alpn_protocols(list(protocols))
+    thread = OfThread(version, protocols)
 
     def secure(raw: socket.socket) -> socket.socket:
-        secured = TlsSocket(raw, context)
+        secured = TlsSocket(raw, thread.context)
         secured.handshake()
         return secured  # type: ignore[return-value]
 
