@@ -14,8 +14,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.timeout(300)
 def test_tests_have_the_same_names_in_each_process(request: pytest.FixtureRequest) -> None:
-    """A parameter that gzip had put the second into was named otherwise by the second process of `make test` when a second
-    ended between the two, and no test ran at all. Here the other process is later, and hashes otherwise."""
+    """A parameter that gzip had put the time into was named otherwise by the other process of `make test` when a second
+    ended between the two, and no test ran. Here the other process is later, and hashes otherwise."""
     ours = {item.nodeid for item in request.session.items}
     environment = {**os.environ, "PYTHONHASHSEED": "4242", "TZ": "Asia/Tokyo"}
     pytest_options = ["-p", "no:cacheprovider", "-p", "no:xdist", "--collect-only", "-q"]

@@ -54,8 +54,8 @@ def certificate() -> Issued:
 
 
 class OfThread(threading.local):
-    """A viewers' context for each thread. OpenSSL guards what it found out about a context's authority by an atomic, which
-    ThreadSanitizer can't see in a library that isn't built with it: it took two threads' handshakes for a race."""
+    """A context for each thread of viewers. OpenSSL guards what it found out about a context's authority by an atomic,
+    which ThreadSanitizer can't see in a library that isn't built with it: it took two handshakes for a race."""
 
     def __init__(self, version: ssl.TLSVersion, protocols: tuple[str, ...]) -> None:
         self.context = authority().context()
