@@ -31,18 +31,18 @@ from accelerator.io.handover import HandOverError
 from accelerator.policy import check_policy
 from accelerator.policy.compile import compile_policy
 from accelerator.policy.model import Policy
-from accelerator.services.admin_token import TokenError, load_admin_token
 from accelerator.services.appliance import Appliance
-from accelerator.services.events import Event, Events
-from accelerator.services.history import History
-from accelerator.services.journal import JournalWriter, is_journal
-from accelerator.services.listening import open_listener
-from accelerator.services.log_lines import Causes, LogWriter, about
-from accelerator.services.queries import without_queries
-from accelerator.services.rollout import Candidate, Rollout, StartChoice, choose_start
-from accelerator.services.security_log import KEPT_EVENTS, SecurityLog
-from accelerator.services.succession import ADMIN_NAME, Succession, SuccessorError
-from accelerator.services.tally import Watch
+from accelerator.services.listeners.admin_token import TokenError, load_admin_token
+from accelerator.services.listeners.sockets import open_listener
+from accelerator.services.listeners.succession import ADMIN_NAME, Succession, SuccessorError
+from accelerator.services.logs.events import Event, Events
+from accelerator.services.logs.journal import JournalWriter, is_journal
+from accelerator.services.logs.lines import Causes, LogWriter, about
+from accelerator.services.logs.queries import without_queries
+from accelerator.services.logs.security import KEPT_EVENTS, SecurityLog
+from accelerator.services.rollout.history import History
+from accelerator.services.rollout.rollout import Candidate, Rollout, StartChoice, choose_start
+from accelerator.services.rollout.tally import Watch
 from accelerator.web.admin import start_admin, stop_admin
 from accelerator.web.dashboard import Audit
 

@@ -180,7 +180,7 @@ class DataPlane:
             listeners[listener_id] = (listener.zone_mask, 1, listener.http2)
             named = frozenset(zone for i, zone in enumerate(tables.zones) if listener.zone_mask >> i & 1)
             self._restricted[listener_id] = named
-        # Connections that netd hands us by a socket of its own (services/intercept.py) have no listener of the policy.
+        # Connections that netd hands us by a socket of its own (services/netd/intercept.py) have no listener.
         listeners[self._listeners.index(INTERCEPTED)] = (0, 1, 0)
         for listener_id, named in self._restricted.items():
             if named and listener_id not in listener_ids:

@@ -23,7 +23,7 @@ sys.path.append(str(measure.ROOT / "tests" / "dataplane"))
 import netns
 from relay_rig import destination
 
-from accelerator.services.relays import NICE
+from accelerator.services.relays.relays import NICE
 from ext.relay_plane import RelayPlane, Settings
 
 SO_TIMESTAMPNS, UDP_SEGMENT, UDP_GRO = 35, 103, 104

@@ -87,7 +87,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
 
 
 cdef enum:
-    TICKET_S = 14400            # how long a ticket is good for: services/certificates.py changes keys as often
+    TICKET_S = 14400            # how long a ticket is good for: services/listeners/certificates.py changes keys as often
 
 # What is offered by ALPN, the preferred one first.
 cdef const char* ALPN_H2 = b"\x02h2\x08http/1.1"

@@ -127,7 +127,7 @@ def test_every_part_has_a_place_in_the_import_order() -> None:
         ("accelerator/policy/x.py", "from datetime import datetime\nprint(datetime.now())"),
         ("accelerator/policy/x.py", "from accelerator.protocols import fields"),
         ("accelerator/protocols/x.py", "from accelerator import io"),
-        ("accelerator/io/x.py", "from accelerator.services.fetch import Fetch"),
+        ("accelerator/io/x.py", "from accelerator.services.fetch.fetcher import Fetch"),
         ("accelerator/io/x.py", "import ext.http_head"),
         ("accelerator/services/x.py", "from ext import http_head"),
         ("accelerator/cli.py", "from accelerator.control.server import ControlServer"),

@@ -38,7 +38,7 @@ HOST_EXACT, HOST_SUFFIX, HOST_ANY, HOST_PATHS = range(4)
 # Names of relays' rows among the origins'; no origin's name has a colon.
 RELAY_PREFIX = "relay:"
 UDPXY_NAME = "relay:udpxy:"
-# Longer than services/relay_viewers.py waits for a signal.
+# Longer than services/relays/viewers.py waits for a signal.
 RELAY_WAIT_S = 30.0
 HOLD_S = 0.005
 # 1,000 viewers of 8 Mbit/s: docs/decisions/0201-readers-are-told-in-steps.md

@@ -187,7 +187,7 @@ def _relay_effects(old: Policy, new: Policy, keys: set[str]) -> Iterator[Effect]
         if after is None:
             yield Effect("relay", name, f"relay '{name}' ends: its groups are left, its receivers get nothing more")
         elif any(key.startswith(f"relays.{name}.") for key in keys):
-            # What the data plane's input is made of: services/relay_flow.py holds the same (a test says so).
+            # What the data plane's input is made of: services/relays/flow.py holds the same (a test says so).
             if any(f"relays.{name}.{key}" in keys for key in RELAY_INPUT_KEYS):
                 yield Effect("relay", name, f"relay '{name}': its input begins anew, with a gap of some milliseconds")
             if before.to != after.to:

@@ -12,13 +12,13 @@ from accelerator import __version__, clock
 from accelerator.dataplane import COUNTER_HELP
 from accelerator.errors import ControlError, PolicyError
 from accelerator.protocols.overload import Rung
-from accelerator.services.disk_boot import counters_of, figures_of, gauges_of
-from accelerator.services.events import Feed
-from accelerator.services.heads import NS
-from accelerator.services.netd_client import NetdError
-from accelerator.services.pulse import upstream_row
-from accelerator.services.relay_told import RELAY_COUNTER_HELP
-from accelerator.services.rollout import Rollout, one_line
+from accelerator.services.disk.boot import counters_of, figures_of, gauges_of
+from accelerator.services.figures.pulse import upstream_row
+from accelerator.services.logs.events import Feed
+from accelerator.services.netd.client import NetdError
+from accelerator.services.objects.heads import NS
+from accelerator.services.relays.told import RELAY_COUNTER_HELP
+from accelerator.services.rollout.rollout import Rollout, one_line
 
 if TYPE_CHECKING:
     from accelerator.services.appliance import Appliance

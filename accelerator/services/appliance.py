@@ -16,31 +16,31 @@ from accelerator.errors import AcceleratorError, Source
 from accelerator.io.credentials import Credentials
 from accelerator.policy.compile import Tables, compile_policy
 from accelerator.policy.model import Policy
-from accelerator.services.admin_token import AdminToken
 from accelerator.services.answers import Answers, format_address
-from accelerator.services.certificates import Certificates, Served
-from accelerator.services.disk_boot import make_tier, take_classes
-from accelerator.services.events import Events
-from accelerator.services.fetch import Fetcher
-from accelerator.services.forwarded import Forwarded
-from accelerator.services.heads import NS
-from accelerator.services.intercept import Interceptor
-from accelerator.services.inventory import Inventory
-from accelerator.services.listening import open_listener, refuse
-from accelerator.services.log_lines import Causes
-from accelerator.services.netd_client import NetdClient
-from accelerator.services.origin_notes import OriginNotes
-from accelerator.services.origins import Origins, Secrets
+from accelerator.services.disk.boot import make_tier, take_classes
+from accelerator.services.fetch.fetcher import Fetcher
+from accelerator.services.fetch.inventory import Inventory
+from accelerator.services.figures.pulse import Pulse
+from accelerator.services.links.forwarded import Forwarded
+from accelerator.services.links.outside import Outside
+from accelerator.services.links.wan import Wan
+from accelerator.services.listeners.admin_token import AdminToken
+from accelerator.services.listeners.certificates import Certificates, Served
+from accelerator.services.listeners.sockets import open_listener, refuse
+from accelerator.services.listeners.succession import Succession
+from accelerator.services.logs.events import Events
+from accelerator.services.logs.lines import Causes
+from accelerator.services.logs.requests import RequestLog
+from accelerator.services.logs.security import SecurityLog
+from accelerator.services.netd.client import NetdClient
+from accelerator.services.netd.intercept import Interceptor
+from accelerator.services.objects.heads import NS
+from accelerator.services.origins.notes import OriginNotes
+from accelerator.services.origins.origins import Origins, Secrets
 from accelerator.services.overload import Overload
-from accelerator.services.pulse import Pulse
-from accelerator.services.relay_prepare import Prepared
-from accelerator.services.relays import Relays
-from accelerator.services.request_log import RequestLog
-from accelerator.services.rollout import Rollout
-from accelerator.services.security_log import SecurityLog
-from accelerator.services.succession import Succession
-from accelerator.services.wan import Wan
-from accelerator.services.wan_outside import Outside
+from accelerator.services.relays.prepare import Prepared
+from accelerator.services.relays.relays import Relays
+from accelerator.services.rollout.rollout import Rollout
 from accelerator.steering.pages import own_pages
 
 log = logging.getLogger("accelerator")

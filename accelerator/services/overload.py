@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from accelerator import clock
 from accelerator.io.memory import MemoryGauge
 from accelerator.protocols.overload import Ladder, Rung
-from accelerator.services.heads import NS
-from accelerator.services.log_lines import Causes, about
+from accelerator.services.logs.lines import Causes, about
+from accelerator.services.objects.heads import NS
 
 if TYPE_CHECKING:
     from accelerator.dataplane import DataPlane
-    from accelerator.services.events import Events
+    from accelerator.services.logs.events import Events
 
 log = logging.getLogger("accelerator")
 

@@ -236,13 +236,13 @@ def test_every_text_that_is_used_is_there_and_every_one_is_used() -> None:
 
 def test_codes_kinds_and_advice_of_the_box_have_texts() -> None:
     english = tables()["en"]
-    findings = (PROJECT / "accelerator" / "services" / "findings.py").read_text()
+    findings = (PROJECT / "accelerator" / "services" / "figures" / "findings.py").read_text()
     codes = set(re.findall(r"\"((?:[a-z]+-)+[a-z]+|unhealthy)\"", findings)) - {"half-open"}
     assert {f"finding.{code}" for code in codes} <= english.keys()
     assert {f"advice.{code}" for code in codes} <= english.keys()
     from_services: set[str] = set()
     advice: set[str] = set()
-    for path in (PROJECT / "accelerator" / "services").glob("*.py"):
+    for path in (PROJECT / "accelerator" / "services").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr != "note":
                 continue

@@ -10,8 +10,8 @@ import sys
 import time
 
 from accelerator.protocols.hash_chain import first_break, link_of, seal
-from accelerator.services.journal import encode
-from accelerator.services.queries import shown_key, without_queries
+from accelerator.services.logs.journal import encode
+from accelerator.services.logs.queries import shown_key, without_queries
 
 PIECES = [
     "?", "…", " ", "'", '"', ")", "\n", "\x1b", "\u202e", "\ud800", "http://h/p", "/a", "=", "&", ',"link":"', "}",

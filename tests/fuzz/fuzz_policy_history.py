@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutation import mutated, run
 
-from accelerator.services.history import ORIGINS, OUTCOMES, Entry, decode_entry, encode_entry
+from accelerator.services.rollout.history import ORIGINS, OUTCOMES, Entry, decode_entry, encode_entry
 
 DIGEST = "ab" * 32
 ENTRY = Entry(

@@ -13,7 +13,7 @@ from streams import PORT
 
 from accelerator.kernel.state import encode
 from accelerator.policy import check_texts, compile_policy
-from accelerator.services.netd_wishes import desired
+from accelerator.services.netd.wishes import desired
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "multicast.md").read_text()
 POLICIES = re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)

@@ -16,7 +16,7 @@ import pytest
 from netd_box import NetdBox, wait_for
 
 from accelerator.policy import check_texts
-from accelerator.services.forwarded import ADDRESSES_ALL_MAX, Wanted, may_be_steered, routes_of
+from accelerator.services.links.forwarded import ADDRESSES_ALL_MAX, Wanted, may_be_steered, routes_of
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "")]
 

@@ -17,7 +17,7 @@ from netd_box import NetdBox, wait_for
 from accelerator.kernel.reconcile import FIGHT_ROUNDS
 from accelerator.kernel.state import decode, encode
 from accelerator.policy import check_texts, compile_policy
-from accelerator.services.netd_wishes import desired
+from accelerator.services.netd.wishes import desired
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "")]
 

@@ -15,7 +15,7 @@ from netd_box import NetdBox, wait_for
 from accelerator.kernel.reconcile import FIGHT_ROUNDS
 from accelerator.kernel.state import encode
 from accelerator.policy import check_texts, compile_policy
-from accelerator.services.netd_wishes import desired
+from accelerator.services.netd.wishes import desired
 
 pytestmark = pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not()))
 TABLE = 86_001

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from accelerator.protocols.cache_decide import OriginRules, decide, is_fresh_on_arrival
 from accelerator.protocols.fields import Field
-from accelerator.services.heads import compose
+from accelerator.services.objects.heads import compose
 from ext.directives import refuses, takes_stale
 
 NS = 10**9

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerator.dataplane import DataPlane, StoredObject
-from accelerator.services.disk_keys import Naming
-from accelerator.services.disk_log import DiskLog
+from accelerator.services.disk.keys import Naming
+from accelerator.services.disk.log import DiskLog
 from accelerator.store.index import GONE
 
 MIB = 1 << 20

@@ -19,7 +19,7 @@ from memory_box import LoopThread, MemoryBox, stored
 from recording_origin import RecordingOrigin
 from running_box import HOST, PROJECT, RunningBox, address_of, policy_for, wait_for
 
-from accelerator.services.admin_token import TokenError, load_admin_token
+from accelerator.services.listeners.admin_token import TokenError, load_admin_token
 from accelerator.web.admin import start_admin, stop_admin
 from accelerator.web.guard import FAILURES_MAX
 from accelerator.web.summary import language_of, page_of

@@ -14,7 +14,7 @@ from disk_box import VideoOrigin, body_of, disk_box, fill
 from running_box import RunningBox, wait_for
 from test_erase import SITE_KEY, records_of
 
-from accelerator.services.disk_keys import DiskKeys
+from accelerator.services.disk.keys import DiskKeys
 from accelerator.store.head import unpack_head
 from ext.disk import DiskIo
 from ext.disk_record import HEADER_BYTES, RECORD_DTYPE, checksum

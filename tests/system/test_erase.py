@@ -17,7 +17,7 @@ import pytest
 from disk_box import MIB, VideoOrigin, body_of, disk_box, fill
 from running_box import RunningBox, wait_for
 
-from accelerator.services.disk_keys import DiskKeys, number_of
+from accelerator.services.disk.keys import DiskKeys, number_of
 from ext.disk import DiskIo
 from ext.disk_record import RECORD_DTYPE
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from accelerator.dataplane import digest_of_query
 from accelerator.errors import ControlError
-from accelerator.services.events import BACKLOG_MAX, CAUSES_MAX, EVENTS_MAX, FOLLOWERS_MAX, TEXT_MAX, Events
+from accelerator.services.logs.events import BACKLOG_MAX, CAUSES_MAX, EVENTS_MAX, FOLLOWERS_MAX, TEXT_MAX, Events
 
 SECOND_NS = 1_000_000_000
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from accelerator.services.findings import Minute, findings_of, level_of
+from accelerator.services.figures.findings import Minute, findings_of, level_of
 
 QUIET = {
     "requests": 100, "own_errors": 0, "broken": 0, "refused_connections": 0, "slow_readers": 0, "memory_refused": 0,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from accelerator.services.journal import JournalWriter, encode, is_journal
-from accelerator.services.log_lines import about
+from accelerator.services.logs.journal import JournalWriter, encode, is_journal
+from accelerator.services.logs.lines import about
 
 
 def decoded(data: bytes) -> dict[str, str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from accelerator.protocols.hash_chain import first_break
-from accelerator.services.events import Events
-from accelerator.services.log_files import LogFiles
-from accelerator.services.security_log import CAUSES_MAX, SecurityLog
+from accelerator.services.logs.events import Events
+from accelerator.services.logs.files import LogFiles
+from accelerator.services.logs.security import CAUSES_MAX, SecurityLog
 
 DAY = 86_400.0
 NOON = 1_800_014_400.0 - 1_800_014_400.0 % DAY + DAY / 2

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from accelerator.services.history import ENTRIES_MAX, History, decode_entry, source_digest
+from accelerator.services.rollout.history import ENTRIES_MAX, History, decode_entry, source_digest
 
 PROJECT = Path(__file__).resolve().parents[2]
 # Adds two entries and marks the first one: every system call on the way is a point where the process may die.
 COMMIT = """
 import sys
 from pathlib import Path
-from accelerator.services.history import History
+from accelerator.services.rollout.history import History
 history = History(Path(sys.argv[1]), print)
 history.load()
 for text in ("one", "two"):

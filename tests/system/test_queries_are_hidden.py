@@ -10,7 +10,7 @@ import pytest
 from recording_origin import RecordingOrigin
 from running_box import HOST, RunningBox, policy_for, wait_for
 
-from accelerator.services.queries import shown_key, without_queries
+from accelerator.services.logs.queries import shown_key, without_queries
 
 CANARY = "kanarie7531"
 

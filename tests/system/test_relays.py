@@ -23,7 +23,7 @@ from test_upgrade import UpgradedBox
 from accelerator.policy import check_texts, compile_policy
 from accelerator.policy.diff import RELAY_INPUT_KEYS
 from accelerator.protocols import sap, sdp
-from accelerator.services.relay_flow import input_key
+from accelerator.services.relays.flow import input_key
 from ext.relay_wire import TsMeter
 
 REASON = netns.why_not()

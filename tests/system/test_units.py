@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from accelerator.policy.model import Policy
-from accelerator.services.relays import NICE
+from accelerator.services.relays.relays import NICE
 
 PROJECT = Path(__file__).resolve().parents[2]
 UNITS = PROJECT / "systemd"
