@@ -17,10 +17,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import functools
 import json
 import os
-import re
 import signal
 import socket
 import struct
@@ -35,33 +35,30 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from accelerator import clock
 from accelerator.control.message import encode_error, encode_result, parse_request
-from accelerator.errors import AcceleratorError, ControlError
+from accelerator.errors import ControlError
+from accelerator.kernel.desired_file import SERVICES_MAX, check_said, check_together, read_desired, write_desired
 from accelerator.kernel.intercept import Interceptor, open_transparent
 from accelerator.kernel.kept import Kept
 from accelerator.kernel.links import LinkWatch, read_links
 from accelerator.kernel.mroute import MulticastRoutingError, MulticastSocket, kept_table
 from accelerator.kernel.multicast import MulticastService
 from accelerator.kernel.multicast_wish import MulticastWish, multicast_rules, multicast_wish
-from accelerator.kernel.objects import check_routes
 from accelerator.kernel.reconcile import Reconciler
 from accelerator.kernel.removal import remove
-from accelerator.kernel.shaped import check_shapers
-from accelerator.kernel.state import GENERATION_MAX, DesiredState, StateError, check_multicast, decode, encode
+from accelerator.kernel.state import DesiredState, StateError, decode, encode
 
 # 100,000 routes.
 MESSAGE_BYTES_MAX = 16 << 20
 CLIENTS_MAX = 16
-# There is one today; who says so may be an acceleratord that somebody has taken over.
-SERVICES_MAX = 8
 EVENTS_KEPT = 1000
 RETRY_S = 5.0
+LOCK_TRIES, LOCK_S = 10, 0.05
 # Several changes of links come at once: one reading is enough for them.
 SETTLE_S = 0.02
 SWITCH_S = 0.0002
 # A message that takes more than a fraction of a millisecond to read is read in a thread.
 LARGE_BYTES = 16 << 10
 _SLOTS = {socket.AF_INET: ord("4"), socket.AF_INET6: ord("6")}
-_SERVICE_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
 class Netd:
@@ -143,7 +140,7 @@ class Netd:
             services = self._services | {service: (generation, state)}
             try:
                 # First on disk: what `show` says outlives a kill.
-                await asyncio.to_thread(self._save, services)
+                await asyncio.to_thread(write_desired, self._kept_path, services)
                 self._is_saved = True
             except OSError as error:
                 # The disk is the cache's too, and may be full. What is wanted is done all the same.
@@ -157,24 +154,12 @@ class Netd:
     def _load(self) -> None:
         """What was desired last is desired until services say otherwise."""
         try:
-            document = json.loads(self._kept_path.read_bytes())
-            for name, (generation, state) in document.items():
-                self._services[name] = (int(generation), decode(state))
+            self._services = read_desired(self._kept_path)
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError, AttributeError, AcceleratorError) as error:
-            self._services.clear()
-            self._tell({"kind": "state-unreadable", "message": f"the desired state on disk can't be read: {error}"})
-
-    def _save(self, services: dict[str, tuple[int, DesiredState]]) -> None:
-        document = {name: [generation, encode(state)] for name, (generation, state) in services.items()}
-        fresh = self._kept_path.with_suffix(".new")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w") as file:
-            json.dump(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._kept_path)
+        except (OSError, StateError) as error:
+            why = error.message if isinstance(error, StateError) else error.strerror
+            self._tell({"kind": "state-unreadable", "message": f"the desired state on disk can't be read: {why}"})
 
     def _apply(self) -> None:
         """Starts, changes or ends the multicast proxies."""
@@ -409,10 +394,10 @@ class Netd:
 
     async def _desire(self, arguments: Any) -> dict[str, Any]:
         service, generation = arguments.get("service"), arguments.get("generation")
-        if not isinstance(service, str) or not _SERVICE_NAME.fullmatch(service):
-            raise ControlError("value", "service is a short name in small letters")
-        if isinstance(generation, bool) or not isinstance(generation, int) or not 0 <= generation <= GENERATION_MAX:
-            raise ControlError("value", f"generation is a number up to {GENERATION_MAX}")
+        try:
+            check_said(service, generation)
+        except StateError as error:
+            raise ControlError(error.kind, error.message) from None
         if service not in self._services and len(self._services) >= SERVICES_MAX:
             raise ControlError("value", f"there are {SERVICES_MAX} services already")
         await self.desire(service, generation, arguments.get("state"))
@@ -465,9 +450,7 @@ def _checked(document: object, before: DesiredState | None, others: list[Desired
     """What was desired before and is again is the same object: so it is compared at once, in the event loop too.
     StateError: nonsense, or at odds with others."""
     state = decode(document)
-    check_multicast((*others, state))
-    check_routes(route for each in (*others, state) for route in each.routes)
-    check_shapers(tuple(row for each in (*others, state) for row in each.shapers))
+    check_together((*others, state))
     if before is None:
         return state
     known = {route: route for route in before.routes}
@@ -482,7 +465,25 @@ def _now_s() -> float:
     return clock.monotonic_ns() / 1e9
 
 
+async def _locked(path: Path) -> int | None:
+    """Held until the process ends; None: another one holds it. The socket's file can't say that: it may be gone, and
+    whoever started beside it would have the same routes, and take away the other's socket at its end."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            # One that was just killed may have a child that has not become nft yet.
+            await asyncio.sleep(LOCK_S)
+    os.close(descriptor)
+    return None
+
+
 async def _main(state_dir: Path, *, is_removing: bool) -> int:
+    if await _locked(state_dir / "netd.lock") is None:
+        print(f"accelerator-netd: another one runs in {state_dir}", file=sys.stderr)
+        return 1
     try:
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with probe:
