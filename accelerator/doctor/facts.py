@@ -18,7 +18,8 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface. `rp_filter`: what counts, the larger of its own and `all`. Offloads None: not known."""
+    """An interface. `rp_filter`: what counts, the larger of its own and `all`. Offloads None: not known. `port_of`: the
+    bridge or bond that gets what comes in there."""
 
     name: str
     is_up: bool
@@ -27,6 +28,7 @@ class Link:
     has_lro: bool | None = None
     has_gro: bool | None = None
     bridge: Bridge | None = None
+    port_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

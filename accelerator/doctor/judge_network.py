@@ -80,6 +80,13 @@ def _interfaces(network: Network) -> Iterator[Finding]:
             yield Finding(
                 "interface-down", "bad", name, f"Interface {name} of {owner} is down.", f"ip link set {name} up"
             )
+        elif link.port_of:
+            yield Finding(
+                "interface-is-port", "bad", name,
+                f"{owner} names interface {name}, which is a port of {link.port_of}: what comes in there is "
+                f"{link.port_of}'s, and the box sees none of it.",
+                f"name {link.port_of} in the policy in place of {name}",
+            )  # fmt: skip
 
 
 def _rp_filter(network: Network) -> Iterator[Finding]:

@@ -54,9 +54,19 @@ def read_links() -> dict[str, Link]:
             found[name] = Link(
                 name, bool(flags & _IFF_UP), mtu, max(everywhere, _rp_filter(name)),
                 None if offloads is None else bool(offloads & _FLAG_LRO), None if gro is None else bool(gro),
-                bridges.get(name),
+                bridges.get(name), _port_of(folder),
             )  # fmt: skip
     return found
+
+
+def _port_of(folder: Path) -> str:
+    """"": of none. A VRF leaves its members what comes in there."""
+    try:
+        master = (folder / "master").readlink().name
+        is_vrf = "DEVTYPE=vrf" in (folder / "master" / "uevent").read_text()
+    except OSError:
+        return ""
+    return "" if is_vrf else master
 
 
 def _rp_filter(name: str) -> int:

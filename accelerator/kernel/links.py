@@ -20,7 +20,7 @@ _GROUPS = 1 | 1 << 4 | 1 << 8  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IF
 @dataclass(frozen=True, slots=True)
 class Link:
     """One interface. Addresses are packed; `address6` is the link-local one, which MLD wants. None: it has none
-    (yet)."""
+    (yet). `port_of`: the bridge or bond whose port it is, and which gets what comes in there."""
 
     name: str
     index: int
@@ -30,6 +30,7 @@ class Link:
     nets4: tuple[Prefix, ...] = ()
     address6: bytes | None = None
     addresses: frozenset[bytes] = frozenset()  # all of them, of both families
+    port_of: str | None = None
 
 
 async def read_links() -> dict[str, Link]:
@@ -41,6 +42,7 @@ async def read_links() -> dict[str, Link]:
     for address in addresses:
         by_index.setdefault(address["index"], []).append(address)
     found: dict[str, Link] = {}
+    names = {link["index"]: _name(link) for link in links}
     for link in links:
         index, mine = link["index"], by_index.get(link["index"], [])
         # The local end of a point-to-point link is IFA_LOCAL, of any other both are the same.
@@ -54,9 +56,9 @@ async def read_links() -> dict[str, Link]:
             for each in mine
             if each["family"] == socket.AF_INET6 and not each["flags"] & _IFA_F_TENTATIVE
         ]
-        # The kernel takes any bytes for a name.
-        name = link.get("ifname")
-        name = name if isinstance(name, str) else name.decode(errors="replace")
+        name = names[index]
+        # A VRF leaves its members what comes in there.
+        is_port = link.get(("linkinfo", "slave_kind")) not in (None, "vrf")
         found[name] = Link(
             name,
             index,
@@ -66,8 +68,15 @@ async def read_links() -> dict[str, Link]:
             tuple(prefix(ip_interface((address, length)).network) for address, length in v4),
             min((each.packed for each in v6 if each.is_link_local), default=None),
             frozenset({*(address for address, _ in v4), *(each.packed for each in v6)}),
+            names.get(link.get("master")) if is_port else None,
         )
     return found
+
+
+def _name(link: Any) -> str:
+    """The kernel takes any bytes for one."""
+    name = link.get("ifname")
+    return name if isinstance(name, str) else name.decode(errors="replace")
 
 
 class LinkWatch:

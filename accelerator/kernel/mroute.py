@@ -7,6 +7,7 @@ Constants and structs: linux/mroute.h, linux/mroute6.h.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
@@ -30,6 +31,8 @@ _MLD_TYPES = (130, 131, 132, 143)
 # Reports of every host of a link may come within one response time's last moments.
 _RECEIVE_BUFFER_BYTES = 4 << 20
 _SO_RCVBUFFORCE, _SO_MARK = 33, 36
+# struct sioc_vif_req and sioc_mif_req6: a number, and four counts.
+_SIOCGETVIFCNT, _VIF_COUNTS_SIZE = 0x89E0, struct.calcsize("@H4L")
 
 
 class Upcall(IntEnum):
@@ -136,6 +139,15 @@ class MulticastSocket:
         except OSError as error:
             if error.errno != 99:  # EADDRNOTAVAIL
                 raise
+
+    def has_vif(self, vif: int) -> bool:
+        """The kernel takes it away with its interface, also where that is back a moment later, by the same number."""
+        request = struct.pack("@H", vif).ljust(_VIF_COUNTS_SIZE, b"\0")
+        try:
+            fcntl.ioctl(self.socket.fileno(), _SIOCGETVIFCNT, request)
+        except OSError:
+            return False
+        return True
 
     def add_route(self, source: bytes | None, group: bytes, parent: int, outputs: Iterable[int]) -> None:
         """Installs or replaces the route of (source, group). No source: any, from `parent` only; for that to match,

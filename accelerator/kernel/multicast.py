@@ -126,7 +126,7 @@ class MulticastService:
         # What goes first: two interfaces may have changed names.
         for name, running in self._by_interface.items():
             old, new = self._links.get(name), usable.get(name)
-            if old is not None and (new is None or new.index != old.index):
+            if old is not None and (new is None or new.index != old.index or not self.router.has_vif(self._vifs[name])):
                 self._remove(name, running, old, now_s)
         for name, running in self._by_interface.items():
             old, new = self._links.get(name), usable.get(name)
@@ -153,13 +153,17 @@ class MulticastService:
             if name not in self._links:
                 self._tell_once("interface-missing", name, f"multicast waits for interface {name}")
             return None
+        if link.port_of is not None:
+            what = f"{name} is a port of {link.port_of}, which gets what comes in there: policy should name that"
+            self._tell_once("interface-is-port", name, what)
+            return None
         running = self._by_interface[name]
         is_source = name == running.wish.upstream
         if self._never and not is_source and any(is_within(each, self._never) for each in link.addresses):
             what = f"{name} has an address in a zone that says multicast: never: none is sent there"
             self._tell_once("multicast-never", name, what)
             return None
-        self._told -= {("interface-missing", name), ("multicast-never", name)}
+        self._told -= {(kind, name) for kind in ("interface-missing", "interface-is-port", "multicast-never")}
         return link
 
     def readable(self, now_s: float) -> None:

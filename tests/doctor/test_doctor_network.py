@@ -133,6 +133,18 @@ def test_a_smaller_mtu_behind_a_proxy_loses_large_packets(box: netns.Namespace, 
     assert "mtu" not in doctor(PROXY)["found"]
 
 
+def test_a_port_of_a_bridge_was_named_and_nothing_came_without_a_word(box: netns.Namespace, doctor: Doctor) -> None:
+    link(box, "wan", "10.0.0.1/24")
+    link(box, "lan", "10.1.0.1/24")
+    box.ip("link", "add", "br0", "type", "bridge", "mcast_querier", "1")
+    box.ip("link", "set", "br0", "up")
+    box.ip("link", "set", "dev", "lan", "master", "br0")
+    found = doctor(PROXY)["found"]["interface-is-port"]
+    assert "port of br0" in found["text"]
+    box.ip("addr", "add", "10.1.0.1/24", "dev", "br0")
+    assert "interface-is-port" not in doctor(PROXY.replace("[lan]", "[br0]"))["found"]
+
+
 def test_interception_on_a_box_that_does_not_forward(box: netns.Namespace, doctor: Doctor) -> None:
     link(box, "lan", "10.1.0.1/24")
     policy = "steering: {intercept: {interfaces: [lan], destinations: [10.0.0.0/24]}}\n"

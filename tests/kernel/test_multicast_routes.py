@@ -269,6 +269,57 @@ def test_interfaces_that_changed_names_are_not_mixed_up(branch: Branch) -> None:
         out.close()
 
 
+@FAMILIES
+def test_an_interface_that_was_away_between_two_looks_got_nothing_any_more(branch: Branch, is_v6: bool) -> None:
+    """By the same name and number, as from another namespace and back: the kernel had taken its place away."""
+    branch.netd.desire(TV)
+    branch.netd.ready()
+    name, host, group = "lan0", branch.hosts[0], ASM[is_v6]
+    elsewhere = branch.box.name
+    index = branch.box.index(name)
+    assert branch.netd.process is not None
+    branch.netd.process.send_signal(signal.SIGSTOP)
+    try:
+        with netns.Topology() as topology:
+            away = topology.namespace("away")
+            branch.box.ip("link", "set", name, "netns", away.name)
+            away.ip("link", "set", name, "netns", elsewhere)
+        branch.box.ip("link", "set", name, "up")
+        branch.box.ip("addr", "add", "10.1.0.1/24", "dev", name)
+        branch.box.ip("addr", "add", "fd00:1:0::1/64", "dev", name, "nodad")
+        assert branch.box.index(name) == index
+        # The link-local address, too, is there when netd looks.
+        wait_for(lambda: "fe80" in branch.box.ip("-6", "addr", "show", "dev", name, "-tentative"), "its address")
+    finally:
+        branch.netd.process.send_signal(signal.SIGCONT)
+    with netns.join(host, "eth0", group, PORT) as player:
+        wait_for(lambda: name in (branch.installed("tv", "*", group, is_v6=is_v6) or ()), "its route")
+        with netns.sender(branch.source, "eth0", is_v6=is_v6) as out:
+            out.sendto(b"here", (group, PORT))
+        assert player.recv(100) == b"here"
+
+
+def test_a_port_of_a_bridge_is_said_and_the_bridge_serves_in_its_place(branch: Branch) -> None:
+    """What comes in at the port is the bridge's: joins there were heard by nobody, without a word."""
+    branch.netd.desire(TV)
+    branch.netd.ready()
+    box = branch.box
+    box.ip("link", "add", "br0", "type", "bridge")
+    box.ip("link", "set", "dev", "lan0", "master", "br0")
+    wait_for(lambda: branch.netd.events("interface-is-port"), "the event", 2)
+    assert "port of br0" in branch.netd.events("interface-is-port")[0]["message"]
+    box.ip("addr", "flush", "dev", "lan0")
+    box.ip("addr", "add", "10.1.0.1/24", "dev", "br0")
+    box.ip("link", "set", "br0", "up")
+    branch.netd.desire({**TV, "downstream": ["br0", "lan1"]})
+    branch.netd.ready()
+    with netns.join(branch.hosts[0], "eth0", ASM[False], PORT) as player:
+        wait_for(lambda: "br0" in (branch.installed("tv", "*", ASM[False], is_v6=False) or ()), "the bridge's route")
+        with netns.sender(branch.source, "eth0") as out:
+            out.sendto(b"here", (ASM[False], PORT))
+        assert player.recv(100) == b"here"
+
+
 def test_an_upstream_that_comes_late_or_back_is_told_what_is_wanted(branch: Branch) -> None:
     """What was said while there was none was heard by nobody, and the router there asks in two minutes only."""
     source = branch.source
