@@ -47,13 +47,15 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A multicast proxy of the policy, and what accelerator-netd says of its downstreams: interface -> asker or ""."""
+    """A multicast proxy of the policy, and what accelerator-netd says of its downstreams: interface -> asker or "", and
+    what was left aside there since netd began, by name, of both families."""
 
     name: str
     upstream: str
     downstream: tuple[str, ...]
     querier: str
     asked_by: Mapping[str, str] | None = None
+    drops: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

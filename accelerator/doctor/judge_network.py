@@ -34,6 +34,7 @@ def judge_network(network: Network, report: Report) -> None:
         ("offloads", sum(link.has_lro is not None for link in network.links.values()), _offloads),
         ("snooping", sum(link.bridge is not None for link in network.links.values()), _snooping),
         ("queriers", len(network.heard) + len(network.proxies), _queriers),
+        ("left-aside", len(network.proxies), _left_aside),
         ("ttl", len(network.heard), _ttl),
         ("routing-daemons", 1, _routing_daemons),
         ("forwarding", len(network.intercepts), _forwarding),
@@ -199,6 +200,39 @@ def _queriers(network: Network) -> Iterator[Finding]:
                 "stop streams after about 260 s.",
                 "turn on the IGMP querier of the switch or router of that link",
             )  # fmt: skip
+
+
+# What hosts of a link said that was left aside, and what it means: netd's names.
+_LEFT_ASIDE = {
+    "query-absurd": (
+        "absurd-query",
+        "queries were dropped that would have silenced us for longer than multicast.querier.other_present_max: "
+        "somebody forges them, or a router's interval is longer",
+        "to see who sends them; if it is a router, raise multicast.querier.other_present_max",
+    ),
+    "group-limit-of-host": (
+        "host-groups",
+        "reports were left aside of hosts that want more groups than group_limit_per_host",
+        "to see whose they are; if it speaks for many hosts, raise group_limit_per_host of the proxy",
+    ),
+    "group-limit": (
+        "link-groups",
+        "reports were left aside since the link has as many groups as group_limit allows",
+        "to see who asks; if all are meant, raise group_limit of the proxy",
+    ),
+}
+
+
+def _left_aside(network: Network) -> Iterator[Finding]:
+    for proxy in network.proxies:
+        for name, drops in proxy.drops.items():
+            for why, (code, text, mend) in _LEFT_ASIDE.items():
+                if drops.get(why):
+                    yield Finding(
+                        code, "warn", name,
+                        f"On {name} {drops[why]} {text}.",
+                        f"tcpdump -vni {name} 'igmp or icmp6' {mend}",
+                    )  # fmt: skip
 
 
 def _is_upstream(network: Network, name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
@@ -133,14 +134,19 @@ def _streams(policy: Policy) -> tuple[Stream, ...]:
 def _proxies(policy: Policy, routes: Mapping[str, Any] | None) -> tuple[Proxy, ...]:
     found = []
     for name, proxy in policy.multicast.proxies.items():
-        shown = (routes or {}).get("multicast", {}).get("ipv4", {}).get(name)
+        families = (routes or {}).get("multicast", {})
+        shown = families.get("ipv4", {}).get(name)
+        drops: dict[str, Counter[str]] = {}
+        for family in families.values():
+            for each, state in family.get(name, {}).get("downstreams", {}).items():
+                drops.setdefault(each, Counter()).update(state["drops"])
         asked = None
         if shown is not None:
             asked = {
                 each: "us" if state["is_querier"] else str(state["querier"] or "")
                 for each, state in shown["downstreams"].items()
             }
-        found.append(Proxy(name, proxy.upstream, proxy.downstream, policy.multicast.querier.mode, asked))
+        found.append(Proxy(name, proxy.upstream, proxy.downstream, policy.multicast.querier.mode, asked, drops))
     return tuple(found)
 
 

@@ -26,6 +26,7 @@ from accelerator.protocols.membership.forwarding import Entry, Forwarding, Insta
 from accelerator.protocols.membership.messages import Drop, Heard, Prefix, is_within
 from accelerator.protocols.membership.proxy import (
     DownstreamQuerierChanged,
+    DownstreamRefused,
     FlowsChanged,
     Proxy,
     UpstreamVersionChanged,
@@ -408,6 +409,8 @@ class MulticastService:
                         running.forwarding.refresh(group)
                     case DownstreamQuerierChanged(interface=interface, querier=querier):
                         self._queriers[interface] = querier
+                    case DownstreamRefused(interface=interface, why=why, sender=sender):
+                        self._tell(why.value, interface, _refused(interface, why, sender))
                     case UpstreamVersionChanged(version=version):
                         name = running.wish.upstream
                         self._tell("upstream-version", name, f"version {version} of IGMP is spoken upstream on {name}")
@@ -521,6 +524,29 @@ class MulticastService:
 
 def _counts(drops: Counter[Drop]) -> dict[str, int]:
     return {drop.value: n for drop, n in sorted(drops.items(), key=lambda each: each[0].value)}
+
+
+def _refused(interface: str, why: Drop, sender: bytes) -> str:
+    """For events, which are kept: the sender's network only, as it may be a viewer. IPv6's are link-local."""
+    who = f"a host of {_text(sender[:3] + bytes(1))}/24" if len(sender) == 4 else "a host"
+    protocol = "igmp" if len(sender) == 4 else "icmp6"
+    shows = f"tcpdump -vni {interface} {protocol} shows it"
+    match why:
+        case Drop.QUERY_ABSURD:
+            return (
+                f"{who} on {interface} sends queries that would silence us for longer than "
+                f"multicast.querier.other_present_max: dropped; {shows}, and if it is a router, raise that key"
+            )
+        case Drop.GROUP_LIMIT_HOST:
+            return (
+                f"{who} on {interface} wants more groups than group_limit_per_host: the others are not routed; "
+                f"{shows}, and if it speaks for many hosts, raise that key of the proxy"
+            )
+        case _:
+            return (
+                f"{interface} has as many groups as group_limit allows: no other is routed; {shows} who asks, "
+                "and if all of them are meant, raise that key of the proxy"
+            )
 
 
 def _text(address: bytes) -> str:

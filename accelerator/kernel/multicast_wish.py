@@ -90,8 +90,13 @@ def _proxy_wish(proxy: MulticastProxy, never: tuple[Prefix, ...]) -> ProxyWish:
         ),
         QuerierMode(proxy.querier),
         Admission(
-            _prefixes(proxy.groups), _prefixes(proxy.sources), n_groups_max=proxy.n_groups_max, hosts_refused=never
+            _prefixes(proxy.groups),
+            _prefixes(proxy.sources),
+            n_groups_max=proxy.n_groups_max,
+            n_groups_host_max=proxy.n_groups_host_max,
+            hosts_refused=never,
         ),
+        proxy.other_present_max_s,
         proxy.fast_leave,
     )
     host = HostSettings(robustness=proxy.robustness, version_min=proxy.version_min)

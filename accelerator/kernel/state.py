@@ -52,6 +52,8 @@ class MulticastProxy:
     sources: tuple[str, ...] | None = None
     n_groups_max: int = 4096
     version_min: int = 1
+    n_groups_host_max: int = 1024
+    other_present_max_s: float = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,4 +245,6 @@ def _proxy(document: object) -> MulticastProxy:
         checked.networks(given.get("sources"), where),
         int(checked.number(given, "n_groups_max", 4096, 1, 65536, where)),
         int(checked.number(given, "version_min", 1, 1, 3, where)),
+        int(checked.number(given, "n_groups_host_max", 1024, 1, 65536, where)),
+        checked.number(given, "other_present_max_s", 900.0, 60, 43200, where),
     )

@@ -37,6 +37,9 @@ class MulticastProxy(Section):
     group_limit: Annotated[int, *whole_between(1, 65_536)] = Field(
         default=4096, description="Groups at once on one downstream interface, for each family."
     )
+    group_limit_per_host: Annotated[int, *whole_between(1, 65_536)] = Field(
+        default=1024, description="Of these, groups that one sender of reports was the first to ask for."
+    )
     fast_leave: Switch = Field(
         default=False, description="Whoever leaves was the last: for links with one receiver, or a switch that says so."
     )
@@ -69,6 +72,9 @@ class Querier(Section):
     )
     last_member: Annotated[float, *time_between("100ms", "25s")] = Field(
         default=1.0, description="Between the queries for a last member; a group ends after robustness times that."
+    )
+    other_present_max: Annotated[float, *time_between("1m", "12h")] = Field(
+        default=900.0, description="A query that would silence us for longer than this is dropped."
     )
 
 

@@ -19,11 +19,13 @@ class ProxyRow:
     groups: tuple[str, ...]
     sources: tuple[str, ...]
     group_limit: int
+    group_limit_per_host: int
     fast_leave: bool
     querier: str
     interval_s: float
     robustness: int
     last_member_s: float
+    other_present_max_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,11 @@ def _proxy_row(policy: Policy, name: str) -> ProxyRow:
         groups=tuple(map(str, proxy.groups)),
         sources=tuple(map(str, proxy.sources)),
         group_limit=proxy.group_limit,
+        group_limit_per_host=proxy.group_limit_per_host,
         fast_leave=proxy.fast_leave,
         querier=querier.mode,
         interval_s=querier.interval,
         robustness=querier.robustness,
         last_member_s=querier.last_member,
+        other_present_max_s=querier.other_present_max,
     )

@@ -192,6 +192,17 @@ def test_no_querier_in_the_time_that_two_of_its_queries_take() -> None:
         assert ("no-querier" in codes(Network(links, proxies=(proxy,)))) is is_bad
 
 
+@pytest.mark.parametrize(
+    ("why", "code"),
+    [("query-absurd", "absurd-query"), ("group-limit-of-host", "host-groups"), ("group-limit", "link-groups")],
+)
+def test_what_hosts_of_a_link_said_was_left_aside(why: str, code: str) -> None:
+    """How netd comes to count it is tests/kernel's."""
+    links = {name: Link(name, True, 1500) for name in ("wan", "lan")}
+    proxy = Proxy("tv", "wan", ("lan",), "if-none", {"lan": "us"}, {"lan": {why: 3, "checksum": 9}})
+    assert list(codes(Network(links, proxies=(proxy,)))) == [code]
+
+
 def test_a_clock_that_nobody_vouches_for() -> None:
     assert [each.code for each in judge_clock(False, [])] == ["clock-free"]
     assert [*judge_clock(True, [])] == []

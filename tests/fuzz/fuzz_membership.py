@@ -9,6 +9,7 @@ downstreams want.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from ipaddress import ip_address, ip_network
 
 from mutation import mutated, run
@@ -61,7 +62,7 @@ def check(source: random.Random) -> None:
     """The target's invariant, for one course of events."""
     settings = RouterSettings(
         querier=source.choice(list(QuerierMode)),
-        admission=Admission(n_groups_max=N_GROUPS, n_sources_max=N_SOURCES),
+        admission=Admission(n_groups_max=N_GROUPS, n_groups_host_max=source.choice([1, 2]), n_sources_max=N_SOURCES),
         has_fast_leave=source.random() < 0.3,
     )
     proxy = Proxy("wan", HostSettings(version_min=source.choice([1, 2, 3])), source.random)
@@ -87,6 +88,9 @@ def check(source: random.Random) -> None:
                 assert not outputs or wanted.accepts(each)
         for router in routers:
             assert len(router.groups) <= N_GROUPS
+            owners = Counter(each.owner for each in router.groups.values() if each.owner is not None)
+            assert router._owned == owners, "nobody is counted who has no group"
+            assert not owners or max(owners.values()) <= N_GROUPS
             assert all(len(one.requested.keys() | one.excluded) <= N_SOURCES for one in router.groups.values())
         while proxy.next_event() is not None:
             pass

@@ -119,16 +119,69 @@ def test_bad_igmp_is_dropped_by_name(net: tuple[netns.Namespace, NetdBox]) -> No
     wait_for(lambda: drops(netd).get("source-limit") == 1, "the limit of sources")
 
 
-def test_absurd_codes_of_a_query_are_bounded(net: tuple[netns.Namespace, NetdBox]) -> None:
-    """31,744 s between two queries, robustness 7: who says so has the office, for hours at most, and a timer of ours
-    ends with his last query as the RFC says."""
+def mld_socket() -> socket.socket:
+    made = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex("eth0"))
+    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 1)
+    made.setsockopt(socket.IPPROTO_IPV6, 54, mld.HOP_BY_HOP)
+    return made
+
+
+def test_a_forged_query_silenced_a_link_for_hours(net: tuple[netns.Namespace, NetdBox]) -> None:
+    """31,744 s between two queries, robustness 7, from the lowest address of the link: we go on asking, it is counted
+    by its name, and told once without its sender's address. One with usual times has the office, as the RFC says."""
     host, netd = net
-    absurd = altered(igmp.write(Query(3, 10.0, robustness=7), packed("10.1.0.0"))[0].data, 1, 255)
-    absurd = altered(absurd, 9, 255)
-    say4(host, [absurd, report(Kind.ALLOW, "232.1.2.3", "10.0.0.2")])
+    usual = igmp.write(Query(3, 10.0, robustness=2, interval_s=125.0), packed("10.1.0.0"))[0].data
+    absurd = altered(usual, 8, 7, 255)
+    say4(host, [absurd] * 20)
+    wait_for(lambda: drops(netd).get("query-absurd") == 20, "the count")
+    assert netd.proxy()["downstreams"]["lan0"]["is_querier"]
+    assert not netd.events("querier-changed")
+    (event,) = netd.events("query-absurd")
+    assert "10.1.0.0/24" in event["message"]
+    assert "other_present_max" in event["message"]
+    say4(host, [usual, report(Kind.ALLOW, "232.1.2.3", "10.0.0.2")])
     wait_for(lambda: netd.proxy()["downstreams"]["lan0"]["querier"] == "10.1.0.0", "the other querier")
     wait_for(lambda: netd.proxy()["asked_upstream"], "a report counts as ever")
-    assert netd.events("querier-changed")
+
+
+def test_a_forged_query_silenced_a_link_for_hours_over_ipv6(net: tuple[netns.Namespace, NetdBox]) -> None:
+    host, netd = net
+    message = bytearray(mld.write(Query(3, 10.0, robustness=7), bytes(16))[0].data)
+    message[25] = 255
+    # The lowest address of a link: the kernel computes the checksum.
+    host.ip("addr", "add", "fe80::/64", "dev", "eth0", "nodad")
+
+    def said() -> None:
+        with mld_socket() as out:
+            out.bind(("fe80::", 0, 0, socket.if_nametoindex("eth0")))
+            out.sendto(bytes(message), ("ff02::1", 0))
+
+    host.call(said)
+    wait_for(lambda: drops(netd, is_v6=True).get("query-absurd") == 1, "the count")
+    assert netd.proxy(is_v6=True)["downstreams"]["lan0"]["is_querier"]
+    assert "fe80" not in netd.events("query-absurd")[0]["message"]
+
+
+def test_one_host_filled_a_link_for_all(tmp_path: Path) -> None:
+    """10,000 groups from one sender: it has as many as a host may have, the next host's join goes on working."""
+    with netns.Topology() as topology:
+        _, box, hosts = topology.proxy(1)
+        with NetdBox(box, tmp_path) as netd:
+            netd.desire({**PROXY, "n_groups_max": 4096, "n_groups_host_max": 100})
+            netd.ready()
+            groups = [f"239.{64 + (each >> 8)}.{each & 255}.1" for each in range(10_000)]
+            for first in range(0, len(groups), 100):
+                records = tuple(
+                    Record(Kind.TO_EXCLUDE, packed(each), frozenset()) for each in groups[first : first + 100]
+                )
+                say4(hosts[0], [igmp.write(Report(3, records), packed("10.1.0.9"))[0].data])
+            wait_for(lambda: drops(netd).get("group-limit-of-host") == 9900, "the limit of one host", 30)
+            assert netd.proxy()["downstreams"]["lan0"]["groups"] >= 100
+            (event,) = netd.events("group-limit-of-host")
+            assert "10.1.0.0/24" in event["message"]
+            with netns.join(hosts[0], "eth0", "239.5.5.5", 5004):
+                wait_for(lambda: "239.5.5.5" in netd.proxy()["asked_upstream"], "another host's join")
 
 
 def test_bad_mld_is_dropped_by_name(net: tuple[netns.Namespace, NetdBox]) -> None:

@@ -118,7 +118,7 @@ def test_multicast_proxies() -> None:
     tables = compiled(text + "downstream: [lan0, lan1], groups: [239.0.0.0/8, 'ff15::/16'], fast_leave: true}}}}")
     groups = ("239.0.0.0/8", "ff15::/16")
     assert tables.multicast.proxies == (
-        ProxyRow("tv", "eth0", ("lan0", "lan1"), groups, (), 4096, True, "if-none", 60.0, 2, 1.0),
+        ProxyRow("tv", "eth0", ("lan0", "lan1"), groups, (), 4096, 1024, True, "if-none", 60.0, 2, 1.0, 900.0),
     )
 
 

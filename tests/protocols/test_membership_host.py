@@ -9,7 +9,7 @@ from membership_link import START_S, over_the_wire, packed
 
 from accelerator.protocols.membership.filters import EVERYTHING, NOTHING, Filter
 from accelerator.protocols.membership.host import HostSide, VersionChanged
-from accelerator.protocols.membership.messages import Heard, Kind, Leave, Message, Query, Record, Report
+from accelerator.protocols.membership.messages import Drop, Heard, Kind, Leave, Message, Query, Record, Report
 from accelerator.protocols.membership.settings import HostSettings
 
 QUERIER = packed("10.0.0.254")
@@ -154,6 +154,15 @@ def test_an_absurd_response_time_does_not_hold_back_the_next_answer() -> None:
     ask(side, Query(3, 3174.4), START_S)
     ask(side, Query(3, 10.0), START_S + 1)
     assert told(side, START_S + 6) == [(Kind.IS_EXCLUDE, GROUP, frozenset())]
+
+
+def test_an_absurd_response_time_silenced_our_reports_for_an_hour() -> None:
+    side = standing((GROUP, EVERYTHING))
+    ask(side, Query(3, 3174.4), START_S)
+    assert told(side, START_S + 60) == [(Kind.IS_EXCLUDE, GROUP, frozenset())]
+    ask(side, Query(3, 3174.4, GROUP), START_S + 100)
+    assert told(side, START_S + 160) == [(Kind.IS_EXCLUDE, GROUP, frozenset())]
+    assert side.drops == {Drop.RESPONSE_TIME: 2}
 
 
 def test_robustness_is_the_queriers() -> None:

@@ -11,7 +11,7 @@ from membership_link import NETS, ROUTER, START_S, over_the_wire, packed, router
 
 from accelerator.protocols.membership.filters import EVERYTHING, NOTHING, Filter
 from accelerator.protocols.membership.messages import Drop, Heard, Kind, Leave, Message, Query, Record, Report, prefix
-from accelerator.protocols.membership.router import GroupChanged, QuerierChanged, RouterSide
+from accelerator.protocols.membership.router import GroupChanged, QuerierChanged, Refused, RouterSide
 from accelerator.protocols.membership.settings import Admission, QuerierMode, RouterSettings, Timing
 
 HOST, OTHER_HOST = packed("10.0.0.7"), packed("10.0.0.8")
@@ -353,12 +353,67 @@ def test_always_and_never() -> None:
     assert never.to_send(START_S + 500) == []
 
 
-def test_an_absurd_query_silences_us_for_seven_hours_at_most() -> None:
+def test_a_query_that_would_silence_us_for_hours_is_dropped() -> None:
+    """RFC 9776 section 8.5 has no bound: 7 x 31,744 s."""
     router = fresh()
-    say(router, Query(3, 3174.4, robustness=7, interval_s=31744.0), START_S, LOWER)
-    deadline_s = router.next_timer()
-    assert deadline_s is not None
-    assert deadline_s <= START_S + 7 * 3600 + 10
+    absurd = Query(3, 10.0, robustness=7, interval_s=31744.0)
+    for second in range(1000):
+        say(router, absurd, START_S + second, LOWER)
+    assert router.is_querier
+    assert router.drops == {Drop.QUERY_ABSURD: 1000}
+    # Told at once and after ten minutes: not with each packet.
+    told = [router.next_event() for _ in range(3)]
+    assert told == [Refused(Drop.QUERY_ABSURD, LOWER), Refused(Drop.QUERY_ABSURD, LOWER), None]
+    say(router, Query(3, 10.0, robustness=2, interval_s=297.0), START_S + 1000, LOWER)
+    assert router.other_querier == LOWER
+
+
+def test_another_box_with_our_own_long_times_is_a_querier_all_the_same() -> None:
+    timing = replace(TIMING, interval_s=3600.0)
+    router = fresh(RouterSettings(timing))
+    say(router, Query(3, 10.0, robustness=2, interval_s=3600.0), START_S, LOWER)
+    assert router.other_querier == LOWER
+
+
+def test_one_hosts_groups_are_limited() -> None:
+    """Each group counts among those of who asked for it first, until he leaves it; then of who says next that he
+    wants it."""
+    router = fresh(RouterSettings(admission=Admission(n_groups_host_max=3)))
+
+    def wants(group: int, kind: Kind, sender: bytes) -> None:
+        say(router, Report(3, (Record(kind, packed(f"239.1.2.{group}")),)), START_S, sender)
+
+    for group in range(5):
+        wants(group, Kind.TO_EXCLUDE, HOST)
+    assert router.drops == {Drop.GROUP_LIMIT_HOST: 2}
+    assert router.next_event() == GroupChanged(packed("239.1.2.0"), EVERYTHING)
+    wants(4, Kind.TO_EXCLUDE, OTHER_HOST)
+    wants(0, Kind.TO_EXCLUDE, OTHER_HOST)
+    assert len(router.groups) == 4
+    # It leaves one that the other wants too: that is the other's from now on.
+    wants(0, Kind.TO_INCLUDE, HOST)
+    wants(0, Kind.IS_EXCLUDE, OTHER_HOST)
+    wants(5, Kind.TO_EXCLUDE, HOST)
+    wants(6, Kind.TO_EXCLUDE, HOST)
+    wants(7, Kind.TO_EXCLUDE, OTHER_HOST)
+    wants(8, Kind.TO_EXCLUDE, OTHER_HOST)
+    assert [group[3] for group in router.groups] == [0, 1, 2, 4, 5, 7]
+    assert router.drops == {Drop.GROUP_LIMIT_HOST: 4}
+    # All of it ends with the groups.
+    router.to_send(START_S + MEMBERSHIP_S)
+    assert not router.groups
+    for group in range(3):
+        say(router, Report(3, (Record(Kind.TO_EXCLUDE, packed(f"239.1.3.{group}")),)), START_S + 400, HOST)
+    assert len(router.groups) == 3
+
+
+def test_what_was_wanted_before_a_restart_is_nobodys() -> None:
+    router = fresh(RouterSettings(admission=Admission(n_groups_host_max=1)))
+    for group in range(3):
+        router.assume(Record(Kind.IS_EXCLUDE, packed(f"239.1.2.{group}")), START_S)
+        say(router, Report(3, (Record(Kind.IS_EXCLUDE, packed(f"239.1.2.{group}")),)), START_S, HOST)
+    assert len(router.groups) == 3
+    assert not router.drops
 
 
 def test_a_router_that_is_not_querier_follows_the_queriers_questions() -> None:

@@ -25,6 +25,7 @@ class Group:
         "expires_s",
         "is_exclude",
         "n_sources_counted",
+        "owner",
         "requested",
         "v1_until_s",
         "v2_until_s",
@@ -35,6 +36,7 @@ class Group:
         self.is_exclude = False
         self.expires_s = 0.0  # the group timer, of EXCLUDE mode only
         self.n_sources_counted = 0  # by the link, for its limit
+        self.owner: bytes | None = None  # whose groups it counts among, for the limit of each host
         self.requested: dict[bytes, float] = {}
         self.excluded: set[bytes] = set()
         self.v1_until_s = self.v2_until_s = 0.0

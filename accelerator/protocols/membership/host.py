@@ -19,7 +19,7 @@ from accelerator.protocols.membership.messages import (
     Record,
     Report,
 )
-from accelerator.protocols.membership.settings import HostSettings
+from accelerator.protocols.membership.settings import RESPONSE_MAX_S, HostSettings
 
 _NO_SOURCES: frozenset[bytes] = frozenset()
 ASKED_MAX = 512
@@ -190,6 +190,8 @@ class HostSide:
                 self._messages.append(Leave(group))
 
     def _receive_query(self, query: Query, now_s: float) -> None:
+        if query.max_response_s > RESPONSE_MAX_S:
+            self.drops[Drop.RESPONSE_TIME] += 1
         if query.version == 3:
             self._robustness = query.robustness or self._settings.robustness
         elif query.version >= self._settings.version_min:
@@ -239,7 +241,7 @@ class HostSide:
             yield Record(Kind.IS_INCLUDE, group, heard)
 
     def _delayed(self, query: Query, now_s: float) -> float:
-        return now_s + self._fraction() * query.max_response_s
+        return now_s + self._fraction() * min(query.max_response_s, RESPONSE_MAX_S)
 
     def _version_timer(self) -> float | None:
         if self._version == 3:

@@ -34,8 +34,11 @@ class Drop(Enum):
     SOURCE_NOT_ALLOWED = "source-not-allowed"
     ANY_SOURCE_OF_SSM = "any-source-of-ssm-group"  # RFC 4604 sections 2.2 and 2.3
     GROUP_LIMIT = "group-limit"
+    GROUP_LIMIT_HOST = "group-limit-of-host"
     SOURCE_LIMIT = "source-limit"
     OLDER_VERSION = "ignored-in-older-version"  # RFC 9776 section 7.3.2
+    QUERY_ABSURD = "query-absurd"  # its times would silence us for longer than policy allows
+    RESPONSE_TIME = "response-time-cut"  # the query counts, its time to answer within does not
     SENDER_UNKNOWN = "query-without-sender"  # 0.0.0.0 can't win an election
 
 

@@ -18,7 +18,7 @@ from accelerator.protocols.membership.messages import (
     Record,
     is_forwardable,
 )
-from accelerator.protocols.membership.router import GroupChanged, QuerierChanged, RouterSide
+from accelerator.protocols.membership.router import GroupChanged, QuerierChanged, Refused, RouterSide
 from accelerator.protocols.membership.settings import HostSettings, RouterSettings
 
 
@@ -44,7 +44,16 @@ class UpstreamVersionChanged:
     version: int
 
 
-Event = FlowsChanged | DownstreamQuerierChanged | UpstreamVersionChanged
+@dataclass(frozen=True, slots=True)
+class DownstreamRefused:
+    """What a host of a downstream sends is left aside, which the administrator should know."""
+
+    interface: str
+    why: Drop
+    sender: bytes
+
+
+Event = FlowsChanged | DownstreamQuerierChanged | UpstreamVersionChanged | DownstreamRefused
 
 
 class Proxy:
@@ -170,6 +179,8 @@ class Proxy:
             match event:
                 case GroupChanged(group=group, filter=wanted):
                     self._want(name, group, wanted, now_s)
+                case Refused(why=why, sender=sender):
+                    self._events.append(DownstreamRefused(name, why, sender))
                 case QuerierChanged(querier=querier):
                     self._events.append(DownstreamQuerierChanged(name, querier))
                     # Another one in office changes no route; who forges queries changes it with each packet.

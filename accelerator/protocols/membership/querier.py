@@ -47,6 +47,15 @@ class Querier:
         elif self._other is None:
             self._start(now_s)
 
+    def present_s(self, query: Query) -> float:
+        """For how long after this query its sender would be taken for the querier (RFC 9776 section 8.5)."""
+        return self._adopted(query).other_querier_s
+
+    @property
+    def own_present_s(self) -> float:
+        """The same of our own queries."""
+        return self._own_timing.other_querier_s
+
     def heard(self, sender: bytes, query: Query, now_s: float) -> None:
         """Another router's query."""
         if self._mode is QuerierMode.ALWAYS:
@@ -56,14 +65,17 @@ class Querier:
         if self.is_querier and self._address is not None and sender > self._address:
             return
         self._other, self._next_query_s = sender, None
-        # RFC 9776 sections 4.1.6 and 4.1.7: who doesn't ask takes the querier's times.
+        self.timing = self._adopted(query)
+        self._other_until_s = now_s + self.timing.other_querier_s + self._own_timing.late_s
+
+    def _adopted(self, query: Query) -> Timing:
+        """RFC 9776 sections 4.1.6 and 4.1.7: who doesn't ask takes the querier's times."""
         own = self._own_timing
-        self.timing = replace(
+        return replace(
             own,
             robustness=min(query.robustness, ROBUSTNESS_MAX) or own.robustness,
             interval_s=min(query.interval_s, INTERVAL_MAX_S) or own.interval_s,
         )
-        self._other_until_s = now_s + self.timing.other_querier_s + own.late_s
 
     def next_timer(self) -> float | None:
         return self._next_query_s if self._other is None else self._other_until_s

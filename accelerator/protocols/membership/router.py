@@ -43,7 +43,17 @@ class QuerierChanged:
     querier: bytes | None
 
 
-Event = GroupChanged | QuerierChanged
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What a host sends is left aside for a reason that the administrator should know; seldom told."""
+
+    why: Drop
+    sender: bytes
+
+
+Event = GroupChanged | QuerierChanged | Refused
+# Of each reason: a host that floods gives one with each packet.
+REFUSED_AGAIN_S = 600.0
 
 
 class RouterSide:
@@ -60,6 +70,10 @@ class RouterSide:
         self._querier = Querier(settings.querier, settings.timing, address, now_s)
         self._groups: dict[bytes, Group] = {}
         self._n_sources = 0
+        # Who asked first for how many groups. Each group counts once, so that forged senders are bounded by the link's
+        # limit.
+        self._owned: Counter[bytes] = Counter()
+        self._refused_s: dict[Drop, float] = {}
         self._deadlines = Deadlines()
         self._events: deque[Event] = deque()
         self._queries: deque[Query] = deque()
@@ -122,16 +136,16 @@ class RouterSide:
                     self._receive_query(heard.sender, query, now_s)
             case Report(version=3, records=records):
                 for record in records:
-                    self._receive_record(record, 3, now_s)
+                    self._receive_record(record, 3, now_s, heard.sender)
             case Report(version=version, records=records):
                 for record in records:
-                    self._receive_record(record, version, now_s)
+                    self._receive_record(record, version, now_s, heard.sender)
             case Leave(group=group):
-                self._receive_record(Record(Kind.TO_INCLUDE, group), 2, now_s)
+                self._receive_record(Record(Kind.TO_INCLUDE, group), 2, now_s, heard.sender)
 
     def assume(self, record: Record, now_s: float) -> None:
         """A record that nobody has sent us: what hosts wanted when we were last told."""
-        self._receive_record(record, 3, now_s)
+        self._receive_record(record, 3, now_s, None)
 
     def next_event(self) -> Event | None:
         return self._events.popleft() if self._events else None
@@ -161,7 +175,18 @@ class RouterSide:
             self._queries.extend(group.on_timer(now_s, self._querier.timing))
             self._settle(group, before)
 
+    def _refuse(self, why: Drop, sender: bytes, now_s: float) -> None:
+        self.drops[why] += 1
+        told_s = self._refused_s.get(why)
+        if told_s is None or now_s >= told_s + REFUSED_AGAIN_S:
+            self._refused_s[why] = now_s
+            self._events.append(Refused(why, sender))
+
     def _receive_query(self, sender: bytes, query: Query, now_s: float) -> None:
+        # One forged query would silence a link for hours: nobody asks, and switches end what nobody reports.
+        if self._querier.present_s(query) > max(self.settings.other_present_max_s, self._querier.own_present_s):
+            self._refuse(Drop.QUERY_ABSURD, sender, now_s)
+            return
         was_querier, had_other = self._querier.is_querier, self._querier.other
         self._querier.heard(sender, query, now_s)
         if had_other != self._querier.other:
@@ -177,7 +202,8 @@ class RouterSide:
         group.lower(query.sources, now_s + time_s + timing.late_s)
         self._deadlines.set(group.address, group.next_timer())
 
-    def _receive_record(self, record: Record, version: int, now_s: float) -> None:
+    def _receive_record(self, record: Record, version: int, now_s: float, sender: bytes | None) -> None:
+        """`sender` None: it is not known any more."""
         wanted = self._admitted(record, version)
         if isinstance(wanted, Drop):
             self.drops[wanted] += 1
@@ -189,8 +215,8 @@ class RouterSide:
                 wanted.sources and kind is not Kind.BLOCK
             ):
                 return
-            if len(self._groups) >= self.settings.admission.n_groups_max:
-                self.drops[Drop.GROUP_LIMIT] += 1
+            if sender is not None and (why := self._why_no_group(sender)) is not None:
+                self._refuse(why, sender, now_s)
                 return
             group = Group(record.group)
         elif len(group.requested.keys() | group.excluded | wanted.sources) > self.settings.admission.n_sources_max:
@@ -224,7 +250,33 @@ class RouterSide:
                 pass
         else:
             group.receive(kind, sources, now_s, timing, self._querier.is_querier)
+        if sender is not None:
+            self._own(group, sender, is_leaving=kind is Kind.TO_INCLUDE and not sources)
         self._settle(group, before)
+
+    def _why_no_group(self, sender: bytes) -> Drop | None:
+        """Why the sender may not have the link take up another group."""
+        admission = self.settings.admission
+        if len(self._groups) >= admission.n_groups_max:
+            return Drop.GROUP_LIMIT
+        return Drop.GROUP_LIMIT_HOST if self._owned[sender] >= admission.n_groups_host_max else None
+
+    def _own(self, group: Group, sender: bytes, *, is_leaving: bool) -> None:
+        """A group counts among those of who asked for it first, until he leaves; then of who says next that he wants
+        it."""
+        if is_leaving and group.owner == sender:
+            self._disown(group)
+        elif not is_leaving and group.owner is None:
+            group.owner = sender
+            self._owned[sender] += 1
+
+    def _disown(self, group: Group) -> None:
+        if group.owner is None:
+            return
+        self._owned[group.owner] -= 1
+        if not self._owned[group.owner]:
+            del self._owned[group.owner]
+        group.owner = None
 
     def _admitted(self, record: Record, version: int) -> Record | Drop:
         """The record, less the sources that nobody here may have."""
@@ -251,6 +303,7 @@ class RouterSide:
         group.n_sources_counted = n_sources
         if group.is_empty:
             del self._groups[group.address]
+            self._disown(group)
             self._deadlines.set(group.address, None)
             after = NOTHING
         else:

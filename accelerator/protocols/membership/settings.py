@@ -10,6 +10,8 @@ from accelerator.protocols.membership.messages import SSM_RANGES, Prefix, is_wit
 ROBUSTNESS_MAX = 7
 # What a stranger's query may make us wait for is bounded: its code can say 31,744 s.
 INTERVAL_MAX_S = 3600.0
+# So can the time to answer within (3,174 s, MLDv2 8,387 s). Who answers earlier than it must breaks nothing.
+RESPONSE_MAX_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Admission:
     sources: tuple[Prefix, ...] | None = None
     ssm: tuple[Prefix, ...] = SSM_RANGES
     n_groups_max: int = 4096
+    n_groups_host_max: int = 1024  # that one sender was the first to ask for
     n_sources_max: int = 512  # of one group
     n_sources_all_max: int = 8192  # of all groups: each is a route in the kernel
     hosts_refused: tuple[Prefix, ...] = ()
@@ -90,6 +93,7 @@ class RouterSettings:
     timing: Timing = Timing()
     querier: QuerierMode = QuerierMode.IF_NONE
     admission: Admission = Admission()
+    other_present_max_s: float = 900.0  # a query that would silence us for longer is dropped
     has_fast_leave: bool = False  # for links with one host, or whose switch sends the leave of the last one only
 
 

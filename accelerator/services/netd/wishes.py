@@ -78,4 +78,6 @@ def _proxy(row: ProxyRow) -> MulticastProxy:
         row.groups or None,
         row.sources or None,
         row.group_limit,
+        n_groups_host_max=row.group_limit_per_host,
+        other_present_max_s=row.other_present_max_s,
     )
