@@ -185,6 +185,20 @@ def _queriers(network: Network) -> Iterator[Finding]:
                     "streams after about 260 s.",
                     "set multicast.querier.mode: if-none, then accelctl policy apply",
                 )  # fmt: skip
+            elif proxy.querier != "never" and asked_by == "":
+                yield Finding(
+                    "no-address", "bad", name,
+                    f"{name} has no IPv4 address: nobody can ask there for members, and IPv4 streams of "
+                    f"multicast.proxies.{proxy.name} are not sent there.",
+                    f"ip addr add ADDRESS/LENGTH dev {name}, and in the system's own network configuration",
+                )  # fmt: skip
+            elif proxy.querier == "if-none" and asked_by not in (None, "us"):
+                yield Finding(
+                    "other-querier", "warn", name,
+                    f"{asked_by} asks for multicast members on {name}, so that one has to forward there, and the box "
+                    "doesn't: where it is a switch that only snoops, viewers get nothing.",
+                    "set multicast.querier.mode: always, then accelctl policy apply",
+                )  # fmt: skip
     for each in network.heard:
         if len(each.queriers) > 1:
             yield Finding(

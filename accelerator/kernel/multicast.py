@@ -31,12 +31,15 @@ from accelerator.protocols.membership.proxy import (
     Proxy,
     UpstreamVersionChanged,
 )
+from accelerator.protocols.membership.settings import QuerierMode
 
 # How many packets are read before their answers leave: bounds what a flood holds back.
 _BATCH = 256
 # A flow that nobody foretold is forgotten when no packet came between two looks.
 IDLE_LOOK_S = 60.0
 QUERIER_TOLD_S = 10.0
+# What the kernel refuses for want of something (a limit that somebody raises) is tried again: no event says when.
+RETRY_S = 5.0
 _SIOCGETSGCNT = 0x89E1
 
 
@@ -70,6 +73,8 @@ class MulticastService:
         )
         self._links: dict[str, Link] = {}
         self._names: dict[int, str] = {}
+        self._seen: Mapping[str, Link] = {}  # all of the box's, as they were when netd looked last
+        self._retry_s: float | None = None
         self._vifs: dict[str, int] = {}
         self._never = wish.never
         self._sent_always: dict[tuple[bytes | None, bytes], frozenset[str]] = {}
@@ -123,6 +128,7 @@ class MulticastService:
 
     def links_changed(self, links: Mapping[str, Link], now_s: float) -> None:
         """The interfaces as they are now. Those that aren't there yet are waited for, and an event says so."""
+        self._seen, self._retry_s = links, None
         usable = {name: link for name in self._by_interface if (link := self._usable(name, links)) is not None}
         # What goes first: two interfaces may have changed names.
         for name, running in self._by_interface.items():
@@ -138,6 +144,7 @@ class MulticastService:
             elif new != old:
                 self._links[name] = new
                 if name in running.wish.downstreams:
+                    self._tell_no_address(name, running)
                     running.proxy.set_address(name, self._address(new), self._nets(new), now_s)
                 elif name == running.wish.upstream and new.addresses != old.addresses:
                     # Another address there may well be another router.
@@ -181,12 +188,16 @@ class MulticastService:
 
     def next_timer(self) -> float:
         first_s = min(self._idle_look_s, self._watch.next_timer())
+        if self._retry_s is not None:
+            first_s = min(first_s, self._retry_s)
         for name in self._queriers:
             first_s = min(first_s, self._queriers_told_s[name] + QUERIER_TOLD_S)
         return min([first_s, *(t for each in self._running if (t := each.proxy.next_timer()) is not None)])
 
     def on_timer(self, now_s: float) -> None:
         self.readable(now_s)
+        if self._retry_s is not None and now_s >= self._retry_s:
+            self.links_changed(self._seen, now_s)
         if now_s >= self._idle_look_s:
             self._idle_look_s = now_s + IDLE_LOOK_S
             self._forget_idle()
@@ -246,6 +257,15 @@ class MulticastService:
             "missing": [name for name in names if name not in self._links],
         }
 
+    def _tell_no_address(self, name: str, running: _Running) -> None:
+        """IPv6's comes by itself, a moment after the interface."""
+        is_asking = running.wish.downstreams[name].querier is not QuerierMode.NEVER
+        if is_asking and not self.router.is_v6 and self._links[name].address4 is None:
+            what = f"{name} has no IPv4 address: nobody is asked there for IPv4 groups, and none is sent there"
+            self._tell_once("interface-no-address", name, what)
+        else:
+            self._told.discard(("interface-no-address", name))
+
     def _address(self, link: Link) -> bytes | None:
         return link.address6 if self.router.is_v6 else link.address4
 
@@ -265,14 +285,16 @@ class MulticastService:
                 self.router.add_vif(vif, link.index)
             self._port.attach(link.index)
         except (OSError, MulticastRoutingError) as error:
-            # Gone between reading and here, or going: the next change of links tries again.
+            # Gone between reading and here, or going, or the kernel has a limit.
             self.router.delete_vif(vif)
+            self._retry_s = now_s + RETRY_S
             why = error.strerror if isinstance(error, OSError) else error.message
             self._tell_once("interface-refused", name, f"{name} can't take part in multicast routing: {why}")
             return
         self._vifs[name], self._links[name], self._names[link.index] = vif, link, name
         if name in running.wish.downstreams:
             settings = running.wish.downstreams[name]
+            self._tell_no_address(name, running)
             running.proxy.add_downstream(name, settings, self._address(link), self._nets(link), now_s)
         if name == running.wish.upstream:
             # What was said while there was no upstream was heard by nobody.

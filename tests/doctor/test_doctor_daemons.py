@@ -203,6 +203,17 @@ def test_what_hosts_of_a_link_said_was_left_aside(why: str, code: str) -> None:
     assert list(codes(Network(links, proxies=(proxy,)))) == [code]
 
 
+@pytest.mark.parametrize(
+    ("asked_by", "code"), [("us", None), ("10.0.0.254", "other-querier"), ("", "no-address"), (None, None)]
+)
+def test_who_asks_in_our_place_was_not_said(asked_by: str | None, code: str | None) -> None:
+    """A snooping switch with the lower address: the box forwards nothing there, and viewers get nothing."""
+    links = {name: Link(name, True, 1500) for name in ("wan", "lan")}
+    proxy = Proxy("tv", "wan", ("lan",), "if-none", None if asked_by is None else {"lan": asked_by})
+    assert list(codes(Network(links, proxies=(proxy,)))) == ([code] if code is not None else [])
+    assert not codes(Network(links, proxies=(Proxy("tv", "wan", ("lan",), "always", {"lan": "10.0.0.254"}),)))
+
+
 def test_a_clock_that_nobody_vouches_for() -> None:
     assert [each.code for each in judge_clock(False, [])] == ["clock-free"]
     assert [*judge_clock(True, [])] == []

@@ -320,6 +320,26 @@ def test_a_port_of_a_bridge_is_said_and_the_bridge_serves_in_its_place(branch: B
         assert player.recv(100) == b"here"
 
 
+def test_a_limit_that_was_raised_had_no_effect_until_an_interface_changed(branch: Branch) -> None:
+    """The doctor's own command mended nothing."""
+    branch.box.sysctl("net.ipv4.igmp_max_memberships", "0")
+    branch.netd.desire(TV)
+    wait_for(lambda: len(branch.netd.events("interface-refused")) == 3, "the refusals")
+    branch.box.sysctl("net.ipv4.igmp_max_memberships", "20")
+    wait_for(lambda: not branch.netd.proxy()["missing"], "all interfaces", 30)
+    assert len(branch.netd.events("interface-refused")) == 3
+
+
+def test_an_interface_without_an_address_got_nothing_without_a_word(branch: Branch) -> None:
+    """Nobody can ask there, so another router is taken to forward: as is right, but it has to be said."""
+    branch.box.ip("-4", "addr", "flush", "dev", "lan0")
+    branch.netd.desire(TV)
+    wait_for(lambda: branch.netd.events("interface-no-address"), "the event")
+    assert [each["interface"] for each in branch.netd.events("interface-no-address")] == ["lan0"]
+    branch.box.ip("addr", "add", "10.1.0.1/24", "dev", "lan0")
+    wait_for(lambda: branch.netd.proxy()["downstreams"]["lan0"]["is_querier"], "our queries")
+
+
 def test_an_upstream_that_comes_late_or_back_is_told_what_is_wanted(branch: Branch) -> None:
     """What was said while there was none was heard by nobody, and the router there asks in two minutes only."""
     source = branch.source
