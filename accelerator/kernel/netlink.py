@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -43,17 +44,22 @@ def drain(watching: socket.socket) -> None:
                 raise
 
 
+def _opened() -> socket.socket:
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    made.settimeout(_TIMEOUT_S)
+    made.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+    # Without it the kernel ignores what a dump asks for, and gives everything.
+    made.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    made.bind((0, 0))
+    return made
+
+
 class Netlink:
-    """One thread at a time. OSError: netlink failed as a whole."""
+    """One thread at a time. OSError: netlink failed as a whole; the next call begins with a socket of its own."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._socket.settimeout(_TIMEOUT_S)
-        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-        # Without it the kernel ignores what a dump asks for, and gives everything.
-        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self._socket.bind((0, 0))
+        self._socket = _opened()
         self._number = 0
 
     def close(self) -> None:
@@ -62,8 +68,20 @@ class Netlink:
     def send(self, messages: Iterable[bytes]) -> Iterator[int]:
         """The errors that the kernel answers with, less those that say it is done already; to be read to its end."""
         left = iter(messages)
-        while batch := list(islice(left, BATCH)):
-            yield from self._send(batch)
+        with self._whole():
+            while batch := list(islice(left, BATCH)):
+                yield from self._send(batch)
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What comes after a failure (ENOBUFS, no answer in time) must not be taken for the answer to what is asked
+        next."""
+        try:
+            yield
+        except OSError:
+            self._socket.close()
+            self._socket = _opened()
+            raise
 
     def _send(self, batch: list[bytes]) -> Iterator[int]:
         self._socket.send(b"".join(batch))
@@ -79,14 +97,19 @@ class Netlink:
     def ask(self, request: wire.Request) -> bytes | None:
         """The body of the one answer; None: the kernel has none."""
         self._number += 1
-        self._socket.send(request(self._number))
-        while True:
-            for kind, answered, body in wire.messages(self._socket.recv(_RECEIVE_BYTES)):
-                if answered == self._number:
-                    return None if kind == wire.NLMSG_ERROR else body
+        with self._whole():
+            self._socket.send(request(self._number))
+            while True:
+                for kind, answered, body in wire.messages(self._socket.recv(_RECEIVE_BYTES)):
+                    if answered == self._number:
+                        return None if kind == wire.NLMSG_ERROR else body
 
     def dump(self, request: wire.Request) -> Iterator[bytes]:
         """Bodies of the answers, to be read to their end. OSError where the kernel refuses."""
+        with self._whole():
+            yield from self._dump(request)
+
+    def _dump(self, request: wire.Request) -> Iterator[bytes]:
         self._number += 1
         self._socket.send(request(self._number))
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ import netns
 import pytest
 from netd_box import NetdBox, wait_for
 
+from accelerator.kernel.netlink import Netlink
 from accelerator.kernel.reconcile import FIGHT_ROUNDS
 from accelerator.kernel.state import encode
+from accelerator.kernel.wire import INET, RouteRow, route_message, routes_request
 from accelerator.policy import check_texts, compile_policy
 from accelerator.services.netd.wishes import desired
 
@@ -290,3 +293,22 @@ def dscp_of_one(
         here.sendto(b"x", to)
         _, ancillary, _, _ = there.recvmsg(100, 100)
     return next(value[0] for _, kind, value in ancillary if kind == socket.IP_TOS) >> 2
+
+
+def test_answers_that_were_lost_were_taken_for_those_of_what_came_next(box: Box) -> None:
+    """ENOBUFS in the middle of a batch: what the kernel refused from then on counted as done."""
+    rows = [RouteRow(INET, 86_001, bytes([10, 9, each, 0]), 24, 0, "blackhole") for each in range(200)]
+    wrong = RouteRow(INET, 86_001, bytes(4), 0, 0, "unicast", interface=99_999)
+
+    def asked() -> list[int]:
+        netlink = Netlink()
+        try:
+            netlink._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            with pytest.raises(OSError, match="buffer"):
+                list(netlink.send(route_message(each, is_added=True) for each in rows))
+            assert len(list(netlink.dump(routes_request(INET, table=86_001)))) == 200
+            return list(netlink.send([route_message(wrong, is_added=True)]))
+        finally:
+            netlink.close()
+
+    assert box.namespace.call(asked) == [errno.ENODEV]
