@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerator.kernel.checked import StateError
-from accelerator.kernel.objects import check_routes
+from accelerator.kernel.objects import check_routes, check_steered
 from accelerator.kernel.shaped import check_shapers
 from accelerator.kernel.state import GENERATION_MAX, DesiredState, check_multicast, decode, encode
 
@@ -37,6 +37,7 @@ def check_together(states: Sequence[DesiredState]) -> None:
     """StateError: services are at odds."""
     check_multicast(states)
     check_routes(route for each in states for route in each.routes)
+    check_steered([rule for each in states for rule in each.rules], (row for each in states for row in each.routes))
     check_shapers(tuple(row for each in states for row in each.shapers))
 
 

@@ -25,6 +25,8 @@ NFT_TABLE = "accelerator"
 ROUTES_MAX, RULES_MAX, PACKET_RULES_MAX = 100_000, 100, 1000
 ROUTE_KINDS = ("unicast", "local", "blackhole", "unreachable", "throw")
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+# Networks that are wider are nearly everything.
+WIDEST_V4, WIDEST_V6 = 8, 16
 _NO_GATEWAY = ("local", "blackhole", "unreachable", "throw")
 
 
@@ -110,6 +112,27 @@ def check_routes(routes: Iterable[Route]) -> None:
         key = route.table, route.destination, route.metric
         if seen.setdefault(key, route) != route:
             raise StateError("conflict", f"two routes to {route.destination} in table {route.table}")
+
+
+def check_steered(rules: Iterable[Rule], routes: Iterable[Route]) -> None:
+    """StateError where a rule would lead nearly everything by a table of ours, which would be the default route by
+    another name. Packets that are marked, or bound to an interface, may go so: that is how links are chosen."""
+    free = {
+        (rule.table, rule.family): rule.priority
+        for rule in rules
+        if rule.interface_out is None and not rule.mask and not _is_narrow(rule.destination)
+    }
+    for route in routes if free else ():
+        priority = free.get((route.table, 6 if ":" in route.destination else 4))
+        if priority is not None and route.kind != "throw" and not _is_narrow(route.destination):
+            what = f"rule {priority}: it would lead all packets to {route.destination} by table {route.table}"
+            raise StateError("foreign", f"{what}: it has to name a mark, an interface to leave by, or a destination")
+
+
+def _is_narrow(network: str | None) -> bool:
+    if network is None:
+        return False
+    return int(network.rpartition("/")[2]) >= (WIDEST_V6 if ":" in network else WIDEST_V4)
 
 
 def encode(each: Route | Rule | PacketRule) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from accelerator.kernel import checked, objects, shaped
@@ -23,6 +23,8 @@ from accelerator.protocols.membership.messages import (
 _QUERIER_MODES = ("if-none", "always", "never")
 # Said again with the same number, a state is taken over: so the last number is no end.
 GENERATION_MAX = 2**63 - 1
+# Of interception's destinations, by whether it is IPv6: as policy check has it, for who asks without a policy.
+WIDEST_TAKEN = {False: 8, True: 32}
 
 __all__ = [
     "GENERATION_MAX",
@@ -211,6 +213,9 @@ def _interception(document: object) -> Interception:
     destinations = checked.networks(given.get("destinations"), "intercept: destinations") or ()
     listed = checked.items(given.get("ports"), "intercept: ports")
     ports = tuple(checked.whole({"port": each}, "port", 0, 1, 65_535, "intercept") for each in listed)
+    wide = next((each for each in destinations if ip_network(each).prefixlen < WIDEST_TAKEN[":" in each]), None)
+    if wide is not None:
+        raise StateError("value", f"intercept: {wide} is far more than video servers")
     if not interfaces or not destinations or not ports:
         raise StateError("value", "intercept names interfaces, destinations and ports")
     port = checked.whole(given, "port", 0, 1024, 65_535, "intercept")

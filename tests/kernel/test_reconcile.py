@@ -236,6 +236,12 @@ NONSENSE: list[dict[str, Any]] = [
     {"routes": [{"table": TABLE, "destination": "10.0.0.0/24", "interface": "wan", "shell": "; reboot"}]},
     {"rules": [{"priority": 100, "table": TABLE}]},
     {"rules": [{"priority": 8600, "table": TABLE, "mark": 256, "mask": 255}]},
+    {"routes": ROUTES, "rules": [{"priority": 8600, "table": TABLE}]},
+    {"routes": ROUTES, "rules": [{"priority": 8600, "table": TABLE, "interface_in": "lan0"}]},
+    {"routes": ROUTES, "rules": [{"priority": 8600, "table": TABLE, "destination": "128.0.0.0/1"}]},
+    {"routes": ROUTES, "rules": [{"priority": 8600, "table": 86_002, "family": 6}]},
+    {"intercept": {"interfaces": ["lan0"], "destinations": ["10.0.0.0/7"], "ports": [80], "port": 8080}},
+    {"intercept": {"interfaces": ["lan0"], "destinations": ["2000::/3"], "ports": [22], "port": 8080}},
     {"packet_rules": [{"hook": "ingress"}]},
     {"packet_rules": [{"hook": "input", "ports": [80]}]},
     {"packet_rules": [{"hook": "input", "protocol": "tcp", "tproxy": "127.0.0.1:80"}]},
@@ -251,6 +257,14 @@ def test_nonsense_is_refused_whole(box: Box) -> None:
         with pytest.raises(RuntimeError, match=r"."):
             box.want(**state)
     assert box.kernel()["wanted"] == {"routes": 0, "rules": 0, "packet_rules": 0, "queues": 0}
+
+
+def test_two_services_together_had_the_default_route(box: Box) -> None:
+    """Each alone is harmless: one has the route, the other the rule that leads everything there."""
+    box.want(routes=ROUTES[:1])
+    with pytest.raises(RuntimeError, match="it would lead all packets to"):
+        box.want(service="other", rules=[{"priority": 8600, "table": TABLE}])
+    box.want(service="other", rules=[{"priority": 8600, "table": TABLE, "destination": "192.0.2.0/24"}])
 
 
 def test_an_interfaces_name_cannot_end_nfts_text(box: Box) -> None:
