@@ -51,6 +51,7 @@ cdef enum:                      # columns of a relay's counter row
     R_DROP_SOURCE
     R_DROP_SENDER
     R_DROP_OWN
+    R_DROP_LINK
     R_DROP_OVERSIZE
     R_DROP_MALFORMED
     R_DROP_RTCP
@@ -115,6 +116,9 @@ cdef struct Leg:
     uint8_t is_started
     uint8_t has_bad
     uint8_t n_sources           # 0: any source
+    uint8_t is_held             # takes what came to `group` by interface `link` and nothing else: IPv6
+    uint32_t link               # atomic: set by the control plane when the group is joined; 0: nowhere yet
+    uint8_t group[16]
     Network sources[MAX_SOURCES]
     uint32_t ssrc
     uint32_t bad_ssrc           # a packet out of line: the next one in line with it makes a restart (RFC 3550 A.1)

@@ -53,6 +53,7 @@ RELAY_COUNTERS = (
     (R_DROP_SOURCE, "drop_source", "dropped: the sender is not on the list"),
     (R_DROP_SENDER, "drop_sender", "dropped: of another sender's stream, while the first one sends"),
     (R_DROP_OWN, "drop_own", "dropped: sent by one of our own outputs"),
+    (R_DROP_LINK, "drop_link", "dropped: of the same IPv6 group, but by another interface than the input's"),
     (R_DROP_OVERSIZE, "drop_oversize", "dropped: larger than the relay's datagrams may be"),
     (R_DROP_MALFORMED, "drop_malformed", "dropped: not RTP, or cut off"),
     (R_DROP_RTCP, "drop_rtcp", "dropped: RTCP on the media port"),
@@ -97,14 +98,15 @@ cdef object rows(uint32_t n, uint32_t stride):
 
 
 cdef class Settings:
-    """Of one relay, checked. `legs`: (fd, "media"|"fec"|"rtx", ((16-byte address, bits), ...)); -1 for fd without sockets."""
+    """Of one relay, checked. `legs`: (fd, "media"|"fec"|"rtx", ((16-byte address, bits), ...)); -1 for fd without sockets.
+    `groups`: for each leg that takes an IPv6 group by one interface the group, else nothing: see RelayPlane.set_link."""
 
     cdef readonly object legs
     cdef Relay* relay
 
     def __cinit__(self, *, legs, mode="merge", is_rtp=False, wait_ns=0, failover_ns=500_000_000, window_packets=256,
                   slot_bytes=1536, payload_type=255, clock_hz=90000, cap_bytes_s=0, ask_to=b"", ask_ssrc=0, ask_name=b"", rtx_type=255,
-                  is_wrapped=False):
+                  is_wrapped=False, groups=()):
         cdef Relay* r
         cdef Leg* leg
         if not 1 <= len(legs) <= MAX_LEGS or mode not in MODES or not 0 <= wait_ns <= 10_000_000_000:
@@ -145,6 +147,12 @@ cdef class Settings:
                     raise ValueError("a source is 16 bytes and at most 128 bits")
                 memcpy(leg.sources[j].address, <const char*>address, 16)
                 leg.sources[j].bits = bits
+        for i, group in enumerate(groups):
+            if i >= r.n_legs or len(group) not in (0, 16):
+                raise ValueError("a group is 16 bytes, or none, of a leg that there is")
+            if group:
+                memcpy(r.legs[i].group, <const char*>group, 16)
+                r.legs[i].is_held = 1
         r.is_wrapped = is_wrapped
         if not relay_open(r, window_packets, has_fec) or (is_wrapped and mode == "merge" and r.n_media > 1 and not align_open(r)):
             raise MemoryError
@@ -413,6 +421,14 @@ cdef class RelayPlane:
         exchange_ptr(<void**>&(<Settings>settings).relay.stream, ring.stream if ring is not None else NULL)
         if old is not None:
             self._retire(worker, None, old)
+
+    def set_link(self, uint32_t slot, uint32_t leg, uint32_t link) -> None:
+        """The number of the interface by which a leg of `groups` takes its group; 0: none."""
+        cdef Settings settings
+        settings, _, _ = self._settings[slot]
+        if leg >= settings.relay.n_legs or not settings.relay.legs[leg].is_held:
+            raise ValueError("a leg that is held to an interface")
+        store_u32(&settings.relay.legs[leg].link, link)
 
     def set_own(self, own) -> None:
         """`own`: [(16-byte address, all zero: any; port)] that our outputs send from: never relayed again."""

@@ -10,7 +10,7 @@ from ext.relay_turns cimport Turns
 cdef enum:
     RECEIVE_BATCH = 64
     RECEIVE_BYTES = 65536       # a datagram, or what GRO joined of one source
-    CONTROL_BYTES = 64
+    CONTROL_BYTES = 96
 
 cdef struct OwnSockets:         # where our own outputs send from: immutable once published
     uint64_t ports[1024]        # bit set of source ports

@@ -16,6 +16,7 @@ from ext.relay_turns cimport W_LATE, W_PASSES, acc_now_ns, turns_gather, turns_t
 cdef extern from * nogil:
     """
     #include <sys/epoll.h>
+    #include <netinet/in.h>
     #include <netinet/udp.h>
     #include <stdint.h>
     #include <time.h>
@@ -33,10 +34,12 @@ cdef extern from * nogil:
         struct timespec t = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
         return epoll_pwait2(poll, events, most, &t, 0);
     }
-    /* Size of the joined datagrams (0: not joined), and how many the socket dropped in all (-1: not said). */
-    static uint32_t acc_received(struct msghdr *h, int64_t *dropped) {
+    /* Size of the joined datagrams (0: not joined), how many the socket dropped in all (-1: not said), where it came by
+       (0: not said) and to which address. */
+    static uint32_t acc_received(struct msghdr *h, int64_t *dropped, uint32_t *link, uint8_t *to) {
         uint32_t size = 0;
         *dropped = -1;
+        *link = 0;
         for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c; c = CMSG_NXTHDR(h, c)) {
             if (c->cmsg_level == SOL_UDP && c->cmsg_type == UDP_GRO) {
                 int n;
@@ -46,6 +49,11 @@ cdef extern from * nogil:
                 uint32_t n;
                 __builtin_memcpy(&n, CMSG_DATA(c), sizeof n);
                 *dropped = n;
+            } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO) {
+                struct in6_pktinfo info;
+                __builtin_memcpy(&info, CMSG_DATA(c), sizeof info);
+                *link = info.ipi6_ifindex;
+                __builtin_memcpy(to, &info.ipi6_addr, 16);
             }
         }
         return size;
@@ -83,7 +91,7 @@ cdef extern from * nogil:
     int epoll_create1(int)
     int epoll_ctl(int, int, int, epoll_event*)
     int acc_epoll_wait_ns(int, epoll_event*, int, int64_t)
-    uint32_t acc_received(msghdr*, int64_t*)
+    uint32_t acc_received(msghdr*, int64_t*, uint32_t*, uint8_t*)
     int acc_source(const void*, uint8_t*)
     void acc_send_to(int, const void*, uint32_t, const void*, uint32_t)
     enum: MSG_TRUNC
@@ -184,17 +192,24 @@ cdef void take_message(RelayWorker* w, Relay* r, uint32_t leg, uint32_t i, int64
     cdef mmsghdr* m = &w.messages[i]
     cdef const uint8_t* data = <const uint8_t*>w.vectors[i].iov_base
     cdef uint8_t address[16]
+    cdef uint8_t to[16]
     cdef int64_t dropped
-    cdef uint32_t segment = acc_received(&m.msg_hdr, &dropped)
+    cdef uint32_t link
+    cdef uint32_t segment = acc_received(&m.msg_hdr, &dropped, &link, to)
     cdef uint32_t at = 0, size
     cdef int port
     if dropped >= 0:
         store_u64_relaxed(&r.legs[leg].counters[L_DROP_KERNEL], <uint64_t>dropped)
+    if segment == 0:
+        segment = m.msg_len
+    # The kernel gives an IPv6 socket what comes to its group by any interface where anybody on this host has joined it
+    # (inet6_mc_check() compares no interface): another network's video.
+    if r.legs[leg].is_held and (link == 0 or link != load_u32(&r.legs[leg].link) or memcmp(to, r.legs[leg].group, 16) != 0):
+        count(&r.counters[R_DROP_LINK], (m.msg_len + segment - 1) // segment if segment else 1)
+        return
     if m.msg_len == 0:
         relay_take(r, leg, data, 0, now)
         return
-    if segment == 0:
-        segment = m.msg_len
     port = acc_source(m.msg_hdr.msg_name, address)
     if port < 0 or not source_allowed(&r.legs[leg], address):
         count(&r.counters[R_DROP_SOURCE], (m.msg_len + segment - 1) // segment)

@@ -23,6 +23,7 @@ _UDP_GRO = 104
 _SO_RXQ_OVFL = 40
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
+_IPV6_RECVPKTINFO = 49
 _SOCKADDR_STORAGE_BYTES = 128
 
 # A train to 1,000 receivers takes some 16 ms, in which 100 Mbit/s bring 160 packets, counted twice by the kernel.
@@ -53,6 +54,8 @@ def open_input(address: str, port: int, *, interface: str | None = None) -> sock
         if made.family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL, 0)
             made.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+            if ip.is_multicast:  # by which interface a packet came, and to whom: the worker looks
+                made.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
         else:
             made.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)
             # An address that the box will only be given later, or loses for a while, is no reason to refuse a policy.
@@ -184,13 +187,22 @@ def _index(interface: str | None) -> int:
         raise AcceleratorError("interface", f"no interface {interface!r}", can_retry=True) from fault
 
 
+def is_link_group(ip: IPv6Address) -> bool:
+    """RFC 4291 section 2.7: a group that stays on its link, whatever its flags are."""
+    return ip.is_multicast and ip.packed[1] & 15 == 2
+
+
 def _socket_address(
     made: socket.socket, address: str, port: int, interface: str | None
 ) -> tuple[str, int] | tuple[str, int, int, int]:
     if made.family == socket.AF_INET6:
+        ip = IPv6Address(address)
+        if is_link_group(ip) and interface is not None:
+            # Bound with its scope it would never hear of an interface that comes back with another number, nor could it
+            # be opened before there is one.
+            return ("::", port, 0, 0)
         # A scope holds link-local addresses to their interface; on others it would hold nothing and age.
-        is_local = ip_address(address).is_link_local or address.lower().startswith(("ff02", "ff12"))
-        return (address, port, 0, _index(interface) if is_local else 0)
+        return (address, port, 0, _index(interface) if ip.is_link_local else 0)
     return (address, port)
 
 

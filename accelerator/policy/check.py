@@ -151,13 +151,27 @@ def _take_out(root: Map, details: Sequence[Any]) -> None:
         if above and isinstance(above[-1][1], Items) and not above[-1][1].items:
             path = path[:-1]
             remove(root, path)
-        stand_in = _stand_in(root, path, next(numbers))
+        path, stand_in = _output_stand_in(root, path) or (path, _stand_in(root, path, next(numbers)))
         if stand_in is not None and section_at(path[:-1]) is not None:
             put(root, path, stand_in)
 
 
 def _from_last_item(path: Path) -> list[tuple[int, str]]:
     return [(step, "") if isinstance(step, int) else (-1, step) for step in path]
+
+
+def _output_stand_in(root: Map, path: Path) -> tuple[Path, Node] | None:
+    """Where and what, so that a relay's output whose kind was wrong isn't told to have none, nor a relay to have no
+    output: single receivers, as yet nobody."""
+    if path[0] != "relays" or len(path) not in (3, 5) or path[2] != "to" or section_at(path[:-1]) is None:
+        return None
+    mark, nobody = key_mark(root, path), ("unicast", Items(key_mark(root, path), []))
+    if len(path) == 3:
+        return path, Items(mark, [Map(mark, {nobody[0]: Entry(mark, nobody[1])})])
+    output = list(walk(root, path[:-1]))[-1][1]
+    if not isinstance(output, Map) or {"group", "unicast", "http"} & output.entries.keys():
+        return None
+    return (*path[:-1], nobody[0]), nobody[1]
 
 
 def _stand_in(root: Map, path: Path, number: int) -> Node | None:
@@ -167,6 +181,8 @@ def _stand_in(root: Map, path: Path, number: int) -> Node | None:
     texts = {"version": "1", "name": name, "address": "127.0.0.1:0"}
     lists = {"from": f"https://{name}.invalid:1", "hosts": f"{name}.invalid", "paths": f"/{name}"}
     key = str(path[-1])
+    if key == "interface" and path[0] in ("relays", "udpxy"):  # left out, it means something
+        return Text(mark, name)
     if key in texts:
         return Text(mark, texts[key])
     if key in lists:

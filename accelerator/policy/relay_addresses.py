@@ -55,6 +55,8 @@ def parse_relay_url(text: str) -> RelayUrl:
         raise ValueError(f"expected rtp|udp|srt|rist://[SOURCE@]ADDRESS:PORT, got {quoted(text)}{known}")
     scheme, source_text, host_text = cast(Scheme, found[1]), found[2] or "", found[3]
     address = _literal(host_text)
+    if address is None and "%" in host_text:
+        raise ValueError(f"{quoted(host_text)}: the interface stands under `interface`, not in the address")
     if address is None:
         raise ValueError(f"an input is an IP address, not {quoted(host_text)}: a relay resolves no names")
     source = ""
@@ -87,6 +89,8 @@ def parse_receiver(text: str) -> Address:
     if address.is_multicast or address.is_unspecified or address == IPv4Address("255.255.255.255"):
         hint = ": groups stand under `group`" if address.is_multicast else ""
         raise ValueError(f"{address} is no single receiver{hint}")
+    if isinstance(address, IPv6Address) and address.is_link_local:
+        raise ValueError(f"{address} is an address of one link alone (RFC 4291 section 2.5.6): give a routable one")
     return Address(str(address), port)
 
 
@@ -135,6 +139,13 @@ def ethernet_of(address: IpAddress) -> bytes:
 def is_flooded(address: IpAddress) -> bool:
     """Whether snooping switches flood a group: 224.0.0.x, or one of the 31 other groups that look like it to them."""
     return isinstance(address, IPv4Address) and ethernet_of(address)[3:5] == b"\0\0"
+
+
+def stays_on_link(address: IpAddress) -> bool:
+    """IPv6: an address or group that says nothing without an interface (RFC 4291 sections 2.5.6 and 2.7)."""
+    if not isinstance(address, IPv6Address):
+        return False
+    return address.is_link_local or (address.is_multicast and address.packed[1] & 15 == 2)
 
 
 def needs_source(address: IpAddress) -> bool:

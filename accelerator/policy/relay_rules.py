@@ -9,7 +9,14 @@ from typing import NamedTuple
 
 from accelerator.policy.addresses import Address, IpAddress, IpNetwork
 from accelerator.policy.model import Policy, Relay, RelayOutput
-from accelerator.policy.relay_addresses import ADMIN_SCOPED, LINK_LOCAL, ethernet_of, is_flooded, needs_source
+from accelerator.policy.relay_addresses import (
+    ADMIN_SCOPED,
+    LINK_LOCAL,
+    ethernet_of,
+    is_flooded,
+    needs_source,
+    stays_on_link,
+)
 from accelerator.policy.relay_model import LEGS_MAX, RELAYS_MAX, WINDOW_BYTES, Connection, Udpxy
 from accelerator.policy.units import format_size, nearest
 
@@ -160,6 +167,8 @@ def _input_findings(name: str, relay: Relay) -> Iterator[Finding]:
                 f"{address} is source-specific (RFC 4607): write {url.scheme}://SOURCE@{Address(url.host, url.port)}"
             )
             yield Finding(path, f"{where}.from: {message}")
+        elif stays_on_link(address) and relay.interface is None and not relay.interfaces:
+            yield Finding(path, f"{where}.from: {address} is of one link alone: interface has to say which")
         elif url.is_group and relay.interface is None and not relay.interfaces:
             message = f"{address} is joined where the kernel's routes say: interface says where"
             yield Finding(path, f"{where}.from: {message}", True)
@@ -224,7 +233,9 @@ def _output_findings(policy: Policy, relay: Relay, output: RelayOutput) -> Itera
             yield "zones", f"zone '{zone}' says multicast: never: give it a unicast or http output", False
     if output.group is not None:
         address = ip_address(output.group.host)
-        if output.interface is None:
+        if output.interface is None and stays_on_link(address):
+            yield "group", f"{address} is of one link alone: interface has to say which", False
+        elif output.interface is None:
             yield "group", f"{output.group} is sent where the kernel's routes say: interface says where", True
         if (
             isinstance(address, IPv4Address)

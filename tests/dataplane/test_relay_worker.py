@@ -247,6 +247,39 @@ def test_senders_that_are_not_listed_and_our_own_outputs_are_not_relayed() -> No
         assert len(rig.received[receiver]) == 20
 
 
+def test_an_input_that_is_held_to_a_link_takes_what_came_by_it_to_its_group_alone() -> None:
+    packets, loopback = stream(40), socket.if_nametoindex("lo")
+    with RelayRig() as rig:
+        incoming, receiver, source = rig.open("::1", gro=True), rig.receiver("::1"), rig.open("::1")
+        incoming.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        rig.relay([incoming], [receiver], groups=[socket.inet_pton(socket.AF_INET6, "::1")])
+        with pytest.raises(ValueError, match="held to an interface"):
+            rig.plane.set_link(0, 1, loopback)
+
+        def send(number: int) -> None:
+            for packet in packets[10 * number : 10 * number + 10]:
+                source.sendto(packet, incoming.getsockname())
+
+        send(0)
+        rig.wait(lambda: rig.counters()["drop_link"] == 10)
+        rig.plane.set_link(0, 0, loopback)
+        send(1)
+        rig.wait(lambda: len(rig.received[receiver]) == 10)
+        rig.plane.set_link(0, 0, loopback + 1)
+        send(2)
+        rig.wait(lambda: rig.counters()["drop_link"] == 20)
+        assert rig.received[receiver] == packets[10:20]
+    with RelayRig() as rig:
+        incoming = rig.open("::1")
+        incoming.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        rig.relay([incoming], [rig.receiver("::1")], groups=[socket.inet_pton(socket.AF_INET6, "ff15::1")])
+        rig.plane.set_link(0, 0, loopback)
+        rig.open("::1").sendto(packets[0], incoming.getsockname())
+        rig.wait(lambda: rig.counters()["drop_link"] == 1)
+    with pytest.raises(ValueError, match="16 bytes"):
+        Settings(legs=[(-1, "media", ())], groups=[b"short"])
+
+
 def test_two_legs_on_two_sockets_are_merged() -> None:
     packets = stream(300)
     with RelayRig() as rig:

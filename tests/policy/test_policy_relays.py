@@ -103,6 +103,11 @@ def test_legs_backups_and_repair_are_inputs() -> None:
         (f"{HALL}, connection: {{latency: 1s}}", "is for srt:// and rist:// inputs, which connect: rtp doesn't"),
         ('from: ["rtp://232.1.1.1:5004"]', "write rtp://SOURCE@232.1.1.1:5004"),
         ('from: ["rtp://[ff35::1]:5004"]', "ff35::1 is source-specific (RFC 4607)"),
+        ('from: ["rtp://[ff12::1]:5004"]', "ff12::1 is of one link alone: interface has to say which"),
+        ('from: ["rtp://[fe80::1]:5004"]', "fe80::1 is of one link alone: interface has to say which"),
+        ('from: ["rtp://[ff12::1%eth0]:5004"]', "the interface stands under `interface`, not in the address"),
+        (f'{HALL}, to: [{{group: "[ff12::1]:5004"}}]', "ff12::1 is of one link alone: interface has to say which"),
+        (f'{HALL}, to: [{{unicast: ["[fe80::1]:5004"]}}]', "fe80::1 is an address of one link alone"),
         (f"{HALL}, interfaces: [eth0]", "interfaces: stands beside interface, one of them is enough"),
         (f"{HALL}, fec: both, mode: backup", "mode: has no effect with one input"),
         ('from: ["udp://239.1.1.1:5004"], interface: eth0, fec: columns', "repairs RTP, so the input has to be rtp://"),
@@ -127,6 +132,23 @@ def test_what_is_refused(relay: str, message: str) -> None:
 def test_multicast_never_is_never() -> None:
     text = relays(f'{HALL}, to: [{{group: "239.2.1.1:5004", interface: lan0, zones: [desks, wifi]}}]')
     assert problems(text) == ["relays.r0.to: zone 'wifi' says multicast: never: give it a unicast or http output"]
+
+
+@pytest.mark.parametrize(
+    "relay",
+    [
+        f'{HALL}, to: [{{group: "udp://@239.2.1.1:5004", interface: lan0}}]',
+        f'{HALL}, to: [{{unicast: ["10.0.0.1"]}}]',
+        f'{HALL}, to: [{{grp: "239.2.1.1:5004", interface: lan0}}]',
+        f'{HALL}, to: [{{http: relay}}]',
+        f'{HALL}, to: {{http: /relay}}',
+        f"{HALL}, to: [nothing]",
+        'from: ["rtp://239.1.1.1:5004"], interface: "no/name", to: [{http: /a}]',
+    ],
+)  # fmt: skip
+def test_one_mistake_is_one_line(relay: str) -> None:
+    """An output whose group was wrong was told to have none as well, a wrong interface to be left out."""
+    assert len(problems(relays(relay))) == 1, problems(relays(relay))
 
 
 def test_relays_that_would_loop_are_refused() -> None:

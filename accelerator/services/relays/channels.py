@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 
 from accelerator.policy.addresses import IpAddress
 from accelerator.policy.compile import HOLD_HTTP_S, RelayOutputRow, RelayRow, UdpxyRow
-from accelerator.policy.relay_addresses import needs_source, parse_relay_url
+from accelerator.policy.relay_addresses import needs_source, parse_relay_url, stays_on_link
 from accelerator.policy.relay_rules import REORDER_S, Input
 
 # Of a path: far more than an address with its source needs.
@@ -30,6 +30,8 @@ def row_of(path: str, listed: UdpxyRow) -> RelayRow | int:
         return 403
     if url.source and listed.sources and not _is_in(ip_address(url.source), listed.sources):
         return 403
+    if stays_on_link(group) and listed.interface is None:
+        return 404
     if needs_source(group) and not url.source:
         return 404  # RFC 4607: without a source there is no such channel
     return RelayRow(

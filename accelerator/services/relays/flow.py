@@ -45,6 +45,8 @@ APART_TOLD_NS = 5_000_000_000
 # Of a link: what a train may take of it at most.
 TRAIN_S = 0.0005
 RATES = ("bitrate_bps", "packets_per_s", "lost_per_s", "sent_bps", "sent_packets_per_s")
+# What another leg, or another relay, takes instead.
+_NO_FAULT = ("drop_standby", "drop_link")
 _RTP = {"keep": "keep", "strip": "strip", "restamp": "stamp"}
 
 Receiver = tuple[str, int]
@@ -72,6 +74,12 @@ class Leg:
     def is_group(self) -> bool:
         return ip_address(self.spec.host).is_multicast
 
+    @property
+    def held_group(self) -> bytes:
+        """The group that is taken by its interface alone, which the kernel sees to for IPv4 only."""
+        group = ip_address(self.spec.host)
+        return group.packed if group.is_multicast and group.version == 6 and self.spec.interface is not None else b""
+
 
 @dataclass(slots=True)
 class Outlet:
@@ -96,8 +104,9 @@ def input_key(row: RelayRow) -> tuple[object, ...]:
 
 def settings_of(row: RelayRow, legs: Iterable[Leg]) -> RelaySettings:
     listed = [_packed(text) for text in row.sources]
-    rows = []
+    rows, groups = [], []
     for leg in legs:
+        groups.append(leg.held_group)
         own = [_packed(leg.spec.source)] if leg.spec.source else []
         # The process admits senders itself; what it gives comes by a socket connected to it alone.
         admitted = () if leg.intake is not None else tuple(own if leg.spec.kind == "rtx" else listed or own)
@@ -119,6 +128,7 @@ def settings_of(row: RelayRow, legs: Iterable[Leg]) -> RelaySettings:
         ask_ssrc=secrets.randbits(32),
         rtx_type=row.asks_type if row.asks is not None else 255,
         is_wrapped=row.inputs[0].session is not None,
+        groups=groups,
     )
 
 
@@ -287,7 +297,7 @@ class Flow:
                 leg.is_joined, leg.trouble = leg.intake.state == "connected", leg.intake.trouble
                 self._follow_place(index, leg, now_ns)
             elif leg.is_group:
-                self._follow_leg(leg, links, is_wanted=is_wanted)
+                self._follow_leg(index, leg, links, is_wanted=is_wanted)
         changed = False
         for outlet in self.outlets:
             changed |= self._follow_outlet(outlet, links, refusal)
@@ -295,7 +305,7 @@ class Flow:
             self.publish()
         return changed
 
-    def _follow_leg(self, leg: Leg, links: Mapping[str, Link], *, is_wanted: bool) -> None:
+    def _follow_leg(self, index: int, leg: Leg, links: Mapping[str, Link], *, is_wanted: bool) -> None:
         name = leg.spec.interface
         link = links.get(name) if name is not None else None
         seen = (link.index, link.addresses) if link is not None else ()
@@ -307,12 +317,17 @@ class Flow:
         elif name is not None and link is None:
             leg.trouble = f"there is no interface {name}"
         elif not leg.is_joined:
+            self._hold(index, leg, seen)
             try:
                 join(leg.socket, leg.membership)
             except AcceleratorError as error:
                 leg.trouble = error.message
             else:
                 leg.is_joined, leg.link, leg.trouble = True, seen, ""
+
+    def _hold(self, index: int, leg: Leg, seen: tuple[int, tuple[IpAddress, ...]] | tuple[()]) -> None:
+        if leg.held_group:
+            self._plane.set_link(self.slot, index, seen[0] if seen else 0)
 
     def _follow_place(self, index: int, leg: Leg, now_ns: int) -> None:
         """Of a leg that is put beside another by what it carries: a sender of other packets is left out, and told."""
@@ -357,6 +372,8 @@ class Flow:
         return False
 
     def receive(self) -> None:
+        for index, leg in enumerate(self.legs):
+            self._hold(index, leg, leg.link if leg.is_joined else ())
         self._plane.receive(self.slot)
 
     def end(self) -> list[socket.socket]:
@@ -438,7 +455,7 @@ class Flow:
             **{name: counters[name] for name in names},
             "discontinuities": counters["ts_continuity"] + counters["ts_pcr_jumps"],
             "dropped": sum(
-                value for name, value in counters.items() if name.startswith("drop_") and name != "drop_standby"
+                value for name, value in counters.items() if name.startswith("drop_") and name not in _NO_FAULT
             ),
             "send_dropped": sum(value for row in sent for name, value in row.items() if name.startswith("drop_")),
             "silent_s": round((now_ns - gauges["last_ns"]) / 1e9, 1) if gauges["last_ns"] else None,
