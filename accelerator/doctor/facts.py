@@ -48,7 +48,7 @@ class Stream:
 @dataclass(frozen=True, slots=True)
 class Proxy:
     """A multicast proxy of the policy, and what accelerator-netd says of its downstreams: interface -> asker or "", and
-    what was left aside there since netd began, by name, of both families."""
+    what was left aside there since netd began, by name, of both families. `groups`: networks; none: all."""
 
     name: str
     upstream: str
@@ -56,6 +56,7 @@ class Proxy:
     querier: str
     asked_by: Mapping[str, str] | None = None
     drops: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

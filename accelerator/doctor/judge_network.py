@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 
 from accelerator.doctor.facts import Link, Network, Stream
 from accelerator.doctor.finding import Finding, Report
@@ -14,7 +15,7 @@ QUERY_INTERVAL_S = 125
 # All systems, all routers, IGMPv3: what a router's socket joins on a link.
 _GROUPS_OF_A_ROUTER = 3
 # Groups that nothing forwards or snoops: queries go to 224.0.0.1.
-_ALL_SYSTEMS = "224.0.0.1"
+_ALL_SYSTEMS, _ALL_ROUTERS = "224.0.0.1", "224.0.0.22"
 _REASONS = {
     "ip_mroute": ("IPv4 multicast routing", "CONFIG_IP_MROUTE"),
     "ip6_mroute": ("IPv6 multicast routing", "CONFIG_IPV6_MROUTE"),
@@ -43,6 +44,7 @@ def judge_network(network: Network, report: Report) -> None:
         report.add(name, n, check(network))
     if network.ruleset is not None:
         report.add("firewall", len(_packets(network)), _firewall(network))
+        report.add("firewall-forward", len(network.proxies), _firewall_forward(network))
 
 
 def _wanted(network: Network) -> dict[str, str]:
@@ -286,8 +288,15 @@ def _forwarding(network: Network) -> Iterator[Finding]:
 
 
 def _packets(network: Network) -> list[tuple[str, Packet, str]]:
-    """(kind, packet, owner) of what must come in."""
-    found = [("igmp", Packet(name, _ALL_SYSTEMS, "igmp"), owner) for name, owner in _wanted(network).items()]
+    """(kind, packet, owner) of what must come in: queries where we are a host, reports where we are the router."""
+    downstream = {name for proxy in network.proxies for name in proxy.downstream}
+    joining = {stream.interface for stream in network.streams}
+    found = []
+    for name, owner in _wanted(network).items():
+        if name in downstream:
+            found.append(("reports", Packet(name, _ALL_ROUTERS, "igmp"), owner))
+        if name in joining or name not in downstream:
+            found.append(("igmp", Packet(name, _ALL_SYSTEMS, "igmp"), owner))
     for stream in network.streams:
         if stream.is_host_join and stream.interface and stream.group:
             packet = Packet(stream.interface, stream.group, "udp", stream.port, stream.source)
@@ -317,6 +326,37 @@ def _firewall(network: Network) -> Iterator[Finding]:
         yield _dropped(kind, packet, owner, dropper)
 
 
+def _firewall_forward(network: Network) -> Iterator[Finding]:
+    """What a proxy passes on goes through the forward hook, as all that is routed does: Docker and many host firewalls
+    drop there what they don't know."""
+    assert network.ruleset is not None
+    for proxy in network.proxies:
+        for name in proxy.downstream:
+            for groups, samples in _samples(proxy.groups):
+                packets = [Packet(proxy.upstream, each, "udp", None, "", name) for each in samples]
+                droppers = [dropper_of(network.ruleset, each, "forward") for each in packets]
+                by = droppers[0]
+                if by is None or not all(droppers):
+                    continue
+                family = "ip6" if ":" in groups else "ip"
+                yield Finding(
+                    "forward-dropped", "bad", name,
+                    f"The firewall of this box (nft table {by.family} {by.table}, chain {by.chain}) drops streams to "
+                    f"{groups} from {proxy.upstream} to {name}: multicast.proxies.{proxy.name} forwards none of them.",
+                    f"nft insert rule {by.family} {by.table} {by.chain} iifname {proxy.upstream} oifname {name} "
+                    f"{family} daddr {groups} accept",
+                )  # fmt: skip
+                break
+
+
+def _samples(groups: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    """Networks of groups, each with some of its addresses: only where all are dropped is the network."""
+    if not groups:
+        return [("224.0.0.0/4", ("224.2.0.1", "232.1.1.1", "239.1.1.1", "239.192.0.1", "239.255.0.1"))]
+    nets = [ip_network(each) for each in groups]
+    return [(str(net), (str(net[0]), str(net[net.num_addresses // 2]), str(net[-1]))) for net in nets]
+
+
 def _dropped(kind: str, packet: Packet, owner: str, by: Dropper) -> Finding:
     where = f"the firewall of this box (nft table {by.family} {by.table}, chain {by.chain})"
     rule = f"nft insert rule {by.family} {by.table} {by.chain}"
@@ -324,6 +364,12 @@ def _dropped(kind: str, packet: Packet, owner: str, by: Dropper) -> Finding:
         return Finding(
             "igmp-dropped", "bad", packet.interface,
             f"On {packet.interface} {where} drops IGMP queries: the stream will stop in about 120 s.",
+            f"{rule} ip protocol igmp accept",
+        )  # fmt: skip
+    if kind == "reports":
+        return Finding(
+            "reports-dropped", "bad", packet.interface,
+            f"On {packet.interface} {where} drops IGMP reports: who joins there is not heard, and gets no stream.",
             f"{rule} ip protocol igmp accept",
         )  # fmt: skip
     if kind == "stream":

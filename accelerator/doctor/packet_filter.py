@@ -1,4 +1,4 @@
-"""What a host's own nft rules do to one packet that comes in, as far as it can be told from the outside. Pure.
+"""What a host's own nft rules do to one packet that comes in or passes, as far as can be told from outside. Pure.
 
 Three-valued: a match on what isn't known of the packet (a mark, a set that changes) may or may not hold, so the answer
 is the set of verdicts that are possible. Only where that is {"drop"} may somebody be told that a packet is dropped.
@@ -19,13 +19,15 @@ _PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "ipv6-icmp": 58, "icmpv
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A first packet of its kind, as it reaches the input hook. `source` "": not known. Port 0: it has none."""
+    """A first packet of its kind, as it reaches the hook. `source`, `interface_out` "": not known. Port 0: it has none;
+    None: not known."""
 
     interface: str
     destination: str
     protocol: str  # igmp, udp, tcp
-    port: int = 0
+    port: int | None = 0
     source: str = ""
+    interface_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,8 @@ def _value_of(left: Any, packet: Packet) -> str | None:
         return {
             "iifname": packet.interface,
             "iif": packet.interface,
+            "oifname": packet.interface_out or None,
+            "oif": packet.interface_out or None,
             "l4proto": packet.protocol,
             "nfproto": "ipv6" if is_v6 else "ipv4",
             "protocol": "ip6" if is_v6 else "ip",
@@ -198,7 +202,7 @@ def _value_of(left: Any, packet: Packet) -> str | None:
         if protocol == "th" or protocol in _PROTOCOLS:
             if protocol != "th" and protocol != packet.protocol:
                 return ""
-            return str(packet.port) if name == "dport" else None
+            return str(packet.port) if name == "dport" and packet.port is not None else None
     return None
 
 

@@ -146,7 +146,8 @@ def _proxies(policy: Policy, routes: Mapping[str, Any] | None) -> tuple[Proxy, .
                 each: "us" if state["is_querier"] else str(state["querier"] or "")
                 for each, state in shown["downstreams"].items()
             }
-        found.append(Proxy(name, proxy.upstream, proxy.downstream, policy.multicast.querier.mode, asked, drops))
+        found.append(Proxy(name, proxy.upstream, proxy.downstream, policy.multicast.querier.mode, asked, drops,
+                           tuple(map(str, proxy.groups))))  # fmt: skip
     return tuple(found)
 
 

@@ -85,6 +85,32 @@ def test_a_firewall_that_drops_the_stream_is_named_too(box: netns.Namespace, doc
     assert "stream-dropped" not in doctor(RELAY)["found"]
 
 
+def test_a_firewall_that_forwards_nothing_stopped_a_proxys_streams_and_nobody_said_so(
+    box: netns.Namespace, doctor: Doctor
+) -> None:
+    """As Docker leaves it, for one. Reports that are dropped at a downstream are not queries."""
+    link(box, "wan", "10.0.0.1/24")
+    link(box, "lan", "10.1.0.1/24")
+    assert "forward-dropped" not in doctor(PROXY)["found"]
+    box.run("nft", "add table ip f; add chain ip f fw { type filter hook forward priority 0; policy drop; };"
+            " add rule ip f fw oifname docker0 accept; add rule ip f fw ct state established,related accept;"
+            " add chain ip f in { type filter hook input priority 0; policy drop; }")  # fmt: skip
+    found = doctor(PROXY)["found"]
+    assert found["forward-dropped"]["subject"] == "lan"
+    assert found["reports-dropped"]["subject"] == "lan"
+    assert found["igmp-dropped"]["subject"] == "wan"
+    for code in ("forward-dropped", "reports-dropped"):
+        mend(box, found[code])
+    assert not {"forward-dropped", "reports-dropped", "igmp-dropped"} & doctor(PROXY)["found"].keys()
+    # What is let through by its port, which nobody knows, is no finding; nor what is meant by other groups.
+    box.run("nft", "flush chain ip f fw; add rule ip f fw udp dport 5004 accept")
+    assert "forward-dropped" not in doctor(PROXY)["found"]
+    box.run("nft", "flush chain ip f fw; add rule ip f fw ip daddr 239.1.0.0/16 accept")
+    only = PROXY.replace("[lan]", "[lan], groups: [%s]")
+    assert "forward-dropped" not in doctor(only % "239.1.0.0/16")["found"]
+    assert "239.2.0.0/16" in doctor(only % "239.2.0.0/16")["found"]["forward-dropped"]["text"]
+
+
 def test_a_firewall_that_drops_viewers(box: netns.Namespace, doctor: Doctor) -> None:
     policy = 'listen: {lan: {address: "10.0.0.1:8080"}}\n'
     with netns.Topology() as topology:
