@@ -246,7 +246,11 @@ def _steering(what: str, options: argparse.Namespace) -> int:
         raise ControlError("no-daemon", "no acceleratord runs here: name the policy with --policy", exit_code=3)
     try:
         if what in ("document", "pac"):
-            sys.stdout.write(document_text(policy) if what == "document" else pac_text(policy))
+            text = document_text(policy, options.first) if what == "document" else pac_text(policy)
+            if what == "pac" and options.json:
+                _print_json({"pac": text})
+            else:
+                sys.stdout.write(text)
             return 0
         document, lines, is_ok = run(what, policy, vars(options))
     except SteeringError as error:

@@ -41,6 +41,7 @@ cdef const char* ROOT_PATH = b"/"
 cdef const char* PAC_PATH = b"/proxy.pac"
 cdef const char* WPAD_PATH = b"/wpad.dat"
 cdef const char* STEERING_PATH = b"/.well-known/accelerator/steering"
+cdef const char* STEERING_FIRST_PATH = b"/.well-known/accelerator/steering/first"
 cdef const char* HEALTH_PATH = b"/.well-known/accelerator/health"
 
 
@@ -446,7 +447,7 @@ cdef Object* own_object(Worker* w, const char* path, uint32_t length) noexcept n
 cdef Object* own_page(Worker* w, const uint8_t* path, uint32_t n) noexcept nogil:
     """The own page of a path, whatever query is behind it. NULL: it is none, or policy has none."""
     cdef uint32_t end = 0
-    while end < n and path[end] != 63 and end < 34:
+    while end < n and path[end] != 63 and end < 40:
         end += 1
     if end == 10 and memcmp(path, PAC_PATH, 10) == 0:
         return own_object(w, PAC_PATH, 10)
@@ -454,6 +455,8 @@ cdef Object* own_page(Worker* w, const uint8_t* path, uint32_t n) noexcept nogil
         return own_object(w, WPAD_PATH, 9)
     if end == 33 and memcmp(path, STEERING_PATH, 33) == 0:
         return own_object(w, STEERING_PATH, 33)
+    if end == 39 and memcmp(path, STEERING_FIRST_PATH, 39) == 0:
+        return own_object(w, STEERING_FIRST_PATH, 39)
     return NULL
 
 

@@ -270,7 +270,11 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "steering document",
         "print the content steering document, to be put on any web server; needs no daemon with --policy",
-        (Argument("policy", "text", "this policy file or directory, not the one that runs", is_local=True),),
+        (
+            Argument("policy", "text", "this policy file or directory, not the one that runs", is_local=True),
+            Argument("first", "text", "the URL of that document, absolute or relative: print the one for players' "
+                     "first seconds, which sends them there", is_local=True),
+        ),
         is_offline=True,
     ),
     Command(

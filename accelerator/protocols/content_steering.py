@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 CONTENT_TYPE = "application/json"
+# A player that changes its pathway while its first piece comes may stand still (hls.js up to 1.7.4). A first piece that
+# takes longer than this plays nowhere anyway.
+FIRST_TTL_S = 5
 
 
 def steering_manifest(
@@ -33,6 +36,13 @@ def steering_manifest(
             {"BASE-ID": clone_of, "ID": pathways[0], "URI-REPLACEMENT": {"HOST": host}},
         ]
     return document
+
+
+def first_manifest(document: dict[str, Any], reload: str) -> dict[str, Any]:
+    """What a player gets first, where `document` is what it gets at `reload` afterwards: the preferred pathway comes
+    last, so that the player stays where its manifest lets it begin until it plays."""
+    preferred, *others = document["PATHWAY-PRIORITY"]
+    return document | {"TTL": FIRST_TTL_S, "RELOAD-URI": reload, "PATHWAY-PRIORITY": [*others, preferred]}
 
 
 def steering_text(document: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from accelerator.doctor.text import report_lines
 from accelerator.policy.model import Policy
 from accelerator.steering.matrix import as_csv, as_rows, as_text, flow_matrix
-from accelerator.steering.pages import document_of, pac_of
+from accelerator.steering.pages import document_of, first_document_of, pac_of
 from accelerator.steering.recipes import RecipeError, plan_of, recipe
 
 
@@ -41,8 +41,9 @@ def run(what: str, policy: Policy, options: Mapping[str, Any]) -> tuple[dict[str
     return {"lane": options["lane"], **report.as_dict()}, report_lines(report), report.is_ok
 
 
-def document_text(policy: Policy) -> str:
-    text = document_of(policy)
+def document_text(policy: Policy, first: str | None = None) -> str:
+    """With `first`, where players ask again: the document that they get before."""
+    text = document_of(policy) if first is None else first_document_of(policy, first)
     if text is None:
         raise SteeringError("the policy has no steering.document")
     return text

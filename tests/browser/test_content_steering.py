@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -48,6 +48,8 @@ class Cdn:
         for path, name in PLAYERS.items():
             self.pages[path] = (PROJECT / "node_modules" / name).read_bytes()
         self.folder = folder
+        self.before: Callable[[str, str], None] = lambda host, path: None
+        self.after: Callable[[str, str], None] = lambda host, path: None
         self.begun_s = time.monotonic()
         cdn = self
 
@@ -56,6 +58,7 @@ class Cdn:
 
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
+                cdn.before(self.headers["Host"], path)
                 body = cdn.body(path)
                 self.send_response(404 if body is None else 200)
                 self.send_header("Content-Type", TYPES.get(Path(path).suffix, "application/octet-stream"))
@@ -65,6 +68,7 @@ class Cdn:
                 self.send_header("Content-Length", str(len(body or b"")))
                 self.end_headers()
                 self.wfile.write(body or b"")
+                cdn.after(self.headers["Host"], path)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -138,22 +142,26 @@ def manifest(film: Path, server: str, *pathways: str) -> bytes:
 
 
 class Way(NamedTuple):
-    """Who plays what, where the document is, whether the manifest names the box, and how long it waits for a piece
-    (None: the player's own patience)."""
+    """Who plays what, where the document is, whether the manifest names the box, how long it waits for a piece
+    (None: the player's own patience), and whether the page is without what docs/steering.md adds."""
 
     player: str
     what: str
     document: str
     is_clone: bool = False
     patience_ms: int | None = None
+    is_plain: bool = False
 
 
 def pages(cdn: Cdn, way: Way, box: RunningBox) -> str:
     """Puts the manifest, and where it is the CDN's the document, on the CDN; the page's path."""
     server = f"http://{BOX}{DOCUMENT}"
-    if way.document == "elsewhere":
+    if way.document != "box":
         cdn.pages["/lyon.json"] = box.accelctl("steering", "document").stdout.encode()
         server = f"http://{CDN}/lyon.json"
+    if way.document == "elsewhere, after a first":
+        cdn.pages["/first.json"] = box.accelctl("steering", "document", "--first", "lyon.json").stdout.encode()
+        server = f"http://{CDN}/first.json"
     named = ("cdn",) if way.is_clone else ("cdn", "lyon")
     if way.player == "hls":
         cdn.pages["/main.m3u8"] = multivariant(way.what, server, *named)
@@ -161,7 +169,8 @@ def pages(cdn: Cdn, way: Way, box: RunningBox) -> str:
         cdn.pages["/main.mpd"] = manifest(cdn.folder, server, *named)
     url = f"http://{CDN}/main.{'m3u8' if way.player == 'hls' else 'mpd'}"
     patience = "" if way.patience_ms is None else f"&patience={way.patience_ms}"
-    return f"http://{CDN}/page.html?player={way.player}&url={quote(url)}{patience}"
+    plain = "&plain" if way.is_plain else ""
+    return f"http://{CDN}/page.html?player={way.player}&url={quote(url)}{patience}{plain}"
 
 
 @contextmanager
@@ -226,6 +235,44 @@ def leave(cdn: Cdn, folder: Path, way: Way, number: signal.Signals) -> dict[str,
 )
 def test_a_player_leaves_a_box_that_is_killed(cdn: Cdn, tmp_path: Path, way: Way) -> None:
     leave(cdn, tmp_path, way, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        Way("hls", "media_0.m3u8", "elsewhere", is_clone=True),
+        # Its first document holds for five seconds.
+        pytest.param(Way("hls", "media_0.m3u8", "elsewhere, after a first", is_plain=True), marks=pytest.mark.slow),
+        pytest.param(
+            Way("hls", "live.m3u8", "elsewhere, after a first", is_clone=True, is_plain=True), marks=pytest.mark.slow
+        ),
+    ],
+    ids=lambda way: f"{way.player}-{way.what}-{way.document}",
+)
+def test_no_player_stands_still_that_is_sent_to_the_box_while_its_first_piece_comes(
+    cdn: Cdn, tmp_path: Path, way: Way
+) -> None:
+    """hls.js 1.5 to 1.7.4 drops a first piece that comes after the document and before the new pathway's playlist, and
+    then waits for it for ever: decision 0282. Here each player's first piece does, unless it was early."""
+    told, had = threading.Event(), threading.Event()
+
+    def before(host: str, path: str) -> None:
+        if path.endswith((".m4s", ".mp4")) and host == CDN:
+            told.wait(20)
+        elif path.endswith(".m3u8") and host not in (CDN, BOX):  # what the box asks
+            had.wait(1)  # the page may have given its first piece up
+        elif path == "/got":
+            had.set()
+
+    def after(_: str, path: str) -> None:
+        if path.endswith(".json"):
+            told.set()
+
+    cdn.before, cdn.after = before, after
+    with RunningBox(tmp_path, policy(cdn, way)) as box, watch(pages(cdn, way, box), BOX, cdn, box) as browser:
+        said = line_of(browser)
+        assert {CDN, BOX} >= set(said["hosts"])
+        assert said["hosts"][-1] == BOX
 
 
 @pytest.mark.slow  # the player's patience with a box that says nothing, and then what it had

@@ -160,6 +160,18 @@ def test_the_steering_document_is_what_the_command_prints(box: RunningBox) -> No
     assert accelctl(box, "steering", "pac").encode() == ask(box, "/proxy.pac")[2]
 
 
+def test_a_first_document_lets_players_begin_elsewhere_and_sends_them_to_the_other(box: RunningBox) -> None:
+    """hls.js stood still at its start where it was sent to the box at once: decision 0282."""
+    whole = json.loads(accelctl(box, "steering", "document"))
+    path = "/.well-known/accelerator/steering"
+    status, fields, body = ask(box, f"{path}/first?_HLS_pathway=cdn")
+    assert (status, fields["access-control-allow-origin"]) == (200, "*")
+    assert json.loads(body) == whole | {"TTL": 5, "RELOAD-URI": path, "PATHWAY-PRIORITY": ["cdn", "lyon"]}
+    printed = json.loads(accelctl(box, "steering", "document", "--first", "lyon.json"))
+    assert printed == json.loads(body) | {"RELOAD-URI": "lyon.json"}
+    assert ask(box, f"{path}/firs")[0] == ask(box, f"{path}/first/x")[0] == 404
+
+
 def test_a_prefix_is_the_origins_path_and_its_objects_are_shared(box: RunningBox, origin: Origin) -> None:
     n = len(origin.asked)
     assert ask(box, "/media/vod/1.ts?by=prefix")[2] == FILES["/vod/1.ts"][2]
