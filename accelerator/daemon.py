@@ -31,6 +31,7 @@ from accelerator.io.handover import HandOverError
 from accelerator.policy import check_policy
 from accelerator.policy.compile import compile_policy
 from accelerator.policy.model import Policy
+from accelerator.services.answers import Answers
 from accelerator.services.appliance import Appliance
 from accelerator.services.listeners.admin_token import TokenError, load_admin_token
 from accelerator.services.listeners.sockets import open_listener
@@ -42,7 +43,7 @@ from accelerator.services.logs.queries import without_queries
 from accelerator.services.logs.security import KEPT_EVENTS, SecurityLog
 from accelerator.services.rollout.history import History
 from accelerator.services.rollout.rollout import Candidate, Rollout, StartChoice, choose_start
-from accelerator.services.rollout.tally import Watch
+from accelerator.services.watch import Watch
 from accelerator.web.admin import start_admin, stop_admin
 from accelerator.web.dashboard import Audit
 
@@ -187,6 +188,7 @@ async def _serve_with(
 ) -> int:
     loop = asyncio.get_running_loop()
     box = _make_box(choice.candidates[0], options, loop, events, succession, security)
+    answers = Answers(box)
     ending = asyncio.Event()
     at_once = asyncio.Event()
     heir: list[frozenset[str]] = []  # the listeners that a successor serves on
@@ -224,7 +226,7 @@ async def _serve_with(
     loop.add_signal_handler(signal.SIGHUP, reload)
     loop.add_signal_handler(signal.SIGUSR2, upgrade)
     control_path = options.control_socket or options.state_dir / "control.sock"
-    control = ControlServer(box.answers, control_path, audit=_audit(security))
+    control = ControlServer(answers, control_path, audit=_audit(security))
     control.refused = lambda text, uid: security.refused("control", text, viewer=f"uid {uid}")
     runner: ServerRunner | None = None
     watch: Watch | None = None
@@ -234,7 +236,7 @@ async def _serve_with(
         candidate = choice.candidates[0]
         for following in (*choice.candidates[1:], None):
             try:
-                runner, admin = await _open(box, options, control, writer, succession, security)
+                runner, admin = await _open(box, answers, options, control, writer, succession, security)
                 break
             except AcceleratorError as error:
                 if following is None:
@@ -243,7 +245,7 @@ async def _serve_with(
                 candidate = replace(following, warning=f"{error.message}: {following.warning}")
                 await box.close()
                 box = _make_box(candidate, options, loop, events, succession, security)
-                control.box = box.answers
+                control.box = answers = Answers(box)
         try:
             await succession.take()
         except HandOverError:
@@ -255,11 +257,11 @@ async def _serve_with(
         control.show()
         rollout = Rollout(box, options.policy, history, events, candidate)
         await rollout.begin()
-        watch = Watch(box, rollout, events, loop)
+        watch = Watch(box.dataplane, answers.pulse, rollout, events, loop)
         watch.start()
         rollout.on_reload = succession.on_reload
         box.rollout = rollout
-        for row in box.answers.status()["listeners"]:
+        for row in answers.status()["listeners"]:
             log.info(
                 "serving viewers on %s (%s)", row["address"], row["name"],
                 extra=about(event="listening", listener=row["name"]),
@@ -319,8 +321,8 @@ def _make_box(
 
 
 async def _open(
-    box: Appliance, options: argparse.Namespace, control: ControlServer, writer: LogWriter, succession: Succession,
-    security: SecurityLog,
+    box: Appliance, answers: Answers, options: argparse.Namespace, control: ControlServer, writer: LogWriter,
+    succession: Succession, security: SecurityLog,
 ) -> tuple[ServerRunner | None, socket.socket | None]:
     """Opens the admin listener and the viewers'. Raises AcceleratorError, and leaves no admin listener then."""
     admin = None
@@ -351,7 +353,7 @@ async def _open(
         return None, None
     token = box.admin_token.text if box.admin_token is not None else None
     runner, _ = await start_admin(
-        box.answers, host, port, admin, token=token, reads_freely=box.tables.admin_reads_freely,
+        answers, host, port, admin, token=token, reads_freely=box.tables.admin_reads_freely,
         audit=_audit_dashboard(security),
     )  # fmt: skip
     return runner, admin

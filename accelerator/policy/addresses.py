@@ -37,6 +37,11 @@ _NEVER_FORWARDED = frozenset(
 _NEVER_FORWARDED_PREFIXES = ("proxy-", "x-forwarded-")
 
 
+def format_address(host: str, port: int) -> str:
+    """As URLs and people write it: an IPv6 literal in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Address(NamedTuple):
     """A socket address to listen on: canonical IP literal (no brackets) and port, 0 for any free port."""
 
@@ -44,7 +49,7 @@ class Address(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return format_address(self.host, self.port)
 
     @property
     def is_loopback(self) -> bool:

@@ -6,22 +6,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerator import __version__, clock
 from accelerator.dataplane import COUNTER_HELP
 from accelerator.errors import ControlError, PolicyError
+from accelerator.policy.addresses import format_address
 from accelerator.protocols.overload import Rung
+from accelerator.services.appliance import Appliance
 from accelerator.services.disk.boot import counters_of, figures_of, gauges_of
-from accelerator.services.figures.pulse import upstream_row
+from accelerator.services.figures.pulse import Pulse, upstream_row
 from accelerator.services.logs.events import Feed
 from accelerator.services.netd.client import NetdError
 from accelerator.services.objects.heads import NS
 from accelerator.services.relays.told import RELAY_COUNTER_HELP
 from accelerator.services.rollout.rollout import Rollout, one_line
-
-if TYPE_CHECKING:
-    from accelerator.services.appliance import Appliance
 
 log = logging.getLogger("accelerator")
 
@@ -31,6 +30,7 @@ class Answers:
 
     def __init__(self, box: Appliance) -> None:
         self._box = box
+        self.pulse = Pulse(self, box.dataplane, box.origins, box.inventory, box.fetcher.tunnels, box.events)
 
     async def routes(self) -> dict[str, Any]:
         try:
@@ -186,10 +186,10 @@ class Answers:
         return {"last": self._box.events.n_told, "events": [asdict(event) for event in self._box.events.after(number)]}
 
     def live(self) -> dict[str, Any]:
-        return self._box.pulse.live()
+        return self.pulse.live()
 
     def recent(self) -> dict[str, Any]:
-        return self._box.pulse.recent()
+        return self.pulse.recent()
 
     def admin_token_show(self) -> dict[str, Any]:
         if self._box.admin_token is None:
@@ -271,7 +271,3 @@ async def _in_one_line(answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
         return await answer
     except PolicyError as error:
         raise ControlError("policy", one_line(error)) from error
-
-
-def format_address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

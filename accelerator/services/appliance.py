@@ -14,13 +14,12 @@ from accelerator import clock
 from accelerator.dataplane import INTERCEPTED, DataPlane, worker_count
 from accelerator.errors import AcceleratorError, Source
 from accelerator.io.credentials import Credentials
+from accelerator.policy.addresses import format_address
 from accelerator.policy.compile import Tables, compile_policy
 from accelerator.policy.model import Policy
-from accelerator.services.answers import Answers, format_address
 from accelerator.services.disk.boot import make_tier, take_classes
 from accelerator.services.fetch.fetcher import Fetcher
 from accelerator.services.fetch.inventory import Inventory
-from accelerator.services.figures.pulse import Pulse
 from accelerator.services.links.forwarded import Forwarded
 from accelerator.services.links.outside import Outside
 from accelerator.services.links.wan import Wan
@@ -101,8 +100,6 @@ class Appliance:
         self.fetcher.disk = self.disk
         self.certificates = Certificates(self.dataplane, credentials, events, loop)
         self.inventory = Inventory(self.dataplane, self.origins, self.fetcher)
-        self.answers = Answers(self)
-        self.pulse = Pulse(self)
         self.overload = Overload(self.dataplane, events, loop)
         self._intercepted: socket.socket | None = None
         self.interceptor = Interceptor(state_dir / "netd.sock", self, events, self._take_intercepted)

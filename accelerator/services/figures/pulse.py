@@ -6,7 +6,7 @@ Whoever asks gets the same snapshot until the next sample: a hundred open dashbo
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,9 +15,12 @@ from accelerator.services.figures.findings import Minute, findings_of, level_of
 from accelerator.services.logs.events import clean
 
 if TYPE_CHECKING:
+    from accelerator.dataplane import DataPlane
     from accelerator.io.health import UpstreamHealth
-    from accelerator.services.appliance import Appliance
-    from accelerator.services.origins.origins import Origin
+    from accelerator.services.fetch.inventory import Inventory
+    from accelerator.services.fetch.tunnels import Tunnels
+    from accelerator.services.logs.events import Events
+    from accelerator.services.origins.origins import Origin, Origins
 
 SAMPLES_MAX = 601
 # Segments come in bursts: over one second the rate of a calm webcast jumps between nothing and twice the truth.
@@ -60,13 +63,29 @@ class OriginSample(NamedTuple):
     errors: int = 0
 
 
+class Told(Protocol):
+    """What the box says of itself at this moment (answers.py), of which a snapshot is made."""
+
+    def status(self) -> dict[str, Any]: ...
+    def top(self) -> dict[str, Any]: ...
+    def relay_list(self) -> dict[str, Any]: ...
+
+
 class Pulse:
     """Of one running appliance; `tick` is called each second."""
 
-    def __init__(self, box: Appliance) -> None:
-        self._box = box
+    def __init__(
+        self, told: Told, dataplane: DataPlane, origins: Origins, inventory: Inventory, tunnels: Tunnels, events: Events
+    ) -> None:
+        self._told = told
+        self._plane = dataplane.plane
+        self._origins = origins
+        self._inventory = inventory
+        self._tunnels = tunnels
+        self._events = events
         self._samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
-        self._origins: deque[tuple[int, dict[int, OriginSample]]] = deque(maxlen=MINUTE_SAMPLES // ORIGINS_EACH + 1)
+        n_snapshots = MINUTE_SAMPLES // ORIGINS_EACH + 1
+        self._of_origins: deque[tuple[int, dict[int, OriginSample]]] = deque(maxlen=n_snapshots)
         self._n_ticks = 0
         self._live: dict[str, Any] | None = None
         self._recent: dict[str, Any] | None = None
@@ -75,11 +94,11 @@ class Pulse:
         self._next_bucket = self._n_buckets = 0
 
     def tick(self) -> None:
-        totals = self._box.dataplane.plane.totals()
+        totals = self._plane.totals()
         if not self._samples:  # what was answered before the first look counts too
             begun_ns = clock.monotonic_ns() - NS
             self._samples.append(Sample(begun_ns, clock.wall_s() - 1, *([0] * (len(Sample._fields) - 2))))
-            self._origins.append((begun_ns, {}))
+            self._of_origins.append((begun_ns, {}))
         self._samples.append(
             Sample(
                 clock.monotonic_ns(), clock.wall_s(), totals["requests"], totals["hits"], totals["collapsed"],
@@ -89,7 +108,7 @@ class Pulse:
             )
         )  # fmt: skip
         if self._n_ticks % ORIGINS_EACH == 0:
-            self._origins.append((self._samples[-1].now_ns, self._origin_samples()))
+            self._of_origins.append((self._samples[-1].now_ns, self._origin_samples()))
         self._n_ticks += 1
         self._live = self._recent = None
         self._tally()
@@ -115,10 +134,10 @@ class Pulse:
         return self._live
 
     def _make_live(self) -> dict[str, Any]:
-        box, now = self._box, self._samples[-1]
+        now = self._samples[-1]
         old = self._samples[max(0, len(self._samples) - 1 - RATE_SAMPLES)]
         minute_ago = self._samples[max(0, len(self._samples) - 1 - MINUTE_SAMPLES)]
-        status, top = box.answers.status(), box.answers.top()
+        status, top = self._told.status(), self._told.top()
         origins = self._origin_rows(status)
         requests = now.requests - minute_ago.requests
         minute = Minute(
@@ -134,8 +153,8 @@ class Pulse:
             "level": level_of(findings),
             "findings": findings,
             **{key: status[key] for key in ("site", "version", "uptime_s", "policy", "health", "listeners", "workers")},
-            "last_event": box.events.n_told,
-            "counters": {**top["counters"], "tunnels": box.fetcher.tunnels.n_open_all},
+            "last_event": self._events.n_told,
+            "counters": {**top["counters"], "tunnels": self._tunnels.n_open_all},
             "now": {
                 "requests_per_s": _rate(now.requests - old.requests, old, now),
                 "refused_per_s": _rate(now.refused - old.refused, old, now),
@@ -147,14 +166,14 @@ class Pulse:
             "n_origins": len(origins),
             "origins": shown[:ORIGINS_SHOWN_MAX],
             "classes": self._class_rows(origins),
-            "relays": box.relays.listing()["relays"],
+            "relays": self._told.relay_list()["relays"],
         }
 
     # -- origins and classes -------------------------------------------------------------------------------------------
 
     def _origin_samples(self) -> dict[int, OriginSample]:
-        by_id = self._box.origins.by_id
-        viewers = self._box.dataplane.plane.origin_totals(list(by_id))
+        by_id = self._origins.by_id
+        viewers = self._plane.origin_totals(list(by_id))
         return {
             origin_id: OriginSample(*viewers[origin_id], origin.bytes_from_origin, origin.errors)
             for origin_id, origin in by_id.items()
@@ -164,11 +183,11 @@ class Pulse:
         now_ns, samples = clock.monotonic_ns(), self._origin_samples()
         upstreams = upstreams_by_origin(status["upstreams"])
         # The newest snapshot may have been taken just now: the one before is five to ten seconds old.
-        rate_ns, rate_old = self._origins[-2] if len(self._origins) > 1 else self._origins[0]
-        _, minute_old = self._origins[0]
+        rate_ns, rate_old = self._of_origins[-2] if len(self._of_origins) > 1 else self._of_origins[0]
+        _, minute_old = self._of_origins[0]
         seconds = max((now_ns - rate_ns) / NS, 0.1)
         rows = []
-        for origin_id, origin in self._box.origins.by_id.items():
+        for origin_id, origin in self._origins.by_id.items():
             new = samples[origin_id]
             old, first = rate_old.get(origin_id, OriginSample()), minute_old.get(origin_id, OriginSample())
             n_objects, stored_bytes = self._stored.get(origin_id, (0, 0))
@@ -189,7 +208,7 @@ class Pulse:
                     "requests_minute": new.requests - first.requests,
                     "errors_minute": new.errors - first.errors,
                     "connections": origin.client.n_connections,
-                    "tunnels": self._box.fetcher.tunnels.n_open(origin_id),
+                    "tunnels": self._tunnels.n_open(origin_id),
                     "objects": n_objects,
                     "stored_bytes": stored_bytes,
                     "upstreams": of_origin,
@@ -198,7 +217,7 @@ class Pulse:
         return rows
 
     def _class_name(self, origin: Origin) -> str | None:
-        names = self._box.inventory.class_names
+        names = self._inventory.class_names
         return names[origin.class_index - 1] if 0 < origin.class_index <= len(names) else None
 
     def _class_rows(self, origins: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -208,7 +227,7 @@ class Pulse:
             "from_origin_bps", "objects", "stored_bytes",
         )  # fmt: skip
         rows: dict[str | None, dict[str, Any]] = {
-            name: {"name": name, **dict.fromkeys(summed, 0)} for name in [*self._box.inventory.class_names, None]
+            name: {"name": name, **dict.fromkeys(summed, 0)} for name in [*self._inventory.class_names, None]
         }
         for origin in origins:
             row = rows[origin["class"]]
@@ -220,11 +239,10 @@ class Pulse:
 
     def _tally(self) -> None:
         """One step of the walk through the table that counts objects by origin; its result is taken over at the end."""
-        plane = self._box.dataplane.plane
-        n_rows = max(self._box.origins.by_id, default=0) + 1
+        n_rows = max(self._origins.by_id, default=0) + 1
         if self._next_bucket == 0 or len(self._sums) < n_rows:
             self._next_bucket, self._sums = 0, np.zeros((n_rows, 2), dtype=np.uint64)
-        end, n_buckets = plane.tally(self._next_bucket, TALLY_BUCKETS, self._sums)
+        end, n_buckets = self._plane.tally(self._next_bucket, TALLY_BUCKETS, self._sums)
         if self._next_bucket and n_buckets != self._n_buckets:
             end = n_buckets = self._next_bucket = 0
         elif end >= n_buckets:

@@ -29,6 +29,7 @@ from accelerator.errors import AcceleratorError
 from accelerator.io.datagram import Membership, destination_row, join, leave, open_output, point_output
 from accelerator.io.intakes import Intake
 from accelerator.io.links import IpAddress, Link, speed_bps
+from accelerator.policy.addresses import format_address
 from accelerator.policy.compile import RelayOutputRow, RelayRow
 from accelerator.policy.relay_rules import Input
 from accelerator.protocols.relay_signal import Signal, State
@@ -480,7 +481,7 @@ class Flow:
         outputs = [
             {
                 "number": each.number, "kind": each.row.kind, "interface": each.row.interface,
-                "to": f"{_address(*each.row.targets[0])}" if each.row.kind == "group" else
+                "to": f"{format_address(*each.row.targets[0])}" if each.row.kind == "group" else
                       f"{'IPv6' if each.is_v6 else 'IPv4'} receivers",
                 "ttl": each.row.ttl, "dscp": each.row.dscp, "rtp": each.row.rtp, "trouble": each.trouble,
                 **self.output_counters(each), "receivers": len(each.receivers),
@@ -538,7 +539,7 @@ class Flow:
 def url_of(spec: Input) -> str:
     source = f"{spec.source}@" if spec.source else ""
     scheme = spec.session.scheme if spec.session is not None else "rtp" if spec.is_rtp else "udp"
-    return f"{scheme}://{source}{_address(spec.host, spec.port)}"
+    return f"{scheme}://{source}{format_address(spec.host, spec.port)}"
 
 
 def _connection(intake: Intake) -> dict[str, Any]:
@@ -546,10 +547,6 @@ def _connection(intake: Intake) -> dict[str, Any]:
         "state": intake.state, "why": intake.why, "pid": intake.pid, "crashes": intake.n_crashes,
         **intake.stats, "refused": dict(intake.refused),
     }  # fmt: skip
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _packed(text: str) -> tuple[bytes, int]:

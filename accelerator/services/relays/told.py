@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from accelerator import clock
 from accelerator.dataplane import RELAY_COUNTERS
 from accelerator.io.links import Link
+from accelerator.policy.addresses import format_address
 from accelerator.services.relays.announce import Session
 from accelerator.services.relays.flow import Flow
 
@@ -49,8 +50,7 @@ def playlist(flows: Iterable[Flow], bases: Iterable[str]) -> str:
             if outlet.row.kind == "group":
                 host, port = outlet.row.targets[0]
                 is_rtp = flow.sends_rtp(outlet)
-                address = f"[{host}]" if ":" in host else host
-                lines += [f"#EXTINF:-1,{title}", f"{'rtp' if is_rtp else 'udp'}://@{address}:{port}"]
+                lines += [f"#EXTINF:-1,{title}", f"{'rtp' if is_rtp else 'udp'}://@{format_address(host, port)}"]
         for row in flow.row.outputs:
             if row.kind == "http":
                 lines += [text for base in bases for text in (f"#EXTINF:-1,{title}", f"{base}{row.path}")]

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from accelerator import clock
 from accelerator.errors import AcceleratorError, ControlError, PolicyError, Problem
@@ -22,14 +22,16 @@ from accelerator.policy.compile import digest_of
 from accelerator.policy.diff import Diff, diff_policies
 from accelerator.policy.load import Files, read_files
 from accelerator.policy.model import Policy
-from accelerator.protocols.probation import Changed, Judgement, Outcome, Probation
+from accelerator.protocols.probation import Changed, Counts, Judgement, Outcome, Probation
 from accelerator.services.logs.lines import about
 from accelerator.services.rollout.history import Entry, History, source_digest
 from accelerator.services.rollout.tally import counts_of
 
 if TYPE_CHECKING:
-    from accelerator.services.appliance import Appliance
+    from accelerator.dataplane import DataPlane
+    from accelerator.policy.compile import Tables
     from accelerator.services.logs.events import Events
+    from accelerator.services.origins.origins import Origins
 
 log = logging.getLogger("accelerator")
 
@@ -116,10 +118,22 @@ def _checked(read: Files) -> tuple[Policy | None, tuple[Problem, ...]]:
     return (None if is_refused else policy), everything
 
 
+class Running(Protocol):
+    """The appliance, as far as policies are rolled out to it."""
+
+    policy: Policy
+    tables: Tables
+    generation: int
+    dataplane: DataPlane
+    origins: Origins
+
+    def apply(self, policy: Policy) -> int: ...
+
+
 class Rollout:
     """Of one running appliance. `path` is what --policy names."""
 
-    def __init__(self, box: Appliance, path: Path, history: History, events: Events, started: Candidate) -> None:
+    def __init__(self, box: Running, path: Path, history: History, events: Events, started: Candidate) -> None:
         self.history = history
         self.probation = Probation()
         self.warning = started.warning
@@ -158,7 +172,7 @@ class Rollout:
         else:
             self._entry = running
         if self._entry is None or self._entry.outcome != "good":
-            self.probation.applied(Changed(), counts_of(self._box), _now_s())
+            self.probation.applied(Changed(), self._counts(), _now_s())
         if self.warning:
             log.error("%s", self.warning)
             self._events.note(
@@ -239,7 +253,7 @@ class Rollout:
             raise ControlError("no-older-policy", "the history has no policy older than the running one")
         return target
 
-    def judged(self, judgement: Judgement) -> None:
+    def _judged(self, judgement: Judgement) -> None:
         """The probation's judgement on the running policy."""
         if not self._is_ended:
             self._spawn(self._judged(judgement, self._entry))
@@ -359,6 +373,15 @@ class Rollout:
         )  # fmt: skip
         return {"generation": generation, "digest": digest, "number": number, **diff.as_dict()}
 
+    def _counts(self) -> Counts:
+        return counts_of(self._box.dataplane, self._box.origins)
+
+    def look(self) -> None:
+        """Once a second: the judge is shown the counters."""
+        judgement = self.probation.observe(self._counts(), _now_s())
+        if judgement is not None:
+            self._judged(judgement)
+
     def _publish(self, policy: Policy) -> Diff:
         """Puts it to work; the judge begins anew where anything changed."""
         before = self._box.policy
@@ -366,7 +389,7 @@ class Rollout:
         diff = diff_policies(before, policy)
         if diff:
             self._predecessor_did_well = not self.probation.is_judging or self.probation.does_well
-            self.probation.applied(Changed(diff.origins, diff.has_limits), counts_of(self._box), _now_s())
+            self.probation.applied(Changed(diff.origins, diff.has_limits), self._counts(), _now_s())
         return diff
 
     async def _refused(self, read: Files, path: str, by: str, digest: str, error: AcceleratorError) -> None:
