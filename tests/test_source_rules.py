@@ -46,6 +46,21 @@ MAY_IMPORT = {
     "demo": set(),  # starts the box as a newcomer does, from outside
 }
 NO_PART = {"errors", "clock", "__init__"}
+# accelerator.services.X may import these folders of services, and itself. What stands in no folder (the appliance and
+# what is asked or looked at of a whole box) may import all of them; none of them may import it.
+SERVICES_MAY_IMPORT: dict[str, set[str]] = {
+    "logs": set(),
+    "objects": set(),
+    "origins": {"logs", "objects"},
+    "disk": {"logs", "objects", "origins"},
+    "netd": {"logs"},
+    "links": {"logs", "origins", "netd"},
+    "relays": {"logs", "links"},
+    "fetch": {"logs", "objects", "origins", "disk", "relays"},
+    "listeners": {"logs"},
+    "rollout": {"logs", "origins"},
+    "figures": {"logs", "origins", "fetch"},
+}
 PURE = (
     "accelerator/protocols/", "accelerator/policy/", "accelerator/kernel/plan.py", "accelerator/store/",
     "accelerator/steering/matrix.py", "accelerator/steering/recipes.py",
@@ -82,10 +97,19 @@ def part_of(module: str) -> str | None:
     return words[1] if words[0] == "accelerator" and len(words) > 1 else None
 
 
+def service_of(module: str) -> str | None:
+    """`fetch` of `accelerator.services.fetch.flight`, "" of `accelerator.services.appliance`, else None."""
+    words = module.split(".")
+    if words[:2] != ["accelerator", "services"] or len(words) < 3:
+        return None
+    return words[2] if words[2] in SERVICES_MAY_IMPORT else ""
+
+
 def import_problems(name: str, source: str) -> list[str]:
     """What is wrong with the imports of one file of accelerator/, by its path `name`."""
     problems = []
     part = part_of(name.removesuffix(".py").replace("/", "."))
+    service = service_of(name.removesuffix(".py").replace("/", "."))
     is_pure = name.startswith(PURE)
     tree = ast.parse(source)
     for module, line in imports(tree):
@@ -95,6 +119,9 @@ def import_problems(name: str, source: str) -> list[str]:
             problems.append(f"{place}: only dataplane.py may")
         if is_pure and (root in IMPURE_MODULES or target == "clock"):
             problems.append(f"{place}: this part is pure, `now` and bytes come in as arguments")
+        other = service_of(module)
+        if service and other is not None and other not in {service, *SERVICES_MAY_IMPORT[service]}:
+            problems.append(f"{place}: services/{service}/ may import {sorted(SERVICES_MAY_IMPORT[service])}")
         if target in MAY_IMPORT and target not in NO_PART | {part} and target not in MAY_IMPORT[part or "daemon"]:
             problems.append(f"{place}: {part} may import {sorted(MAY_IMPORT[part or 'daemon'])}")
     if part == "cli" and any(module.startswith("accelerator.control.server") for module, _ in imports(tree)):
@@ -117,6 +144,48 @@ def test_every_part_has_a_place_in_the_import_order() -> None:
     assert parts - {"__init__"} <= MAY_IMPORT.keys()
 
 
+def test_every_folder_of_services_has_a_place_in_the_import_order() -> None:
+    folders = {path.parent.name for path in (ROOT / "accelerator" / "services").glob("*/__init__.py")}
+    assert folders == SERVICES_MAY_IMPORT.keys()
+
+
+def circles(imported: dict[str, set[str]]) -> list[tuple[str, ...]]:
+    """Groups of modules of which each leads to each other one."""
+    reached: dict[str, set[str]] = {}
+    for start in imported:
+        seen: set[str] = set()
+        todo = [*imported[start]]
+        while todo:
+            module = todo.pop()
+            if module not in seen:
+                seen.add(module)
+                todo += imported.get(module, ())
+        reached[start] = seen
+    return sorted({tuple(sorted(b for b in seen if a in reached[b])) for a, seen in reached.items() if a in seen})
+
+
+def test_no_modules_import_each_other() -> None:
+    """Also not for types alone: two files that can only be read together are one."""
+    files = {
+        relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
+        for path in ACCELERATOR_FILES
+    }
+    imported: dict[str, set[str]] = {}
+    for name, path in files.items():
+        named = {(module, line) for module, line in imports(ast.parse(path.read_text())) if module in files}
+        # `from package import module` names both; what the package's own file imports is no matter of the importer's.
+        packages = {(module.rpartition(".")[0], line) for module, line in named}
+        imported[name] = {module for module, _ in named - packages} - {name}
+    assert len(imported["accelerator.daemon"]) > 5
+    assert circles(imported) == []
+
+
+def test_the_search_for_circles_finds_them() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}, "e": {"f"}, "f": {"g"}, "g": {"e"}}) == [
+        ("b", "c"), ("e", "f", "g"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "source"),
     [
@@ -130,6 +199,9 @@ def test_every_part_has_a_place_in_the_import_order() -> None:
         ("accelerator/io/x.py", "from accelerator.services.fetch.fetcher import Fetch"),
         ("accelerator/io/x.py", "import ext.http_head"),
         ("accelerator/services/x.py", "from ext import http_head"),
+        ("accelerator/services/logs/x.py", "from accelerator.services.origins.origins import Origin"),
+        ("accelerator/services/fetch/x.py", "from accelerator.services.appliance import Appliance"),
+        ("accelerator/services/disk/x.py", "if TYPE_CHECKING:\n    from accelerator.services.fetch import fill"),
         ("accelerator/cli.py", "from accelerator.control.server import ControlServer"),
         ("accelerator/cli.py", "import accelerator.services"),
         ("accelerator/kernel/plan.py", "import logging"),
@@ -142,6 +214,8 @@ def test_the_import_rules_find_a_breach(name: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
+        ("accelerator/services/fetch/x.py", "from accelerator.services.logs.events import Events\nimport asyncio"),
+        ("accelerator/services/x.py", "from accelerator.services.fetch.fetcher import Fetcher"),
         ("accelerator/protocols/x.py", "import re\nfrom accelerator.errors import OriginError"),
         ("accelerator/io/x.py", "import time\nfrom accelerator.protocols import fields\nfrom accelerator import clock"),
         ("accelerator/dataplane.py", "from ext import store\nfrom accelerator.policy.compile import Tables"),

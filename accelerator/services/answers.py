@@ -256,7 +256,7 @@ class Answers:
             "overload": (
                 int(self._box.overload.rung), "0: none; 1: the cache gives back; 2: no keep-alive; 3: refusing",
             ),
-            "flights": (self._box.fetcher.n_flights, "upstream requests under way"),
+            "flights": (self._box.ledger.n_requests, "upstream requests under way"),
             "tls_relays": (self._box.fetcher.tunnels.n_relays, "tunnels whose origin is reached over TLS"),
             "policy_is_fallback": (
                 int(self._box.rollout is not None and self._box.rollout.warning != ""),

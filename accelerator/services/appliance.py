@@ -20,6 +20,7 @@ from accelerator.policy.model import Policy
 from accelerator.services.disk.boot import make_tier, take_classes
 from accelerator.services.fetch.fetcher import Fetcher
 from accelerator.services.fetch.inventory import Inventory
+from accelerator.services.fetch.ledger import Ledger
 from accelerator.services.links.forwarded import Forwarded
 from accelerator.services.links.outside import Outside
 from accelerator.services.links.wan import Wan
@@ -92,14 +93,15 @@ class Appliance:
         self.dataplane = DataPlane(worker_count(tables.workers), tables.memory_bytes)
         self._plane = self.dataplane.plane
         self.origins = Origins(self.dataplane, loop, credentials, notes.event)
-        self.fetcher = Fetcher(self.dataplane, self.origins, loop, notes.error, notes.refused)
+        self.ledger = Ledger(self.dataplane, self.origins, loop, notes.error)
+        self.fetcher = Fetcher(self.ledger, notes.refused)
         self.request_log = RequestLog(security.folder, self.dataplane, security, events)
         self.disk = make_tier(
             tables, policy, state_dir, credentials, self.dataplane, self.origins, events, self.causes, loop
         )
-        self.fetcher.disk = self.disk
+        self.ledger.disk = self.disk
         self.certificates = Certificates(self.dataplane, credentials, events, loop)
-        self.inventory = Inventory(self.dataplane, self.origins, self.fetcher)
+        self.inventory = Inventory(self.dataplane, self.origins, self.ledger)
         self.overload = Overload(self.dataplane, events, loop)
         self._intercepted: socket.socket | None = None
         self.interceptor = Interceptor(state_dir / "netd.sock", self, events, self._take_intercepted)
@@ -272,7 +274,7 @@ class Appliance:
         self, policy: Policy, tables: Tables, opened: Listening, secrets: dict[str, Secrets], served: Served
     ) -> None:
         self._sockets = opened
-        self.fetcher.site = tables.site.encode("ascii")
+        self.ledger.site = tables.site.encode("ascii")
         self.inventory.class_names = list(policy.classes)
         self.inventory.pinned_classes = {index for index, row in enumerate(policy.classes.values(), 1) if row.pin}
         own = {listening.getsockname()[:2] for _, listening in opened.values()}

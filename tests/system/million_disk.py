@@ -17,7 +17,7 @@ from disk_box import VideoOrigin, body_of, disk_box, fill
 from accelerator.dataplane import START_BYTES, disk_checksum, space_of
 from accelerator.services.disk.files import CHECKPOINT, prepare, segment_file
 from accelerator.services.disk.keys import DiskKeys
-from accelerator.services.disk.log import SEGMENT_BYTES
+from accelerator.services.disk.records import SEGMENT_BYTES
 from accelerator.store.checkpoint import CRC_BYTES, dump_checkpoint, load_checkpoint
 from accelerator.store.head import DiskHead, pack_head, unpack_head
 from accelerator.store.index import HEAD, SLICE

@@ -15,12 +15,14 @@ from accelerator.services.disk.keys import FILE_NAME, Naming, number_of
 from accelerator.store.index import CLASS_GONE
 
 if TYPE_CHECKING:
-    from accelerator.services.disk.log import DiskLog
+    from accelerator.services.disk.graves import Graves
+    from accelerator.services.disk.records import Records
 
 
 class Eraser:
-    def __init__(self, log: DiskLog) -> None:
+    def __init__(self, log: Records, graves: Graves) -> None:
         self._log = log
+        self._graves = graves
         self._lock = asyncio.Lock()
         self._resuming: asyncio.Task[None] | None = None
 
@@ -28,7 +30,7 @@ class Eraser:
         """(objects, segments) that there were. Raises AcceleratorError: then it is not, or not wholly, erased."""
         async with self._lock:
             log, number = self._log, number_of(class_name)
-            await log.graves.wait_loaded()
+            await self._graves.wait_loaded()
             if not log.is_usable:
                 raise AcceleratorError("disk", "the disk is not there now: nothing on it is erased")
             log.keys.erasing[number] = log.index.sequence + 1
@@ -38,7 +40,7 @@ class Eraser:
     def resume(self) -> None:
         """After a start: what a kill has left undone. Nothing of it is found from here on."""
         for number in self._log.keys.erasing:
-            self._log.graves.bury(CLASS_GONE, Naming(bytes(16), 0, "", number))
+            self._graves.bury(CLASS_GONE, Naming(bytes(16), 0, "", number))
         if self._log.keys.erasing:
             self._resuming = asyncio.get_running_loop().create_task(self._resume())
 
@@ -53,8 +55,8 @@ class Eraser:
     async def _bury(self, number: int, class_name: str | None) -> tuple[int, int]:
         """(objects, segments) that there were. What has come since the note is erased with the rest."""
         log = self._log
-        n_objects = log.graves.bury(CLASS_GONE, Naming(bytes(16), 0, class_name or "", number))
-        await log.graves.settle()
+        n_objects = self._graves.bury(CLASS_GONE, Naming(bytes(16), 0, class_name or "", number))
+        await self._graves.settle()
         log.keys.drop(number)
         log.keys.erasing[number] = log.index.sequence + 1
         await self._save()

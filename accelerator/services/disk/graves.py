@@ -16,14 +16,14 @@ from accelerator.store.index import CLASS_GONE, GONE, ORIGIN_GONE, Head, Place, 
 
 if TYPE_CHECKING:
     from accelerator.dataplane import DiskIo
-    from accelerator.services.disk.log import DiskLog
+    from accelerator.services.disk.records import Records
 
 # How long who purges waits for the disk: an operator gets an answer even where it hangs.
 SETTLE_S = 10.0
 
 
 class Graves:
-    def __init__(self, log: DiskLog) -> None:
+    def __init__(self, log: Records) -> None:
         self._log = log
         # (kind, number) -> what it names, and the sequence below which it holds (0: all before it is written)
         self.owed: dict[tuple[int, int], tuple[Naming, int]] = {}

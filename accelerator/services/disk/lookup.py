@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from accelerator.dataplane import SLICE_BYTES
 from accelerator.store.head import DiskHead, unpack_head
@@ -13,16 +13,31 @@ if TYPE_CHECKING:
 
     from accelerator.dataplane import Exchange, StoredObject
     from accelerator.services.disk.keys import Naming
-    from accelerator.services.disk.tier import DiskTier, Key
+    from accelerator.services.disk.log import DiskLog
+    from accelerator.services.objects.remembered import Key
     from accelerator.services.origins.origins import Origin
     from accelerator.store.index import Head
+
+
+class Tier(Protocol):
+    """Who asked for it (tier.py): what is found goes there, and from there to those who wait."""
+
+    log: DiskLog
+
+    def find(self, key: Key) -> list[StoredObject]: ...
+    def restore(
+        self, head: Head, naming: Naming, origin: Origin, key: bytes, found: DiskHead
+    ) -> StoredObject | None: ...
+    def has(self, stored: StoredObject, offset: int) -> bool: ...
+    def want(self, stored: StoredObject, offset: int) -> bool: ...
+    def answer(self, key: Key, *, is_restored: bool, go_on: Callable[[Exchange], None]) -> None: ...
 
 
 class LookUp:
     """One key that is looked for on the disk: all its variants are read, then those who wait look again."""
 
     def __init__(
-        self, tier: DiskTier, key: Key, naming: Naming, origin: Origin, n_heads: int, first: int,
+        self, tier: Tier, key: Key, naming: Naming, origin: Origin, n_heads: int, first: int,
         go_on: Callable[[Exchange], None],
     ) -> None:  # fmt: skip
         self.timer: asyncio.TimerHandle | None = None

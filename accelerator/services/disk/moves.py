@@ -11,7 +11,7 @@ from accelerator.store.head import unpack_head
 from accelerator.store.index import HEAD, SLICE, Head, Place
 
 if TYPE_CHECKING:
-    from accelerator.services.disk.log import DiskLog
+    from accelerator.services.disk.records import Records
 
 RETRY_S = 0.02
 RETRIES = 500
@@ -20,7 +20,7 @@ RETRIES = 500
 class Moves:
     """One after the other: viewers' reads and new slices come between."""
 
-    def __init__(self, log: DiskLog) -> None:
+    def __init__(self, log: Records) -> None:
         self._log = log
 
     async def pinned(self, segment: int) -> bool:

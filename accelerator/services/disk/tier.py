@@ -23,6 +23,7 @@ from accelerator.store.index import GONE, ORIGIN_GONE, Head
 if TYPE_CHECKING:
     from accelerator.dataplane import DataPlane, Exchange, StoredObject
     from accelerator.protocols.cache_decide import Verdict
+    from accelerator.services.objects.remembered import Key
     from accelerator.services.origins.origins import Origin, Origins
 
 # How long a viewer waits for the disk before the origin is asked.
@@ -50,8 +51,6 @@ _VIEWERS_OWN = frozenset({b"authorization", b"cookie"})
 # A check is written down when so much of max_offline has passed since the last one that was.
 CHECKS_WRITTEN = 8
 _PLAYLISTS = frozenset({live.Kind.PLAYLIST, live.Kind.LIVE_PLAYLIST})
-
-Key = tuple[int, bytes]
 
 
 class DiskTier:

@@ -19,7 +19,8 @@ from accelerator.io.resolve import Address, Resolver
 
 if TYPE_CHECKING:
     from accelerator.dataplane import Exchange
-    from accelerator.services.fetch.fetcher import Fetcher
+    from accelerator.services.fetch.ledger import Ledger
+    from accelerator.services.fetch.tunnels import Tunnels
 
 TIMEOUT_S = 10.0
 IDLE_S = 900.0
@@ -31,11 +32,13 @@ _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 class Connects:
     """One per box. `allow` takes a policy's list over; tunnels that are open stay."""
 
-    def __init__(self, fetcher: Fetcher) -> None:
-        self._fetcher = fetcher
+    def __init__(self, ledger: Ledger, tunnels: Tunnels) -> None:
+        self._plane = ledger.dataplane.plane
+        self._loop = ledger.loop
+        self._tunnels = tunnels
         self._allowed: frozenset[tuple[str, int]] = frozenset()
         self._own_listeners: frozenset[tuple[str, int]] = frozenset()
-        self._resolver = Resolver(fetcher.loop, OriginCounters())
+        self._resolver = Resolver(ledger.loop, OriginCounters())
         self._tasks: set[asyncio.Task[None]] = set()
 
     def allow(self, targets: Iterable[tuple[str, int]], own_listeners: frozenset[tuple[str, int]]) -> None:
@@ -45,16 +48,14 @@ class Connects:
     def ask(self, exchange: Exchange) -> None:
         """Answers it, soon: the tunnel, 501 where policy allows none, 502 and 504 where none can be had."""
         target = parse_authority(exchange.key)
-        plane = self._fetcher.dataplane.plane
         if target is None or target not in self._allowed:
             exchange.refuse(501)
             return
-        tunnels = self._fetcher.tunnels
-        if tunnels.n_open(0) + len(self._tasks) >= OPEN_MAX or not tunnels.has_descriptors():
-            plane.count("tunnels_refused")
+        if self._tunnels.n_open(0) + len(self._tasks) >= OPEN_MAX or not self._tunnels.has_descriptors():
+            self._plane.count("tunnels_refused")
             exchange.refuse(503)
             return
-        task = self._fetcher.loop.create_task(self._connect(exchange, *target))
+        task = self._loop.create_task(self._connect(exchange, *target))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -73,7 +74,7 @@ class Connects:
             exchange.refuse(503)
             raise
         else:
-            self._fetcher.tunnels.give_connected(exchange, sock, _ESTABLISHED, IDLE_S)
+            self._tunnels.give_connected(exchange, sock, _ESTABLISHED, IDLE_S)
 
     async def _first_of(self, addresses: Iterable[Address]) -> socket.socket:
         failure: OSError = ConnectionError("no address")
@@ -81,7 +82,7 @@ class Connects:
             sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                await self._fetcher.loop.sock_connect(sock, (address.ip, address.port))
+                await self._loop.sock_connect(sock, (address.ip, address.port))
             except OSError as fault:
                 sock.close()
                 failure = fault

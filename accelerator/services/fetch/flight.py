@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from accelerator.io.response import Response
     from accelerator.io.upstream import Call
     from accelerator.protocols.byte_ranges import ByteRange
-    from accelerator.services.fetch.fetcher import Fetcher
+    from accelerator.services.fetch.ledger import Ledger
     from accelerator.services.origins.origins import Origin
 
 STALE_STATUSES = frozenset({500, 502, 503, 504})
@@ -67,20 +67,20 @@ class Flight:
     `is_alone`: for the leader only; nothing is stored, nobody joins.
     """
 
-    def __init__(self, fetcher: Fetcher, origin: Origin, first: Exchange, request: Any, *, is_alone: bool) -> None:
-        self.fetcher = fetcher
+    def __init__(self, ledger: Ledger, origin: Origin, first: Exchange, request: Any, *, is_alone: bool) -> None:
+        self.ledger = ledger
         self.origin = origin
         self.exchanges: list[Exchange] = [first]
         self.key: tuple[int, bytes] = (origin.id, first.key)
         self.is_alone = is_alone
         self.is_withdrawn = False  # purged while under way: answers those who wait, is not stored
         self.is_answered = False
-        self._plane = fetcher.dataplane.plane
-        self._source = UpstreamRequest(self._plane, origin, request, fetcher.site)
+        self._plane = ledger.dataplane.plane
+        self._source = UpstreamRequest(self._plane, origin, request, ledger.site)
         self._first_head = first.head
         self._range = asked_range(first) if has_range(first) and request.method == b"GET" else None
         self._has_several_ranges = self._range is not None and has_several_ranges(self._source.fields)
-        if self._has_several_ranges and fetcher.remembered.is_uncombinable(self.key):
+        if self._has_several_ranges and ledger.remembered.is_uncombinable(self.key):
             self._range = None  # the whole, from which they can be answered
         self._others = OTHERS_AGAIN if is_alone else OTHERS_ALONE
         self._stored: StoredObject | None = first.stored
@@ -129,7 +129,7 @@ class Flight:
             self, validators=validators, byte_ranges=several, if_range=condition
         )
         if self.origin.rules.profile == "generic" and not self.is_alone and self._long_timer is None:
-            self._long_timer = self.fetcher.loop.call_later(LONG_POLL_S, self._waits_for_long)
+            self._long_timer = self.ledger.loop.call_later(LONG_POLL_S, self._waits_for_long)
 
     def _parts_to_ask_for(self) -> tuple[list[ByteRange], bytes | None]:
         """The ranges that go to the origin, and the condition with them."""
@@ -154,10 +154,10 @@ class Flight:
             return
         self.is_alone = True
         self._others = OTHERS_AGAIN
-        self.fetcher.unlist(self)
-        self.fetcher.remembered.not_shareable(self.key, LONG_POLL_REMEMBERED_S)
+        self.ledger.unlist(self)
+        self.ledger.remembered.not_shareable(self.key, LONG_POLL_REMEMBERED_S)
         others, self.exchanges = self.exchanges[1:], self.exchanges[:1]
-        self.fetcher.answered(others)
+        self.ledger.answered(others)
         for exchange in others:
             exchange.alone()
         self.exchanges[0].split()
@@ -168,7 +168,7 @@ class Flight:
         if as_asked:
             self.is_alone = True
             self._others = OTHERS_AGAIN
-            self.fetcher.unlist(self)
+            self.ledger.unlist(self)
         self.start(unconditional=True)
 
     # -- the sink of the upstream call ---------------------------------------------------------------------------------
@@ -212,18 +212,18 @@ class Flight:
         try:
             tags = tags_of(response.fields)
         except OriginError as error:
-            self.fetcher.note_error(self.origin, error)
-            self.fetcher.remembered.not_shareable(self.key, NOT_SHAREABLE_S)
+            self.ledger.note_error(self.origin, error)
+            self.ledger.remembered.not_shareable(self.key, NOT_SHAREABLE_S)
             tags, self.is_withdrawn = None, True
         if tags is None and not self.is_withdrawn:
             return
         if not self.origin.rules.forward_tags:
             response.fields[:] = without_tags(response.fields)
         self._tags = tuple(map(number_of_tag, tags or ()))
-        if self.fetcher.withdrawn_tags.covers(self._tags, self.origin.id, self._requested_ns):
+        if self.ledger.withdrawn_tags.covers(self._tags, self.origin.id, self._requested_ns):
             self.is_withdrawn = True
         if self.is_withdrawn:
-            self.fetcher.unlist(self)
+            self.ledger.unlist(self)
 
     def get_buffer(self, size_hint: int) -> memoryview:
         if self._fill is not None and not self._fill.is_over:
@@ -243,19 +243,19 @@ class Flight:
             self._fill.ended()
         if not self.is_answered:
             self._answer(lambda exchange: exchange.error(502))
-        self.fetcher.flight_over(self)
+        self.ledger.over(self)
 
     def failed(self, error: OriginError, received_any: bool) -> None:
         """No head came, or a bad one (a body that breaks off is the fill's matter)."""
         if self._fill is not None:
             self._fill.failed(error, received_any)
         if not self.is_answered:
-            self.fetcher.note_error(self.origin, error)
+            self.ledger.note_error(self.origin, error)
             if not self._serve_stale("disconnected"):
                 # What may not be used without validation, and can't be validated: RFC 9111 section 5.2.2.2 says 504.
                 status = 504 if self._kept is not None and error.kind not in _OURS else error.status
                 self._answer(lambda exchange: exchange.error(status))
-        self.fetcher.flight_over(self)
+        self.ledger.over(self)
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -264,9 +264,9 @@ class Flight:
     ) -> None:
         """Each exchange once; from here on nobody joins, and no viewer's head or object is held here."""
         self.is_answered = True
-        self.fetcher.unlist(self)
+        self.ledger.unlist(self)
         exchanges, self.exchanges = self.exchanges, []
-        self.fetcher.answered(exchanges)
+        self.ledger.answered(exchanges)
         to_first(exchanges[0])
         for exchange in exchanges[1:]:
             (to_others or to_first)(exchange)
@@ -289,7 +289,7 @@ class Flight:
         verdict = decide(
             self._source.fields, self._source.method, self.path, self.origin.rules, response.status, response.fields,
             request_wall_s=self._requested_wall_s, response_wall_s=wall_s,
-            is_timing=self.fetcher.remembered.is_timing(self.key),
+            is_timing=self.ledger.remembered.is_timing(self.key),
         )  # fmt: skip
         if self._source.method == b"HEAD" and response.status == 200 and not self.is_withdrawn:
             self._freshen(response, wall_s)
@@ -306,14 +306,14 @@ class Flight:
             self._withdraw(self._stored)  # RFC 9111 section 4.3.3: the full response takes its place
         if response.status == 206 and not (verdict.shareable and may_list):
             if not self.is_alone and self._has_several_ranges:
-                self.fetcher.remembered.uncombinable(self.key)
+                self.ledger.remembered.uncombinable(self.key)
                 self._range = None
                 self._ask_again()
                 return
             # As it stands it is his only if it is the part that he asked for, on his own condition.
             is_his = self._requested_range == self._range and not has(self._source.fields, b"if-range")
             if not self.is_alone and not is_his:
-                self.fetcher.remembered.uncombinable(self.key)
+                self.ledger.remembered.uncombinable(self.key)
                 self._ask_again(as_asked=True)
                 return
             self._pass(response, upstream, verdict)
@@ -345,8 +345,8 @@ class Flight:
                 request_wall_s=self._requested_wall_s, response_wall_s=wall_s,
                 request_ns=self._requested_ns, response_ns=self._response_ns,
             )  # fmt: skip
-            if not stored.is_listed and self.fetcher.disk is not None:
-                self.fetcher.disk.forget(self.origin, self.path)
+            if not stored.is_listed and self.ledger.disk is not None:
+                self.ledger.disk.forget(self.origin, self.path)
 
     def _held_not_found(self, verdict: Verdict, status: int) -> Verdict:
         """One 404 at the live edge answers everyone for a moment (DESIGN.md section 5)."""
@@ -354,7 +354,7 @@ class Flight:
             kind = live.recognise(self.path, b"")
             if self.origin.rules.profile == "media" and (kind in live.SEGMENTS or kind in live.PLAYLISTS):
                 hold_s = live.NOT_FOUND_HOLD_S
-                self.fetcher.loop.call_later(hold_s + 0.05, self._forget_not_found)
+                self.ledger.loop.call_later(hold_s + 0.05, self._forget_not_found)
                 return replace(verdict, store=True, shareable=True, lifetime_s=hold_s, initial_age_s=0.0)
         return verdict
 
@@ -375,8 +375,8 @@ class Flight:
         if not has_parts:
             limit = self._plane.memory["limit"]
             if total > limit // PINNED_SHARE:
-                self.fetcher.remembered.not_shareable(self.key, NOT_SHAREABLE_S)
-            if total > limit // PINNED_SHARE or max(total, 0) + self.fetcher.fills.pinned_bytes > limit // 2:
+                self.ledger.remembered.not_shareable(self.key, NOT_SHAREABLE_S)
+            if total > limit // PINNED_SHARE or max(total, 0) + self.ledger.fills.pinned_bytes > limit // 2:
                 self._pass(response, upstream, verdict)
                 return
         fields = stored_fields(response.fields, response_wall_s=wall_s)
@@ -403,8 +403,8 @@ class Flight:
         self._plane.count("stored")
         if self.origin.knows_one_range_only():
             stored.mark_by_slices()
-        if self.fetcher.disk is not None:
-            self.fetcher.disk.admit(stored, self.origin, verdict)
+        if self.ledger.disk is not None:
+            self.ledger.disk.admit(stored, self.origin, verdict)
         if has_parts and (offset % SLICE_BYTES or self._is_elsewhere(part is not None, total)):
             # The head is worth keeping, the body isn't where the viewer is: readers' wants fetch what they are at.
             self._answer_match(response.status)
@@ -451,7 +451,7 @@ class Flight:
         if not self.is_alone and verdict.waiting_status:
             others = verdict.waiting_status
         if verdict.not_shareable_for_s and not self.is_alone and not self.is_withdrawn:
-            self.fetcher.remembered.not_shareable(self.key, verdict.not_shareable_for_s)
+            self.ledger.remembered.not_shareable(self.key, verdict.not_shareable_for_s)
         self._answer_leader(stored, response.status, others)
 
     def _fill_into(
@@ -459,17 +459,17 @@ class Flight:
     ) -> None:
         verdict = self._verdict
         self._fill = Fill(
-            self.fetcher.dataplane, stored, offset, end, is_private=is_private, source=self._source,
+            self.ledger.dataplane, stored, offset, end, is_private=is_private, source=self._source,
             etag=verdict.etag if verdict is not None and verdict.etag_is_strong and stored.total_length >= 0 else None,
-            ended=self._fill_ended, keeper=None if is_private else self.fetcher.disk,
+            ended=self._fill_ended, keeper=None if is_private else self.ledger.disk,
         )  # fmt: skip
         self._fill.call = self._call
         self._fill.started(upstream)
-        self.fetcher.fills.begun(self._fill)
+        self.ledger.fills.begun(self._fill)
 
     def _fill_ended(self, fill: Fill) -> None:
-        self.fetcher.fills.over(fill)
-        self.fetcher.flight_over(self)
+        self.ledger.fills.over(fill)
+        self.ledger.over(self)
         verdict = self._verdict
         if verdict is not None and fill.stored.is_complete and fill.stored.is_listed and verdict.kind in live.PLAYLISTS:
             # What a playlist is, only its body says: its lifetime and how long it may be stale follow.
@@ -480,7 +480,7 @@ class Flight:
         manifest = live.read_manifest(body, self.path, get_first(fields, b"content-type") or b"")
         if manifest is None:
             return
-        self.fetcher.remembered.timing(self.key, manifest.timing_urls)
+        self.ledger.remembered.timing(self.key, manifest.timing_urls)
         known = with_manifest(verdict, manifest, self.origin.rules, is_blocking=b"_HLS_msn=" in self.path)
         head = compose(
             stored.status, with_exposed(fields), known,
@@ -519,15 +519,15 @@ class Flight:
             object_.detach()
         elif verdict.kind in live.PLAYLISTS and object_.is_complete:
             self._apply_manifest(object_, verdict, validated.fields)
-        if self.fetcher.disk is not None:
-            self.fetcher.disk.head_changed(object_, checked_ns)
+        if self.ledger.disk is not None:
+            self.ledger.disk.head_changed(object_, checked_ns)
         self._answer_match(304)
 
     def _withdraw(self, stored: StoredObject) -> None:
         """What is stored of the key may not be used any more, here nor from the disk."""
         stored.detach()
-        if self.fetcher.disk is not None:
-            self.fetcher.disk.forget(self.origin, self.path)
+        if self.ledger.disk is not None:
+            self.ledger.disk.forget(self.origin, self.path)
 
     @property
     def _kept(self) -> Verdict | None:
@@ -557,7 +557,7 @@ class Flight:
     def abandon(self) -> None:
         """No further word of the origin is wanted."""
         self._cancel()
-        self.fetcher.flight_over(self)
+        self.ledger.over(self)
 
     def release(self) -> None:
         """Over: holds nothing any more. Left to the garbage collector, cycles through calls and fills kept objects

@@ -9,7 +9,7 @@ from accelerator.protocols.fields import get_first
 
 if TYPE_CHECKING:
     from accelerator.io.response import Response
-    from accelerator.services.fetch.fetcher import Fetcher
+    from accelerator.services.fetch.ledger import Ledger
     from accelerator.services.origins.origins import Origin
     from accelerator.services.origins.request import UpstreamRequest
 
@@ -18,7 +18,7 @@ SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PROPFIND", b"
 
 
 def invalidate(
-    fetcher: Fetcher, origin: Origin, method: bytes, key: tuple[int, bytes], source: UpstreamRequest, response: Response
+    ledger: Ledger, origin: Origin, method: bytes, key: tuple[int, bytes], source: UpstreamRequest, response: Response
 ) -> None:
     """After a non-error answer to an unsafe or unknown method: the target, and what Location and Content-Location name
     of the same origin, with all variants; what is being fetched of them just now is not stored."""
@@ -29,14 +29,14 @@ def invalidate(
         reference = get_first(response.fields, name)
         path = None if reference is None else _same_origin_path(origin, source, reference)
         if path is not None:
-            keys.add((origin.id, fetcher.dataplane.plane.key_of(origin.id, path)))
-    fetcher.withdraw(lambda origin_id, path: (origin_id, path) in keys)
+            keys.add((origin.id, ledger.dataplane.plane.key_of(origin.id, path)))
+    ledger.withdraw(lambda origin_id, path: (origin_id, path) in keys)
     for each in keys:
-        for stored in fetcher.dataplane.plane.find(*each):
+        for stored in ledger.dataplane.plane.find(*each):
             stored.detach()
-            fetcher.dataplane.plane.count("invalidated")
-        if fetcher.disk is not None:
-            fetcher.disk.forget(origin, each[1])
+            ledger.dataplane.plane.count("invalidated")
+        if ledger.disk is not None:
+            ledger.disk.forget(origin, each[1])
 
 
 def _same_origin_path(origin: Origin, source: UpstreamRequest, reference: bytes) -> bytes | None:

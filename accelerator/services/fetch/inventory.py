@@ -21,7 +21,7 @@ from accelerator.store.head import to_monotonic
 
 if TYPE_CHECKING:
     from accelerator.dataplane import DataPlane
-    from accelerator.services.fetch.fetcher import Fetcher
+    from accelerator.services.fetch.ledger import Ledger
     from accelerator.services.origins.origins import Origins
     from accelerator.store.head import DiskHead
 
@@ -47,11 +47,11 @@ _SORTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 class Inventory:
-    def __init__(self, dataplane: DataPlane, origins: Origins, fetcher: Fetcher) -> None:
+    def __init__(self, dataplane: DataPlane, origins: Origins, ledger: Ledger) -> None:
         self._dataplane = dataplane
         self._plane = dataplane.plane
         self._origins = origins
-        self._fetcher = fetcher
+        self._ledger = ledger
         self.class_names: list[str] = []
         self.pinned_classes: set[int] = set()
         # Without a secret, short queries could be found again by trying them.
@@ -66,7 +66,7 @@ class Inventory:
         """CacheList of control.box. Done in a thread without the GIL, one at a time. Raises ControlError."""
         only = self._origin_id(origin) if origin is not None else None
         class_index = self._class_index(class_name) if class_name is not None else None
-        disk = self._fetcher.disk
+        disk = self._ledger.disk
         on_disk = await disk.listed() if disk is not None else []
         chosen: dict[str, Any] = {"sort": sort, "offset": offset, "limit": limit}
         if on_disk:
@@ -119,7 +119,7 @@ class Inventory:
         their readers only. One of them, or a tag of one origin. Raises ControlError."""
         if url is not None:
             where = self._locate(url)
-            self._fetcher.withdraw(lambda *each: each == where)
+            self._ledger.withdraw(lambda *each: each == where)
             purged = self._take_out({where})
         elif prefix is not None:
             purged = await self._purge_prefix(prefix)
@@ -128,18 +128,18 @@ class Inventory:
         else:
             assert origin is not None
             purged = await self._purge_origin(origin)
-        if self._fetcher.disk is not None:
-            await self._fetcher.disk.settle()
+        if self._ledger.disk is not None:
+            await self._ledger.disk.settle()
         self._plane.count("purged", purged)
         return {"purged": purged}
 
     async def _purge_origin(self, name: str) -> int:
         """Also of one that the policy doesn't have any more: what it left would be there again with it."""
-        disk = self._fetcher.disk
+        disk = self._ledger.disk
         names = self._dataplane.origin_names()
         row = names.index(name.encode()) if name.encode() in names else BOX_ORIGIN
         knows_disk = disk is not None and disk.knows_origin(name)
-        self._fetcher.withdraw(lambda origin_id, _: origin_id == row != BOX_ORIGIN)
+        self._ledger.withdraw(lambda origin_id, _: origin_id == row != BOX_ORIGIN)
         on_disk = disk.forget_origin(name) if disk is not None else 0
         in_memory = await self._purge_memory({row}, [], None, lambda origin_id, _: True)
         if self._origins.by_name(name) is None and not (knows_disk or in_memory):
@@ -150,9 +150,9 @@ class Inventory:
         host, path = self._located_prefix(prefix)
         matches = self._prefix_matcher(prefix)
         beginnings = [(each, self._plane.key_of(each, path)) for each in self._origins.by_id]
-        self._fetcher.withdraw(matches)
+        self._ledger.withdraw(matches)
         purged = await self._purge_memory(set(self._origins.by_id), beginnings, host, matches)
-        disk = self._fetcher.disk
+        disk = self._ledger.disk
         if disk is None:
             return purged
         await disk.settled_before()
@@ -174,9 +174,9 @@ class Inventory:
     async def _purge_tag(self, text: str, origin: str | None) -> int:
         origin_id = self._origin_id(origin) if origin is not None else None
         tag = number_of_tag(text.encode())
-        self._fetcher.withdraw_tag(tag, origin_id)
+        self._ledger.withdraw_tag(tag, origin_id)
         purged = await self._purge_tagged(tag, origin_id)
-        disk = self._fetcher.disk
+        disk = self._ledger.disk
         if disk is not None:
             purged += await disk.forget_tag(tag, origin)
             await self._purge_tagged(tag, origin_id)  # what was read back from there meanwhile
@@ -185,7 +185,7 @@ class Inventory:
     async def _purge_tagged(self, tag: int, origin_id: int | None) -> int:
         found = tagged_objects(self._plane, tag, -1 if origin_id is None else origin_id)
         keys = {(row, key) for row, key, _ in found}
-        self._fetcher.withdraw(lambda *each: each in keys)
+        self._ledger.withdraw(lambda *each: each in keys)
         return await self._take_out_in_turns(keys)
 
     async def _purge_memory(
@@ -221,13 +221,13 @@ class Inventory:
     async def erase(self, *, class_name: str | None) -> dict[str, Any]:
         """All of a class (None: of no class) out of memory, and off the disk so that nobody can read it again: returns
         when that is done. Raises ControlError."""
-        disk = self._fetcher.disk
+        disk = self._ledger.disk
         is_known = class_name is None or class_name in self.class_names
         if not is_known and (disk is None or not disk.knows_class(class_name or "")):
             raise ControlError("unknown-class", f"there is no class '{class_name}'")
         index = self.class_names.index(class_name) + 1 if class_name in self.class_names else 0
         rows = {each.id for each in self._origins.by_id.values() if each.class_index == index and is_known}
-        self._fetcher.withdraw(lambda origin_id, _: origin_id in rows)
+        self._ledger.withdraw(lambda origin_id, _: origin_id in rows)
         erased = await self._purge_memory(rows, [], None, lambda origin_id, _: True)
         on_disk, n_segments = await disk.erase(class_name or "") if disk is not None else (0, 0)
         # What was read back from there meanwhile.
@@ -245,8 +245,8 @@ class Inventory:
                 stored.detach()
             origin = self._origins.by_id.get(origin_id)
             on_disk = 0
-            if self._fetcher.disk is not None and origin is not None:
-                on_disk = self._fetcher.disk.forget(origin, key)
+            if self._ledger.disk is not None and origin is not None:
+                on_disk = self._ledger.disk.forget(origin, key)
             purged += max(complete, on_disk)
         return purged
 
@@ -259,16 +259,16 @@ class Inventory:
         if digest:
             purged = await self._forget_everywhere(*named)
         else:
-            self._fetcher.withdraw(lambda *each: each == (origin_id, key))
+            self._ledger.withdraw(lambda *each: each == (origin_id, key))
             purged = self._take_out({(origin_id, key)})
-        if self._fetcher.disk is not None:
-            await self._fetcher.disk.settle()
+        if self._ledger.disk is not None:
+            await self._ledger.disk.settle()
         self._plane.count("purged", purged)
         return {"purged": purged}
 
     async def _forget_everywhere(self, origin_id: int, written: bytes, digest: bytes) -> int:
         """What a listing found on the disk. It may be in memory by now, under a key that only its digest tells."""
-        origin, disk = self._origins.by_id.get(origin_id), self._fetcher.disk
+        origin, disk = self._origins.by_id.get(origin_id), self._ledger.disk
         if origin is None or disk is None:
             return 0
         path = written.partition(b"?")[0]
@@ -276,7 +276,7 @@ class Inventory:
             key for _, key, *_ in await self._in_memory({origin_id}, [(origin_id, path)], None)
             if disk.log.keys.digest(origin.name, key) == digest
         }  # fmt: skip
-        self._fetcher.withdraw(lambda o, k: o == origin_id and disk.log.keys.digest(origin.name, k) == digest)
+        self._ledger.withdraw(lambda o, k: o == origin_id and disk.log.keys.digest(origin.name, k) == digest)
         return max(self._take_out({(origin_id, key) for key in keys}), disk.forget_digest(digest))
 
     def shown_url(self, name: str) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from accelerator.io.origin import Upstream
     from accelerator.io.response import Fields, Response
     from accelerator.io.upstream import Call
-    from accelerator.services.fetch.fetcher import Fetcher
+    from accelerator.services.fetch.ledger import Ledger
     from accelerator.services.origins.origins import Origin
 
 DISCARD_BYTES = 65536
@@ -53,16 +53,19 @@ class Passing:
     """Sends what `exchange` asks for, with its body as that comes, and answers it with what the origin says."""
 
     is_alone = True
+    requested_ns = 0  # nothing of it is ever stored
 
-    def __init__(self, fetcher: Fetcher, origin: Origin, exchange: Exchange, request: Any) -> None:
-        self.fetcher = fetcher
+    def __init__(self, ledger: Ledger, origin: Origin, exchange: Exchange, request: Any) -> None:
+        self.ledger = ledger
         self.origin = origin
         self.exchanges: list[Exchange] = [exchange]
         self.key: tuple[int, bytes] = (origin.id, exchange.key)
         self.is_withdrawn = False  # nothing of it is stored anyway
         self.body = exchange.body
-        self._plane = fetcher.dataplane.plane
-        self._source = UpstreamRequest(self._plane, origin, request, fetcher.site)
+        if self.body is not None:
+            ledger.uploads[self.body.identity] = self
+        self._plane = ledger.dataplane.plane
+        self._source = UpstreamRequest(self._plane, origin, request, ledger.site)
         self._expects_continue = self.body is not None and request.minor > 0 and has(request.fields, b"expect")
         self._requested_ns = 0
         self._call: Call | None = None
@@ -124,51 +127,51 @@ class Passing:
         if self._fill is not None:
             self._fill.ended()
         self._answer_error(502)
-        self.fetcher.flight_over(self)
+        self.ledger.over(self)
 
     def failed(self, error: OriginError, received_any: bool) -> None:
         if self._fill is not None:
             self._fill.failed(error, received_any)
         elif self.exchanges:
-            self.fetcher.note_error(self.origin, error)
+            self.ledger.note_error(self.origin, error)
         self._answer_error(error.status)
-        self.fetcher.flight_over(self)
+        self.ledger.over(self)
 
     def _respond(self, response: Response, upstream: Upstream) -> None:
         method = self._source.method
         self._plane.count("not_stored")
-        invalidate(self.fetcher, self.origin, method, self.key, self._source, response)
+        invalidate(self.ledger, self.origin, method, self.key, self._source, response)
         stored = private_object(
             self._plane, self.origin.id, response,
             requested_ns=self._requested_ns, response_ns=clock.monotonic_ns(),
         )  # fmt: skip
         if method != b"HEAD":
             self._fill = Fill(
-                self.fetcher.dataplane, stored, 0, None, is_private=True, etag=None, source=self._source,
+                self.ledger.dataplane, stored, 0, None, is_private=True, etag=None, source=self._source,
                 ended=self._fill_ended,
             )  # fmt: skip
             self._fill.call = self._call
             if is_event_stream(response.fields):
                 self._fill.become_stream()
             self._fill.started(upstream)
-            self.fetcher.fills.begun(self._fill)
+            self.ledger.fills.begun(self._fill)
             if response.content_length == 0 or response.status in (204, 304):
                 stored.finish(0)
         exchanges, self.exchanges = self.exchanges, []
-        self.fetcher.answered(exchanges)
+        self.ledger.answered(exchanges)
         for exchange in exchanges:
             exchange.leader(stored, response.status)
 
     def _fill_ended(self, fill: Fill) -> None:
-        self.fetcher.fills.over(fill)
+        self.ledger.fills.over(fill)
         if fill.error is not None or not fill.stored.is_complete:
-            self.fetcher.flight_over(self)
+            self.ledger.over(self)
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     def _answer_error(self, status: int) -> None:
         exchanges, self.exchanges = self.exchanges, []
-        self.fetcher.answered(exchanges)
+        self.ledger.answered(exchanges)
         for exchange in exchanges:
             exchange.error(status)
 
@@ -182,14 +185,15 @@ class Passing:
         if self._fill is not None:
             self._fill.stop()
         exchanges, self.exchanges = self.exchanges, []
-        self.fetcher.answered(exchanges)
+        self.ledger.answered(exchanges)
         for exchange in exchanges:
             exchange.done()
-        self.fetcher.flight_over(self)
+        self.ledger.over(self)
 
     def release(self) -> None:
         """Over: holds nothing any more."""
         if self.body is not None:
+            self.ledger.uploads.pop(self.body.identity, None)
             self.body.drop()
         self._call = self._fill = self.body = None
 

@@ -8,8 +8,8 @@ The worker keeps such requests apart by their key's first byte; those that come 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from accelerator import clock
 from accelerator.dataplane import FOREVER_NS, parse_request
@@ -23,7 +23,7 @@ from accelerator.services.objects.sharing import OTHERS_AGAIN
 if TYPE_CHECKING:
     from accelerator.dataplane import Exchange, StoredObject
     from accelerator.policy.model import Policy
-    from accelerator.services.fetch.fetcher import Fetcher
+    from accelerator.services.fetch.ledger import Ledger
     from accelerator.services.origins.origins import Origin
 
 _MARK = b"\x01"  # ext/serve.pyx REWRITTEN
@@ -38,6 +38,8 @@ _LEFT_OUT = frozenset(
 # Of the viewer's request: the manifest is wanted whole and as it is.
 _NOT_ASKED = (b"accept-encoding", b"if-modified-since", b"if-none-match", b"if-range", b"range")
 _numbers = itertools.count()
+
+LookUp = Callable[[Any, "Origin", Any], None]  # (exchange, origin, request)
 
 
 def is_rewritten(key: bytes) -> bool:
@@ -69,13 +71,17 @@ def _longest_first(rows: Mapping[bytes, bytes]) -> Sequence[tuple[bytes, bytes]]
 
 class PrefixedManifest:
     """One question of a worker. To flights and to the disk it is an exchange for the manifest under its own key
-    (dataplane.Exchange); what they answer with is written anew, and answers the worker."""
+    (dataplane.Exchange); what they answer with is written anew, and answers the worker. `look_up` asks for it."""
 
-    def __init__(self, fetcher: Fetcher, origin: Origin, exchange: Exchange) -> None:
-        self._fetcher = fetcher
+    def __init__(
+        self, ledger: Ledger, places: Places, look_up: LookUp, origin: Origin, exchange: Exchange
+    ) -> None:
+        self._ledger = ledger
+        self._places = places
+        self._look_up = look_up
         self._origin_row = origin
         self._exchange = exchange
-        self._plane = fetcher.dataplane.plane
+        self._plane = ledger.dataplane.plane
         self._n_tries = 0
         self._asked_ns = clock.monotonic_ns()
         self.origin = exchange.origin
@@ -105,7 +111,7 @@ class PrefixedManifest:
     def _ask(self) -> None:
         request = parse_request(self.head)
         assert request is not None
-        self._fetcher.look_up(self, self._origin_row, request)
+        self._look_up(self, self._origin_row, request)
 
     # -- what flights and the disk answer ------------------------------------------------------------------------------
 
@@ -161,15 +167,15 @@ class PrefixedManifest:
         elif clock.monotonic_ns() - self._asked_ns > _WAIT_S * 1e9:
             self._exchange.error(504)
         else:
-            self._fetcher.fills.await_whole(stored)
-            self._fetcher.loop.call_later(_LOOK_S, self._use, stored, is_private)
+            self._ledger.fills.await_whole(stored)
+            self._ledger.loop.call_later(_LOOK_S, self._use, stored, is_private)
 
     def _answer(self, stored: StoredObject, is_private: bool) -> None:
         try:
             answer = self._written_anew(stored)
         except Exception as fault:
             self._exchange.error(502)
-            self._fetcher.loop.call_exception_handler({"message": "manifest not written", "exception": fault})
+            self._ledger.loop.call_exception_handler({"message": "manifest not written", "exception": fault})
             return
         if answer is None:
             self._exchange.error(503)
@@ -184,7 +190,7 @@ class PrefixedManifest:
         body = stored.body(MANIFEST_SIZE_MAX + 1)
         kind = url_prefix.kind_of(get_first(fields, b"content-type") or b"", body)
         if kind is not None and len(body) <= MANIFEST_SIZE_MAX and get_first(fields, b"content-encoding") is None:
-            body = url_prefix.rewrite(kind, body, self._origin_row.name.encode(), self._fetcher.places)
+            body = url_prefix.rewrite(kind, body, self._origin_row.name.encode(), self._places)
         elif len(body) > MANIFEST_SIZE_MAX:
             return stored  # no manifest is that large: it goes as it is
         lines = join_lines([field for field in fields if field[0].lower() not in _LEFT_OUT])

@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from accelerator.io.origin import Upstream
     from accelerator.io.response import Response
     from accelerator.io.switch import Switch
-    from accelerator.services.fetch.fetcher import Fetcher
+    from accelerator.services.fetch.ledger import Ledger
     from accelerator.services.origins.origins import Origin
 
 
 class Tunnels:
     """One per box. Tunnels outlive reloads, also those of origins that a new policy does not have."""
 
-    def __init__(self, fetcher: Fetcher) -> None:
-        self.fetcher = fetcher
-        self._plane = fetcher.dataplane.plane
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._plane = ledger.dataplane.plane
         self._given: dict[int, int] = {}
         # Handshakes under way, by origin, and those that wait for one of them to end. When everybody comes back at
         # once, asking the origin thousands of times at once would only bring time-outs, and open its breaker.
@@ -118,13 +118,13 @@ class Tunnels:
 
     def give(self, exchange: Exchange, connection: Switch, head: bytes, first: bytes, is_websocket: bool) -> None:
         """Gives the connection to the worker of the one who asked."""
-        origin = self.fetcher.origins.by_id.get(exchange.origin)
+        origin = self.ledger.origins.by_id.get(exchange.origin)
         idle_s = origin.policy.timeouts.tunnel if origin is not None else 0.0
         sock = connection.take_socket()
         if sock is not None:
             fd = sock.detach()
         else:
-            relay = TlsRelay(self.fetcher.loop, self._relays.discard)
+            relay = TlsRelay(self.ledger.loop, self._relays.discard)
             fd = relay.begin(connection)
             self._relays.add(relay)
         self._hand_over(exchange, fd, head, first, is_websocket, idle_s)
@@ -150,14 +150,14 @@ class Upgrade(Flight):
     def __init__(
         self, tunnels: Tunnels, origin: Origin, exchange: Exchange, request: Any, handshake: Handshake
     ) -> None:
-        super().__init__(tunnels.fetcher, origin, exchange, request, is_alone=True)
+        super().__init__(tunnels.ledger, origin, exchange, request, is_alone=True)
         self._tunnels = tunnels
         self._handshake = handshake
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, *, unconditional: bool = False) -> None:
         self._range = None
-        self._timer = self.fetcher.loop.call_later(self.origin.policy.head_timeout, self._waited_too_long)
+        self._timer = self.ledger.loop.call_later(self.origin.policy.head_timeout, self._waited_too_long)
         self._tunnels.enter(self)
 
     def send(self) -> None:
@@ -166,7 +166,7 @@ class Upgrade(Flight):
             self._timer.cancel()
             self._timer = None
         source = self._source
-        sent = upstream_fields(source.fields, self.origin.rules, host=source.host(), site=self.fetcher.site)
+        sent = upstream_fields(source.fields, self.origin.rules, host=source.host(), site=self.ledger.site)
         self._requested_ns = clock.monotonic_ns()
         self._requested_wall_s = clock.wall_s()
         self._plane.count("upstream_requests")
@@ -188,7 +188,7 @@ class Upgrade(Flight):
         head = switch_head(protocol, response.fields)
         is_websocket = protocol.lower() == b"websocket"
         self._answer(lambda exchange: self._tunnels.give(exchange, connection, head, first, is_websocket))
-        self.fetcher.flight_over(self)
+        self.ledger.over(self)
 
     def release(self) -> None:
         if self._timer is not None:

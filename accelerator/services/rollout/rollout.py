@@ -253,11 +253,6 @@ class Rollout:
             raise ControlError("no-older-policy", "the history has no policy older than the running one")
         return target
 
-    def _judged(self, judgement: Judgement) -> None:
-        """The probation's judgement on the running policy."""
-        if not self._is_ended:
-            self._spawn(self._judged(judgement, self._entry))
-
     async def _judged(self, judgement: Judgement, entry: Entry | None) -> None:
         async with self._lock:
             if entry is None or entry is not self._entry:
@@ -377,10 +372,10 @@ class Rollout:
         return counts_of(self._box.dataplane, self._box.origins)
 
     def look(self) -> None:
-        """Once a second: the judge is shown the counters."""
+        """Once a second: the judge is shown the counters, and what it says of the running policy is done."""
         judgement = self.probation.observe(self._counts(), _now_s())
-        if judgement is not None:
-            self._judged(judgement)
+        if judgement is not None and not self._is_ended:
+            self._spawn(self._judged(judgement, self._entry))
 
     def _publish(self, policy: Policy) -> Diff:
         """Puts it to work; the judge begins anew where anything changed."""
