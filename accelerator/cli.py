@@ -106,7 +106,10 @@ def _run(command: Command, options: argparse.Namespace) -> int:
     with ControlClient(options.socket, timeout_s=command.timeout_s) as client:
         result = client.call(command.name, given)
     if command.name == "routes" and options.dry_run:
-        result = {"steps": result["kernel"]["steps"], "n_steps": result["kernel"]["n_steps"]}
+        from accelerator.control.display import what_waits
+
+        kernel = result["kernel"]
+        result = {"steps": kernel["steps"], "n_steps": kernel["n_steps"], "waits": what_waits(result)}
     if options.json:
         _print_json(result)
     else:

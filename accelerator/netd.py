@@ -184,8 +184,10 @@ class Netd:
             self._stop(family)
             if wish.is_of(is_v6=family == socket.AF_INET6):
                 self._start(family, wish)
-            elif self._keeper is not None:
-                self._keeper.drop(_SLOTS[family])
+            else:
+                self._refusals.pop(family, None)
+                if self._keeper is not None:
+                    self._keeper.drop(_SLOTS[family])
         self._wish = wish
         self._links_wanted.set()
 
@@ -412,6 +414,7 @@ class Netd:
             "multicast": {
                 _name(family): service.show(routes) for (family, service), routes in zip(services, found, strict=True)
             },
+            "refused": {_name(family): why for family, why in self._refusals.items()},
             "events": list(self._events)[-100:],
         }
 

@@ -172,21 +172,31 @@ def _certificates(rows: Any) -> list[RenderableType]:
     return [table] if rows else []
 
 
+def what_waits(shown: Mapping[str, Any]) -> list[str]:
+    """What netd can't do now, of its answer: the kernel refuses it, or an interface is missing."""
+    refused = shown.get("refused", {})
+    lines = [f"{family}: multicast is not routed: {why}" for family, why in refused.items()]
+    for family, proxies in shown["multicast"].items():
+        for name, proxy in proxies.items():
+            lines += [f"{name}, {family}: waits for interface {each}" for each in proxy["missing"]]
+    return lines + [f"waits for interface {each}" for each in shown.get("kernel", {}).get("waiting_for", ())]
+
+
 def routes_page(shown: Mapping[str, Any]) -> RenderableType:
     """Each proxy's routes, those that the kernel doesn't have marked, and what is asked for upstream; then unicast
     routes, rules and packet rules, and what is left to do. Only with steps: a dry run's."""
     if "multicast" not in shown:
-        left = "\n".join(printable(step) for step in shown["steps"])
+        waits = [f"can't be done now: {each}" for each in shown["waits"]]
+        left = "\n".join(printable(each) for each in (*shown["steps"], *waits))
         return Text(left or "nothing is left to do: the kernel has what is wanted")
     table = _table("proxy", "source", "group", "from", "to", "packets", "kernel")
-    notes: list[str] = []
+    notes = what_waits(shown)
     for family, proxies in shown["multicast"].items():
         for name, proxy in proxies.items():
             for route in proxy["routes"]:
                 state = Text("there", style="green") if route["is_installed"] else Text("missing", style="bold red")
                 row = (name, route["source"], route["group"], route["from"], ", ".join(route["to"]) or "nowhere")
                 table.add_row(*(printable(each) for each in row), count_text(route["packets"]), state)
-            notes += [f"{name}, {family}: waits for interface {each}" for each in proxy["missing"]]
             for interface, link in proxy["downstreams"].items():
                 if link["drops"]:
                     why = ", ".join(f"{reason} {count_text(n)}" for reason, n in link["drops"].items())
@@ -200,12 +210,11 @@ def routes_page(shown: Mapping[str, Any]) -> RenderableType:
         pages.append(_kernel_table(kernel))
         pages += _queues(kernel.get("queues", ()))
         notes += [f"{each}: has another program's queues: ours stay out" for each in kernel.get("taken_interfaces", ())]
-        notes += [f"waits for interface {each}" for each in kernel["waiting_for"]]
         notes += [f"table {each}: has another program's routes: ours stay out" for each in kernel["taken_tables"]]
         notes += [f"{each}: another program undoes it, so it is left alone for a while" for each in kernel["stopped"]]
         notes += [f"the kernel refuses: {kernel['problem']}"] if kernel["problem"] else []
         notes += [f"to do: {each}" for each in kernel["steps"][:20]]
-    if not pages:
+    if not pages and not notes:
         return Text("nothing is wanted of the kernel")
     return Group(*pages, *(Text(printable(note), style="yellow") for note in notes))
 

@@ -31,6 +31,17 @@ def judge_kernel(needs: Sequence[str], routes: Mapping[str, Any] | None, why: st
             "systemctl enable --now accelerator-netd",
         )  # fmt: skip
         return
+    # Both families for one reason, mostly.
+    reasons: dict[str, list[str]] = {}
+    for family, reason in routes.get("refused", {}).items():
+        reasons.setdefault(str(reason), []).append({"ipv4": "IPv4", "ipv6": "IPv6"}.get(family, str(family)))
+    for reason, families in reasons.items():
+        yield Finding(
+            "multicast-refused", "bad", "accelerator-netd",
+            f"Multicast of {' and '.join(families)} is not routed: {reason.rstrip('.')}.",
+            "end the other program, or give netd a table of its own: multicast.table: 8600, then accelctl policy apply"
+            if "another program" in reason else "journalctl -u accelerator-netd",
+        )  # fmt: skip
     kernel = routes.get("kernel", {})
     if kernel.get("problem"):
         yield Finding(

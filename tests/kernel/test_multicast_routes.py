@@ -15,6 +15,8 @@ import pytest
 from netd_box import NetdBox, wait_for
 from streams import ASM, FAMILIES, PORT, SOURCE, SSM, Count, Stream
 
+from accelerator.control.display import what_waits
+from accelerator.doctor.judge_kernel import judge_kernel
 from accelerator.kernel.mroute import MulticastSocket
 from accelerator.kernel.mroute_table import read_interfaces, read_routes
 
@@ -164,8 +166,15 @@ def test_a_table_of_our_own_beside_another_program(branch: Branch, is_v6: bool) 
     other = branch.box.call(lambda: MulticastSocket(family))
     branch.netd.desire(TV)
     wait_for(lambda: branch.netd.events("multicast-refused"), "that the usual table is taken")
+    shown = branch.netd.ask("show")
+    name = "ipv6" if is_v6 else "ipv4"
+    # Of which nothing was said: the page told that nothing is wanted of the kernel, and the doctor that all is well.
+    assert shown["refused"] == {name: "another program routes multicast already"}
+    assert f"{name}: multicast is not routed: another program routes multicast already" in what_waits(shown)
+    assert [each.code for each in judge_kernel(["multicast"], shown, "")] == ["multicast-refused"]
     branch.netd.desire(TV, multicast_table=8600)
     branch.netd.ready()
+    assert not branch.netd.ask("show")["refused"]
     rules = ["-6"] if is_v6 else []
     wait_for(lambda: branch.box.ip(*rules, "mrule").count("lookup 8600") == 3, "the rules that lead there")
     count = Count(netns.join(branch.hosts[0], "eth0", ASM[is_v6], PORT))
