@@ -471,7 +471,9 @@ def _now_s() -> float:
 async def _locked(path: Path) -> int | None:
     """Held until the process ends; None: another one holds it. The socket's file can't say that: it may be gone, and
     whoever started beside it would have the same routes, and take away the other's socket at its end."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    if os.geteuid() == 0:  # who takes the product off is; the unit's netd is not, and has to open it afterwards
+        os.fchown(descriptor, path.parent.stat().st_uid, -1)
     for _ in range(LOCK_TRIES):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

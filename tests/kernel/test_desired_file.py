@@ -81,3 +81,10 @@ def test_a_second_netd_ran_beside_the_first_whose_socket_file_had_gone(tmp_path:
         assert said.decode() == f"accelerator-netd: another one runs in {tmp_path}\n"
         netd.stop(signal.SIGKILL)
         netd.start()
+
+
+def test_root_who_took_it_out_left_a_lock_that_the_units_netd_could_not_open(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12_345, 12_345)
+    with netns.Topology() as topology:
+        topology.namespace("box").run(str(NETD), "--state-dir", str(tmp_path), "--remove")
+    assert (tmp_path / "netd.lock").stat().st_uid == 12_345
