@@ -6,8 +6,9 @@ Run: .venv/bin/python benchmarks/relay_delay.py [SECONDS [RUNS]]     (root; of e
 Added delay: from the sender's clock just before its system call to the kernel's time stamp at a receiver, so that every
 queue is in it. One receiver of each input is measured, the last of its list. The others do no work: their packets are
 dropped by a veth's other end as early as it can (its softirq is still the sender's core's), or by a bridge that floods
-nowhere, which costs what handing a packet to a network card does. Relay and loop have real-time priority, as others'
-work on the core is another question (relay_beside_edge.py).
+nowhere, which costs what handing a packet to a network card does. Relay, loop and the source have real-time priority:
+others' work on the core is another question (relay_beside_edge.py), and a source that is kept from its core sends the
+packets of all inputs at one moment, as no thirty encoders would. How late it was is printed (decision 0243).
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Window:
     p99_ms: float
     cpu: float  # share of the core
     waiting: float  # for the core, which others had
+    source_p99_ms: float  # how much later than they should have packets were sent to the inputs
 
 
 Addresses = list[tuple[str, int]]
@@ -66,6 +68,15 @@ def used_of(task: str) -> Callable[[], tuple[float, float]]:
         return run_ns / 1e9, wait_ns / 1e9
 
     return used_s
+
+
+@contextlib.contextmanager
+def punctual() -> Iterator[None]:
+    first(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 @contextlib.contextmanager
@@ -142,12 +153,14 @@ def window(
     probes = [Probe(udp(host, "10.1.0.2", 7000 + index)) for index in range(INPUTS)]
     source = udp(box, "127.0.0.1")
     number = 0
-    with made as (to, used_s, dropped):
+    late_s: list[float] = []
+    with made as (to, used_s, dropped), punctual():
         begin_cpu_s, begin_s = used_s(), time.monotonic()
         while (now_s := time.monotonic()) - begin_s < seconds:
             # Inputs don't beat together: one after the other, evenly over the time of a packet.
             while number < (now_s - begin_s) * RATE * INPUTS:
                 source.sendto(rtp(number // INPUTS, time.time_ns()), to[number % INPUTS])
+                late_s.append(time.monotonic() - begin_s - number / RATE / INPUTS)
                 number += 1
             for probe in probes[number % INPUTS :: INPUTS]:
                 probe.read()
@@ -166,11 +179,9 @@ def window(
         for packet, delay in zip(probe.numbers, probe.delays_ns, strict=True)
         if packet >= RATE * BEGINS_S
     )
-    if not delays:
-        return Window(lost, 0, 0, cpu_s / seconds, waited_s / seconds)
-    return Window(
-        lost, delays[len(delays) // 2] / MS, delays[len(delays) * 99 // 100] / MS, cpu_s / seconds, waited_s / seconds
-    )
+    p50_ms, p99_ms = (delays[len(delays) * part // 100] / MS if delays else 0.0 for part in (50, 99))
+    source_p99_ms = sorted(late_s)[len(late_s) * 99 // 100] * 1000
+    return Window(lost, p50_ms, p99_ms, cpu_s / seconds, waited_s / seconds, source_p99_ms)
 
 
 def rows_of(case: str, hold_ms: int, found: dict[str, list[Window]]) -> Iterator[tuple[str, ...]]:
@@ -188,7 +199,8 @@ def rows_of(case: str, hold_ms: int, found: dict[str, list[Window]]) -> Iterator
             f"{p99_ms[kind]:.1f}",
             f"{min(each.p99_ms for each in windows):.1f} to {max(each.p99_ms for each in windows):.1f}",
             f"{statistics.median(each.cpu for each in windows):.0%}",
-            f"{statistics.median(each.waiting for each in windows):.1%}", verdict,
+            f"{statistics.median(each.waiting for each in windows):.1%}",
+            f"{statistics.median(each.source_p99_ms for each in windows):.2f}", verdict,
         )  # fmt: skip
 
 
@@ -229,7 +241,7 @@ def main() -> int:
                         windows.append(window(box, host, made, hold_ms, seconds))
                 rows += rows_of(f"{receivers:,} receivers, hold {hold_ms} ms, {link}", hold_ms, found)
     print(f"{INPUTS} inputs of 2 Mbit/s; added delay in ms, medians of {runs} windows of {seconds:g} s")
-    measure.table(("case", "lost", "p50", "p99", "p99 of windows", "core", "waiting", "target of p99"), rows)
+    measure.table(("case", "lost", "p50", "p99", "p99 of windows", "core", "waiting", "source late, p99", "target of p99"), rows)
     return 0
 
 

@@ -14,7 +14,7 @@ from ext.relay cimport *
 from ext.relay_align cimport align_open
 from ext.relay_ask cimport ASK_AGAIN_NS, ASK_BYTES, ask_write
 from ext.relay_input cimport relay_close, relay_expire, relay_gauges, relay_open, relay_take, source_allowed
-from ext.relay_turns cimport LATE_BUCKETS, W_LATE, WORKER_STRIDE
+from ext.relay_turns cimport LATE_BUCKETS, W_EARLY, W_LATE, W_PRESSED_NS, WORKER_STRIDE
 from ext.relay_wire cimport FORMAT_DETECT, FORMAT_RTP
 from ext.relay_worker cimport *
 from ext.stream cimport stream_publish
@@ -294,6 +294,15 @@ cdef class RelayPlane:
     def late(self) -> list:
         """By worker: how many trains began so late after their hold or pace, [n] being less than 2^n microseconds."""
         return [[int(n) for n in row[W_LATE:W_LATE + LATE_BUCKETS]] for row in self.worker_rows]
+
+    def pressed(self) -> list:
+        """[(nanoseconds short of time, trains that left early for it)] by worker."""
+        return [(int(row[W_PRESSED_NS]), int(row[W_EARLY])) for row in self.worker_rows]
+
+    def set_early(self, bint is_always) -> None:
+        """For tests: what the workers do only when they are short of time, trains were late and they are idle again."""
+        for i in range(self.n_workers):
+            store_u32(&self.workers[i].turns.is_always_early, is_always)
 
     def close(self) -> None:
         """Ends the workers. Sockets stay their owners' to close."""

@@ -41,6 +41,10 @@ cdef enum:
     # Where no train is due, one of two packets and more leaves before its hold is over by this part of it: so trains of many
     # relays that would be due together are spread over the time when nothing else is to be done. Decision 0240.
     EARLY_PART = 8
+    # While the worker is short of time a packet that is alone waits for the next, by this part of its hold at most, and by
+    # no more than PATIENCE_NS. Decision 0243.
+    PATIENCE_PART = 2
+    PATIENCE_NS = 2000000
     # Of an output, for each eight packets received: as much as 128 receivers need. More than that loses its own oldest packets
     # rather than the time of the other relays.
     RELIEF_PARTS = 8
@@ -176,7 +180,7 @@ cdef void send_segmented(Sender* s, Output* o, Train* t, Destination* to, uint32
     cdef bint is_refused = False
     cdef mmsghdr* m
     acc_segment_control(s.control, <uint16_t>t.segment)
-    n = n - first if n - first < SEND_BATCH else <uint32_t>SEND_BATCH
+    n = n - first if n - first <= SEND_MOST else <uint32_t>SEND_BATCH
     for i in range(n):
         m = &s.messages[i]
         m.msg_len = 0
@@ -204,7 +208,7 @@ cdef void send_singly(Sender* s, Output* o, Train* t, Destination* to, uint32_t 
     cdef uint32_t receiver = o.begun_at // t.n_packets
     cdef uint32_t packet = o.begun_at % t.n_packets
     cdef mmsghdr* m
-    total = total if total < SEND_BATCH else <uint32_t>SEND_BATCH
+    total = total if total <= SEND_MOST else <uint32_t>SEND_BATCH
     for i in range(total):
         m = &s.messages[i]
         m.msg_len = 0
@@ -328,7 +332,21 @@ cdef void relay_see(Relay* r) noexcept nogil:
             o.cursor = r.n_ready
 
 
-cdef bint output_due(Relay* r, Output* o, int64_t now, int64_t* due) noexcept nogil:
+cdef int64_t patience_of(Relay* r, Output* o, int64_t held_until) noexcept nogil:
+    """How much longer a single packet is held so that it leaves with the next: a train of two costs what one packet does.
+    0 where the next isn't expected by then."""
+    cdef int64_t patience = o.hold_ns // PATIENCE_PART
+    cdef Slot* slot = &r.slots[r.ready[o.cursor & r.mask] & r.mask]
+    cdef int64_t between
+    if r.rate_bytes_s == 0:
+        return 0
+    if patience > PATIENCE_NS:
+        patience = PATIENCE_NS
+    between = <int64_t>(slot.payload_bytes * <uint64_t>1000000000 // r.rate_bytes_s)
+    return patience if slot.arrival_ns + between + between // 8 <= held_until + patience else 0
+
+
+cdef bint output_due(Relay* r, Output* o, bint is_pressed, int64_t now, int64_t* due) noexcept nogil:
     cdef uint64_t pace
     cdef bint is_full
     cdef int64_t leaves
@@ -354,6 +372,8 @@ cdef bint output_due(Relay* r, Output* o, int64_t now, int64_t* due) noexcept no
     leaves = due[0]
     if r.n_ready - o.cursor > 1:
         leaves -= o.hold_ns // EARLY_PART
+    elif is_pressed and o.train_packets > 1:
+        leaves += patience_of(r, o, leaves)
     if leaves <= now:
         return True
     due[0] = leaves
@@ -369,6 +389,6 @@ cdef void relay_relieve(Sender* s, Relay* r, int64_t now) noexcept nogil:
     for i in range(r.seen.n_rows):
         o = &r.outputs[r.seen.rows[i].output]
         parts = 0
-        while r.seen.rows[i].n and r.n_ready - o.cursor > r.mask // 4 and parts < RELIEF_PARTS and output_due(r, o, now, &due):
+        while r.seen.rows[i].n and r.n_ready - o.cursor > r.mask // 4 and parts < RELIEF_PARTS and output_due(r, o, False, now, &due):
             send_part(s, r, &r.seen.rows[i], now)
             parts += 1

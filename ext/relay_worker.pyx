@@ -11,7 +11,7 @@ from ext.relay cimport *
 from ext.relay_ask cimport ASK_BYTES, ask_write
 from ext.relay_input cimport relay_expire, relay_gauges, relay_take, source_allowed
 from ext.relay_send cimport *
-from ext.relay_turns cimport W_LATE, W_PASSES, acc_now_ns, turns_gather, turns_take
+from ext.relay_turns cimport W_PASSES, acc_now_ns, turns_gather, turns_rested, turns_spread, turns_take
 
 cdef extern from * nogil:
     """
@@ -124,7 +124,7 @@ cdef bint worker_open(RelayWorker* w, uint64_t* global_epoch, uint64_t* row) noe
     memset(w, 0, sizeof(RelayWorker))
     w.global_epoch = global_epoch
     w.passes = row + W_PASSES
-    w.turns.late = row + W_LATE
+    w.turns.row = row
     w.poll = epoll_create1(EPOLL_CLOEXEC)
     w.wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
     w.buffers = <uint8_t*>malloc(RECEIVE_BATCH * RECEIVE_BYTES)
@@ -302,8 +302,9 @@ cdef void worker_run(RelayWorker* w) noexcept nogil:
     cdef Relay* r
     cdef uint32_t id, slot, n_begun = 0
     cdef uint64_t drained
-    cdef int64_t now = acc_now_ns(), gauges_ns = 0, wait_ns = 0
+    cdef int64_t now = acc_now_ns(), gauges_ns = 0, wait_ns = 0, woken_ns
     cdef int n, i
+    w.turns.window_ns = now
     while not load_u32(&w.closing):
         # What the control plane has published since stays unseen while a train is begun: its receivers must stay.
         if n_begun == 0:
@@ -311,8 +312,10 @@ cdef void worker_run(RelayWorker* w) noexcept nogil:
         if w.claim != NULL:
             claim(w.claim, now + wait_ns)
         n = acc_epoll_wait_ns(w.poll, events, EVENTS, wait_ns)
+        woken_ns = acc_now_ns()
+        turns_rested(&w.turns, woken_ns, woken_ns - now if wait_ns else 0)
         if w.claim != NULL:
-            claim(w.claim, acc_now_ns())
+            claim(w.claim, woken_ns)
         if n_begun == 0:
             # Read-modify-write, as ext/reclaim.pyx says: whoever frees either sees us awake, or we see what it published.
             exchange_u64(&w.epoch, load_u64_seq(w.global_epoch))
@@ -334,6 +337,8 @@ cdef void worker_run(RelayWorker* w) noexcept nogil:
         attend(w, relays, now, now - gauges_ns >= GAUGES_NS)
         if now - gauges_ns >= GAUGES_NS:
             gauges_ns = now
+        if w.turns.n == 0:                      # otherwise there would be nothing to do
+            turns_spread(&w.turns, relays, now)
         turns_take(&w.turns, &w.sender, now)
         count(w.passes, 1)
         wait_ns = earliest(relays, &n_begun)

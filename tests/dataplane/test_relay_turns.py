@@ -137,6 +137,40 @@ def test_late_trains_are_counted_by_how_late() -> None:
         rig.wait(lambda: sum(rig.plane.late()[0]) == 20)
 
 
+def test_a_worker_that_is_short_of_time_says_so_and_loses_nothing() -> None:
+    """A train that lasts longer than the time over which the worker looks."""
+    packets = stream(64 * TRAIN)
+    with RelayRig() as rig:
+        incoming, source, last = rig.open(), rig.open(), rig.receiver()
+        rig.relay([incoming], [last], hold_ns=5 * MS, segments=False)
+        rig.plane.set_receivers(0, [(0, nobody(rig) * 3 * MANY + destination(last.getsockname()))])
+        sent = 0
+        while rig.plane.pressed()[0][0] == 0:
+            assert sent < len(packets)
+            rig.send(incoming, packets[sent : sent + TRAIN], sender=source)
+            sent += TRAIN
+            rig.wait(lambda sent=sent: rig.output()["packets"] == sent * (3 * MANY + 1))  # type: ignore[misc]
+        rig.wait(lambda: len(rig.received[last]) == sent)
+        assert rig.received[last] == packets[:sent]
+
+
+def test_what_leaves_early_leaves_once_and_in_line() -> None:
+    """As the worker does when trains of many relays become due together: no hold of an hour is waited for."""
+    packets = stream(500)
+    with RelayRig() as rig:
+        rig.plane.set_early(True)
+        inputs = [rig.open() for _ in range(3)]
+        receivers = [rig.receiver() for _ in inputs]
+        for slot, (incoming, receiver) in enumerate(zip(inputs, receivers, strict=True)):
+            rig.relay([incoming], [receiver], slot, hold_ns=3_600_000 * MS)
+        for at in range(0, len(packets), 5):
+            for slot, incoming in enumerate(inputs):
+                rig.send(incoming, packets[at : at + 5], slot)
+        rig.wait(lambda: all(len(rig.received[receiver]) == len(packets) for receiver in receivers))
+        assert [rig.received[receiver] for receiver in receivers] == [packets] * 3
+        assert rig.plane.pressed()[0][1] > 0
+
+
 # --- a link that is too slow ------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,13 @@ def worker_rows(plane: RelayPlane | None, stalled: Collection[int]) -> list[dict
     if plane is None:
         return []
     return [
-        {"index": index, "alive": is_alive and index not in stalled, "late_p99_ms": late_p99_ms(late)}
-        for index, ((_, is_alive), late) in enumerate(zip(plane.workers_state(), plane.late(), strict=True))
+        {
+            "index": index,
+            "alive": is_alive and index not in stalled,
+            "late_p99_ms": late_p99_ms(late),
+            "short_of_time_s": round(pressed_ns / 1e9, 1),
+        }
+        for index, ((_, is_alive), late, (pressed_ns, _)) in enumerate(
+            zip(plane.workers_state(), plane.late(), plane.pressed(), strict=True)
+        )
     ]
