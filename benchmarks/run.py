@@ -14,7 +14,7 @@ import measure
 # The questions of the product first, then what its parts cost.
 QUESTIONS = (
     "hits", "tls", "http2", "disk_serve", "viewers", "collapse", "idle_memory", "relay_fanout", "relay_delay",
-    "relay_load", "relay_beside_edge", "relay_http", "relay_repair", "eviction",
+    "relay_load", "relay_beside_edge", "relay_http", "relay_repair", "relay_fec", "eviction",
     "loops", "wan_budget", "reconcile", "repairs", "kernel_table", "multicast_peers",
 )  # fmt: skip
 # What takes longer than `make bench` should is run in its short form.

@@ -171,6 +171,8 @@ cdef struct FecSlot:
     uint8_t type_xor
     uint8_t offset
     uint8_t count
+    uint8_t n_missing           # of those it covers; where it's wrong it is too low, and the repair is tried in vain
+    uint64_t early              # the one that it could give back and that is newer than all that came; 0: none
 
 cdef struct Ask:                # of a packet that was passed over
     uint64_t sequence           # in window numbers; 0: none
@@ -265,7 +267,10 @@ cdef struct Relay:
     uint8_t* data
     FecSlot* fec                # NULL: no leg of repair packets
     uint8_t* fec_data
+    uint8_t* fec_rows           # by slot of the window, which repair packet covers it: its index and 1; 0: none
+    uint8_t* fec_columns
     uint32_t fec_next
+    uint64_t fec_early          # no repair packet's `early` is below
     Ask* asks                   # by slot; NULL: nothing is asked for again
     int64_t ask_ns              # when to ask next
     int64_t ask_again_ns

@@ -7,7 +7,7 @@ from ext.atomics cimport count, load_ptr, store_u64_relaxed
 from ext.relay cimport *
 from ext.relay_align cimport align_close, align_lost, align_take, content_of, is_apart
 from ext.relay_ask cimport ask_missed, ask_take
-from ext.relay_fec cimport fec_forget, fec_take, fec_try
+from ext.relay_fec cimport fec_came, fec_close, fec_forget, fec_open, fec_take
 from ext.relay_wire cimport *
 from ext.stream cimport Stream, stream_take
 
@@ -37,10 +37,7 @@ cdef bint relay_open(Relay* r, uint64_t window_packets, bint has_fec) noexcept n
     r.slots = <Slot*>calloc(window_packets, sizeof(Slot))
     r.data = <uint8_t*>malloc(window_packets * r.slot_bytes)
     r.ts = <TsState*>calloc(1, sizeof(TsState))
-    if has_fec:
-        r.fec = <FecSlot*>calloc(FEC_KEPT, sizeof(FecSlot))
-        r.fec_data = <uint8_t*>malloc(<uint64_t>FEC_KEPT * r.slot_bytes)
-    if r.ready == NULL or r.slots == NULL or r.data == NULL or r.ts == NULL or (has_fec and (r.fec == NULL or r.fec_data == NULL)):
+    if r.ready == NULL or r.slots == NULL or r.data == NULL or r.ts == NULL or (has_fec and not fec_open(r, window_packets)):
         relay_close(r)
         return False
     ts_reset(r.ts)
@@ -52,16 +49,14 @@ cdef void relay_close(Relay* r) noexcept nogil:
     free(r.slots)
     free(r.data)
     free(r.ts)
-    free(r.fec)
-    free(r.fec_data)
+    fec_close(r)
     free(r.asks)
     align_close(r)
     r.asks = NULL
     r.ready = NULL
     r.slots = NULL
-    r.data = r.fec_data = NULL
+    r.data = NULL
     r.ts = NULL
-    r.fec = NULL
 
 
 cdef bint source_allowed(Leg* leg, const uint8_t* address) noexcept nogil:
@@ -259,11 +254,11 @@ cdef void accept(Relay* r, uint32_t leg, uint64_t sequence, const uint8_t* data,
         release(r)
         if r.hole_ns != INT64_MAX:
             look_for_hole(r)
+    if r.fec != NULL:
+        fec_came(r, sequence, now)
     if r.next <= r.newest:
         if r.hole_ns == INT64_MAX:
             look_for_hole(r)
-        if r.fec != NULL:
-            fec_try(r, now)
         relay_expire(r, now)
 
 

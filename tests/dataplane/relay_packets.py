@@ -43,18 +43,16 @@ def stream(n: int, *, first: int = 0, kind: int = 33) -> list[bytes]:
 def repair(packets: Sequence[bytes], base: int, offset: int, *, row: bool = False, sequence: int = 0) -> bytes:
     """The SMPTE 2022-1 packet over `packets`, whose numbers are base, base + offset, ..."""
     size = max(len(packet) for packet in packets) - 12
-    body = bytearray(size)
-    length = kind = time = 0
+    body = length = kind = time = 0
     for packet in packets:
         length ^= len(packet) - 12
         kind ^= packet[1] & 0x7F
         time ^= struct.unpack("!I", packet[4:8])[0]
-        for i, byte in enumerate(packet[12:]):
-            body[i] ^= byte
+        body ^= int.from_bytes(packet[12:].ljust(size, b"\0"), "big")
     header = struct.pack(
         "!HHBBHIBBBB", base & 0xFFFF, length, 0x80 | kind, 0, 0, time, 0x40 if row else 0, offset, len(packets), 0
     )
-    return rtp(sequence, header + bytes(body), ssrc=0, kind=96)
+    return rtp(sequence, header + body.to_bytes(size, "big"), ssrc=0, kind=96)
 
 
 def matrix(packets: Sequence[bytes], columns: int, rows: int, first: int = 0) -> tuple[list[bytes], list[bytes]]:

@@ -327,6 +327,41 @@ def test_random_loss_against_the_definition(seed: int) -> None:
     assert b.known()["repaired"] == len(expected)
 
 
+def test_repair_that_came_before_the_packets_around_it_is_used_when_they_come() -> None:
+    packets = stream(10)
+    b = bench(fec=True, wait_ns=500 * MS, window_packets=1024)
+    row = repair(packets[0:8], 0, 1, row=True)
+    out = [packet for i in range(7) for packet in b.take(0, packets[i], START + i * MS)]
+    assert b.take(2, row, START + 7 * MS) == []  # number 7 may still come
+    assert out + b.take(0, packets[8], START + 8 * MS) == packets[:9]
+    assert b.known()["repaired"] == 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_repair_in_any_order_gives_what_the_definition_says(seed: int) -> None:
+    """Media and repair of a matrix in any order: which is there first doesn't matter once all are."""
+    source = random.Random(seed)
+    packets = stream(401)
+    lost = {i for i in range(40, 400) if source.random() < 0.2}
+    b = bench(fec=True, wait_ns=5000 * MS, window_packets=1024)
+    expected: set[int] = set()
+    now = START
+    out = [found for i in range(40) for found in b.take(0, packets[i], START)]
+    for block in range(40, 400, 40):
+        expected |= {block + i for i in decodable({i - block for i in lost if block <= i < block + 40}, 8, 5)}
+        by_column, by_row = matrix(packets[block : block + 40], 8, 5, block)
+        coming = [(0, packets[block + i]) for i in range(40) if block + i not in lost]
+        coming += [(1, each) for each in by_column] + [(2, each) for each in by_row]
+        source.shuffle(coming)
+        for leg, each in coming:
+            now += MS
+            out += b.take(leg, each, now)
+    out += b.take(0, packets[400], now)
+    out += b.expire(now + 9000 * MS)
+    assert out == [found for i, found in enumerate(packets) if i not in lost or i in expected]
+    assert b.known()["lost"] == len(lost - expected)
+
+
 def test_repair_that_lies_gives_nothing_else_out() -> None:
     packets = stream(60)
     honest = repair(packets[10:50:8], 10, 8)
