@@ -241,7 +241,8 @@ def main() -> int:
                         windows.append(window(box, host, made, hold_ms, seconds))
                 rows += rows_of(f"{receivers:,} receivers, hold {hold_ms} ms, {link}", hold_ms, found)
     print(f"{INPUTS} inputs of 2 Mbit/s; added delay in ms, medians of {runs} windows of {seconds:g} s")
-    measure.table(("case", "lost", "p50", "p99", "p99 of windows", "core", "waiting", "source late, p99", "target of p99"), rows)
+    heads = ("case", "lost", "p50", "p99", "p99 of windows", "core", "waiting", "source late, p99", "target of p99")
+    measure.table(heads, rows)
     return 0
 
 

@@ -1,7 +1,7 @@
-"""What does a hole that can't be repaired cost each packet behind it? A stream with repair packets (SMPTE 2022-1) through a
-relay's window, no socket: nothing lost, packets that are given back, and matrices that are beyond repair.
+"""What does a hole that can't be repaired cost each packet behind it? A stream with repair packets (SMPTE 2022-1)
+through a relay's window, no socket: nothing lost, packets that are given back, and matrices that are beyond repair.
 
-Run: .venv/bin/python benchmarks/relay_fec.py [PACKETS [RUNS]]     (by default 40,000 of each case, medians of 5; no peer)
+Run: .venv/bin/python benchmarks/relay_fec.py [PACKETS [RUNS]]     (by default 40,000 a case, medians of 5; no peer)
 
 Where a matrix is beyond repair a hole is open all the time. Python's calls are in all cases' time; "nothing lost" says
 how much that is.
