@@ -46,6 +46,8 @@ _READ_WITHIN_MS = 500
 _STATS_EVERY_S = 2.0
 # Without a packet for so long, a RIST sender counts as gone: its library tells of peers, not of media.
 _SILENT_S = 2.0
+# One whose packets could be no stream, or who sends none, makes place for another after this.
+_IDLE_S = 1.0
 _RETRY_S = (0.25, 0.5, 1.0, 2.0, 4.0)
 _PACKET_BYTES = 2048
 _MP2T = 33
@@ -70,11 +72,17 @@ class Refusals:
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._told_s = 0.0
+        self._is_told = True
 
     def add(self, reason: str) -> None:
         self._counts[reason] = self._counts.get(reason, 0) + 1
-        if time.monotonic() - self._told_s >= _STATS_EVERY_S:
-            self._told_s = time.monotonic()
+        self._is_told = False
+        self.tell()
+
+    def tell(self) -> None:
+        """What `add` had no time for."""
+        if not self._is_told and time.monotonic() - self._told_s >= _STATS_EVERY_S:
+            self._told_s, self._is_told = time.monotonic(), True
             report(refused=self._counts)
 
 
@@ -141,6 +149,31 @@ class Feed:
                 raise
 
 
+def could_be_media(payload: bytes) -> bool:
+    """Transport packets, or RTP (RFC 3550 section 5.1)."""
+    if payload[:1] == b"\x47":
+        return len(payload) % 188 == 0
+    return len(payload) >= 12 and payload[0] >> 6 == 2
+
+
+class Holder:
+    """Who has the input: the first caller, for as long as it sends what could be a stream, or nobody else is there."""
+
+    def __init__(self) -> None:
+        self._useful_s = time.monotonic()
+
+    def began(self) -> None:
+        self._useful_s = time.monotonic()
+
+    def note(self, payload: bytes) -> None:
+        if could_be_media(payload):
+            self._useful_s = time.monotonic()
+
+    @property
+    def is_idle(self) -> bool:
+        return time.monotonic() - self._useful_s > _IDLE_S
+
+
 def is_admitted(address: str, networks: Sequence[Any]) -> bool:
     ip = ip_address(address)
     ip = getattr(ip, "ipv4_mapped", None) or ip
@@ -156,10 +189,12 @@ def socket_address(host: str, port: int) -> bytes:
 
 # --- SRT --------------------------------------------------------------------------------------------------------------
 
-# <srt/srt.h>, version 1.5: SRT_SOCKOPT, SRT_ERRNO
+# <srt/srt.h>, version 1.5: SRT_SOCKOPT, SRT_ERRNO, SRT_EPOLL_OPT
 _SRT_RCVTIMEO, _SRT_PASSPHRASE, _SRT_CONNTIMEO = 14, 26, 36
 _SRT_RCVLATENCY, _SRT_STREAMID, _SRT_IPV6ONLY, _SRT_PEERIDLETIMEO = 43, 46, 54, 55
 _SRT_ETIMEOUT = 6003
+_SRT_EPOLL_IN = 1
+_BACKLOG = 4
 _LOG_ERR = 3
 
 
@@ -171,12 +206,15 @@ class _MsgCtrl(ctypes.Structure):
 
 
 class Srt:
-    """One connection at a time; who calls meanwhile waits in the library's backlog of one."""
+    """One connection at a time. Who calls meanwhile waits in the library's backlog, until the one that is there ends or
+    is idle: a stranger who connects and sends nothing would hold the input for ever."""
 
     def __init__(self, lib: ctypes.CDLL, config: dict[str, Any], feed: Feed) -> None:
         self._lib, self._config, self._feed = lib, config, feed
         self._networks = [ip_network(each) for each in config["sources"]]
         self._refusals = Refusals()
+        self._holder = Holder()
+        self._waiting = -1  # an epoll of the library's, on the listener
         lib.srt_getlasterror_str.restype = c_char_p
         lib.srt_rejectreason_str.restype = c_char_p
         lib.srt_startup()
@@ -242,7 +280,11 @@ class Srt:
             if tries > 20:
                 raise Fatal(f"can't listen: {self._fault()}")
             time.sleep(0.1)
-        if self._lib.srt_listen(listening, 1) < 0:
+        if self._lib.srt_listen(listening, _BACKLOG) < 0:
+            raise Fatal(f"can't listen: {self._fault()}")
+        self._waiting = self._lib.srt_epoll_create()
+        events = c_int(_SRT_EPOLL_IN)
+        if self._waiting < 0 or self._lib.srt_epoll_add_usock(self._waiting, listening, byref(events)) < 0:
             raise Fatal(f"can't listen: {self._fault()}")
         report(state="waiting", why="listens; nobody has called")
         while True:
@@ -271,8 +313,13 @@ class Srt:
                 return "stream-id"
         return ""
 
+    def _is_another_waiting(self) -> bool:
+        event = ctypes.create_string_buffer(8)  # SRT_EPOLL_EVENT
+        return self._waiting >= 0 and self._lib.srt_epoll_uwait(self._waiting, event, 1, c_int64(0)) > 0
+
     def _receive(self, made: int) -> None:
         self._feed.begin()
+        self._holder.began()
         report(state="connected")
         data = ctypes.create_string_buffer(_PACKET_BYTES)
         said = _MsgCtrl()
@@ -282,13 +329,20 @@ class Srt:
             self._lib.srt_msgctrl_init(byref(said))
             size = receive(made, data, _PACKET_BYTES, byref(said))
             if size > 0:
-                self._feed.give(bytes(view[:size]), said.pktseq, said.srctime * 9 // 100)
+                payload = bytes(view[:size])
+                self._holder.note(payload)
+                self._feed.give(payload, said.pktseq, said.srctime * 9 // 100)
             elif self._lib.srt_getlasterror(None) != _SRT_ETIMEOUT:
                 report(state="waiting", why=self._fault())
+                return
+            if self._holder.is_idle and self._is_another_waiting():
+                self._refusals.add("idle")
+                report(state="waiting", why="the caller sent no stream, and another one waited")
                 return
             if time.monotonic() - told_s >= _STATS_EVERY_S:
                 told_s = time.monotonic()
                 self._tell(made)
+                self._refusals.tell()
 
     def _tell(self, made: int) -> None:
         stats = ctypes.create_string_buffer(2048)  # SRT_TRACEBSTATS, with room for what versions add at its end
@@ -330,10 +384,14 @@ _Disconnect = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)
 
 
 class Rist:
+    """The library takes any number of senders at once: packets of one flow are given on, and of another one only when
+    that is idle."""
+
     def __init__(self, lib: ctypes.CDLL, config: dict[str, Any], feed: Feed, libc: ctypes.CDLL) -> None:
         self._lib, self._config, self._feed, self._libc = lib, config, feed, libc
         self._networks = [ip_network(each) for each in config["sources"]]
         self._refusals = Refusals()
+        self._holder = Holder()
         self._keep: list[Any] = []
 
     def run(self) -> None:
@@ -382,17 +440,30 @@ class Rist:
         read, free, give = self._lib.rist_receiver_data_read2, self._lib.rist_receiver_data_block_free2, self._feed.give
         block = POINTER(_Block)()
         last_s, flow, n_packets, told_s = 0.0, -1, 0, 0.0
+        second = -1
         while True:
             said = read(context, byref(block), _READ_WITHIN_MS)
             now_s = time.monotonic()
             if said > 0 and block:
                 each = block.contents
+                payload = ctypes.string_at(each.payload, each.payload_len)
+                if last_s and each.flow_id != flow and not self._holder.is_idle:
+                    if each.flow_id != second:  # counted once, not by packet
+                        second = each.flow_id
+                        self._refusals.add("second")
+                    free(byref(block))
+                    continue
                 if last_s == 0.0 or each.flow_id != flow:
+                    if last_s:
+                        self._refusals.add("idle")
                     self._feed.begin()
+                    self._holder.began()
+                    second = -1
                     report(state="connected")
                 last_s, flow = now_s, each.flow_id
                 n_packets += 1
-                give(ctypes.string_at(each.payload, each.payload_len), each.seq, each.ts_ntp * 90_000 >> 32)
+                self._holder.note(payload)
+                give(payload, each.seq, each.ts_ntp * 90_000 >> 32)
                 free(byref(block))
             elif said < 0:
                 raise Fatal(f"librist: reading ({said})")
@@ -402,6 +473,7 @@ class Rist:
             if n_packets and now_s - told_s >= _STATS_EVERY_S:
                 told_s = now_s
                 report(stats={"packets": n_packets})
+                self._refusals.tell()
 
 
 # --- life -------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ LINE_BYTES_MAX = 4096
 TEXT_MAX = 200
 STATES = ("waiting", "connected", "failed")
 STATS = ("packets", "missed", "given_up", "undecrypted")
-REFUSALS = ("source", "stream-id")
+REFUSALS = ("source", "stream-id", "idle", "second")
 _COUNT_MAX = 2**63 - 1
 
 # IPv4, and what has three colons or two at once; ports with them. (Two are a time of day.)

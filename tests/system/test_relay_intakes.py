@@ -155,6 +155,30 @@ def test_an_encrypted_input_over_a_lossy_network_is_whole(case: str, places: Pla
     assert not is_running(pid), "it ends with the daemon"
 
 
+class Sending:
+    """The same datagram again and again, to a loopback port of a namespace."""
+
+    def __init__(self, namespace: netns.Namespace, port: int, data: bytes) -> None:
+        self._to, self._data = ("127.0.0.1", port), data
+        self._socket = unicast(namespace, "127.0.0.1", 0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.01):
+            with contextlib.suppress(ConnectionRefusedError):
+                self._socket.sendto(self._data, self._to)
+
+    def __enter__(self) -> Sending:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._socket.close()
+
+
 class Splitter:
     """What comes on one loopback port of a namespace goes to several: two encoders' worth of senders for one stream."""
 
@@ -336,6 +360,40 @@ def test_strangers_are_refused_by_name(scheme: str, places: Places, tmp_path: Pa
             assert box.relay()["counters"]["datagrams"] == 0
     assert "source" in event["why"]
     assert "10.0.0.2" not in box.output
+
+
+def test_a_caller_that_sends_no_stream_makes_place(places: Places, tmp_path: Path) -> None:
+    """Without sources and passphrase, who connected first and sent nothing had the input for ever; rubbish likewise."""
+    source, namespace, _ = places
+    hall = {"from": ["srt://10.0.0.1:9000"], "connection": {"mode": "listener"}, "to": SCREEN}
+    to = "srt://10.0.0.1:9000"
+    with RelayBox(namespace, tmp_path, hall=hall) as box:
+        wait_for(lambda: connection(box)["state"] == "waiting")
+        with running(srt_sender(source, to, port=7001)):
+            wait_for(lambda: connection(box)["state"] == "connected")
+            with Sending(source, 7000, b"rubbish " * 100), running(srt_sender(source, to)):
+                wait_for(lambda: box.relay()["counters"]["datagrams"] > 0, seconds=60)
+                before = wait_for(lambda: connection(box)["refused"].get("idle"), seconds=60)
+                # Both call again and again, and send nothing of use.
+                with running(srt_sender(source, to, port=7002), channel(source, 7002, 120)):
+                    wait_for(lambda: box.relay()["counters"]["ts_packets"] > 2000, seconds=60)
+                    wait_for(lambda: connection(box)["refused"]["idle"] > before, seconds=60)
+                    assert box.relay()["state"] == "live"
+                    assert box.events("relay-sender-refused")
+
+
+def test_a_second_rist_sender_is_left_out_until_the_first_is_idle(places: Places, tmp_path: Path) -> None:
+    source, namespace, _ = places
+    hall = {"from": ["rist://10.0.0.1:9000"], "connection": {"mode": "listener"}, "to": SCREEN}
+    to = "rist://10.0.0.1:9000"
+    with RelayBox(namespace, tmp_path, hall=hall) as box:
+        wait_for(lambda: connection(box)["state"] == "waiting")
+        with running(rist_sender(source, to)), Sending(source, 7000, b"rubbish " * 100):
+            wait_for(lambda: box.relay()["counters"]["datagrams"] > 0, seconds=60)
+            with running(rist_sender(source, to, port=7002), channel(source, 7002, 120)):
+                wait_for(lambda: box.relay()["counters"]["ts_packets"] > 500, seconds=60)
+                # What goes on with rubbish has no part in it any more.
+                wait_for(lambda: {"idle", "second"} <= set(connection(box)["refused"]), seconds=60)
 
 
 def test_another_stream_or_passphrase_is_refused(places: Places, tmp_path: Path) -> None:
