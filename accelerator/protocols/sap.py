@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 PORT = 9875
 GLOBAL_GROUP = "224.2.127.254"
 # Section 3: the highest address of a scope zone; this is the one of 239.255.0.0/16, for a site.
 SITE_GROUP = "239.255.255.255"
+# RFC 2974 section 3: the highest address of the scope that the group is in.
+_SCOPES = tuple((ip_network(net), str(ip_network(net)[-1])) for net in ("239.255.0.0/16", "239.192.0.0/14"))
 SDP = "application/sdp"
 _PAYLOAD_TYPE_MAX = 64
 # Section 3.1: all announcements of a group together, and never more often than this.
@@ -29,6 +31,14 @@ class Announcement:
     payload: bytes
     is_deletion: bool = False
     payload_type: str = SDP
+
+
+def group_for(group: str) -> str:
+    """Where a stream to `group` is announced."""
+    address = ip_address(group)
+    if isinstance(address, IPv6Address):
+        return f"ff0{address.packed[1] & 15:x}::2:7ffe"
+    return next((highest for net, highest in _SCOPES if address in net), GLOBAL_GROUP)
 
 
 def hash_of(payload: bytes) -> int:

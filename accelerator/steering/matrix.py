@@ -6,9 +6,12 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from accelerator.policy.model import Policy
+from accelerator.policy.relay_addresses import RelayUrl
+from accelerator.policy.relay_model import Relay
+from accelerator.protocols import sap
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +29,37 @@ class Flow:
 def flow_matrix(policy: Policy) -> list[Flow]:
     """Each flow once, in the policy's order."""
     taken = _intercepted(policy)
-    rows = [*_listeners(policy), *taken, *_origins(policy), *_tunnels(policy), *_relays(policy), *_multicast(policy)]
-    return list(dict.fromkeys(rows))
+    rows = [*_listeners(policy), *taken, *_origins(policy), *_links(policy), *_tunnels(policy), *_relays(policy),
+            *_udpxy(policy), *_multicast(policy)]  # fmt: skip
+    return list(dict.fromkeys([*rows, *_control(rows)]))
 
 
-def _nets(policy: Policy, zones: Sequence[str]) -> list[str]:
-    """Networks of these zones; none: of all zones, where there are any, as that is where viewers are."""
+def _control(rows: Sequence[Flow]) -> Iterator[Flow]:
+    """What IP itself needs beside these."""
+    if rows:
+        yield Flow("any router", "box", "icmp", "-", "in",
+                   "destination unreachable, fragmentation needed: stateful firewalls pass it as related")  # fmt: skip
+    if any(":" in host for row in rows for host in (row.source, row.destination)):
+        yield Flow("any router", "box", "icmpv6", "-", "in", "packet too big: stateful firewalls pass it as related")
+        yield Flow("neighbours", "box", "icmpv6 (ND)", "-", "in", "neighbour discovery: without it there is no IPv6")
+        yield Flow("box", "neighbours", "icmpv6 (ND)", "-", "out", "neighbour discovery: without it there is no IPv6")
+
+
+def _own(host: str) -> str:
+    """A listener's address as a firewall needs it."""
+    return "box" if _is_address(host) and ip_address(host).is_unspecified else host
+
+
+def _nets(policy: Policy, zones: Sequence[str], to: str) -> list[str]:
+    """Networks of these zones that can send to `to`, an address, a network or a name; no zones: of all, where there are
+    any, as that is where viewers are."""
     named = zones or tuple(policy.zones)
-    nets = [str(net) for name in named if name in policy.zones for net in policy.zones[name].nets]
-    return nets or ["viewers"]
+    nets = [net for name in named if name in policy.zones for net in policy.zones[name].nets]
+    try:
+        version = ip_network(to).version
+    except ValueError:
+        return list(map(str, nets)) or ["viewers"]
+    return [str(net) for net in nets if net.version == version] if nets else ["viewers"]
 
 
 def _listeners(policy: Policy) -> Iterator[Flow]:
@@ -42,15 +67,16 @@ def _listeners(policy: Policy) -> Iterator[Flow]:
         if row.address.is_loopback:
             continue
         what = "HTTPS" if row.tls else "HTTP"
-        for net in _nets(policy, row.zones):
-            yield Flow(net, row.address.host, "tcp", str(row.address.port), "in", f"viewers' {what} (listen.{name})")
+        for net in _nets(policy, row.zones, row.address.host):
+            yield Flow(net, _own(row.address.host), "tcp", str(row.address.port), "in",
+                       f"viewers' {what} (listen.{name})")  # fmt: skip
         yield Flow(
-            "routers, load balancers", row.address.host, "tcp", str(row.address.port), "in",
+            "routers, load balancers", _own(row.address.host), "tcp", str(row.address.port), "in",
             f"health probe /.well-known/accelerator/health (listen.{name})",
         )  # fmt: skip
     if policy.admin is not None and not policy.admin.address.is_loopback:
         address = policy.admin.address
-        yield Flow("administrators, monitoring", address.host, "tcp", str(address.port), "in",
+        yield Flow("administrators, monitoring", _own(address.host), "tcp", str(address.port), "in",
                    "dashboard, /metrics (admin)")
 
 
@@ -59,8 +85,8 @@ def _intercepted(policy: Policy) -> Iterator[Flow]:
     row = policy.steering.intercept
     if row is None:
         return
-    for net in _nets(policy, ()):
-        for destination in map(str, row.destinations):
+    for destination in map(str, row.destinations):
+        for net in _nets(policy, (), destination):
             for port in row.ports:
                 yield Flow(net, destination, "tcp", str(port), "in",
                            f"viewers' HTTP, taken on {', '.join(row.interfaces)} (steering.intercept)")  # fmt: skip
@@ -89,6 +115,24 @@ def _origins(policy: Policy) -> Iterator[Flow]:
                    "the clock, by which lifetimes and certificates are judged")
 
 
+def _links(policy: Policy) -> Iterator[Flow]:
+    for name, link in policy.links.items():
+        if link.probe is not None:
+            yield Flow("box", link.probe.host, "tcp", str(link.probe.port), "out", f"probe of link {name} (links)")
+    for name, origin in policy.origins.items():
+        if origin.link_for == "all":
+            why = f"what viewers send to origin {name} themselves, forwarded by its link (link_for)"
+            for host in origin.resolve or tuple(url.host for url in origin.from_):
+                for net in _nets(policy, (), host):
+                    yield Flow(net, host, "any", "any", "out", why)
+    for name, mark in policy.marks.items():
+        why = f"traffic of others, forwarded and marked (marks.{name})"
+        for net in map(str, mark.nets):
+            for port in mark.ports or ("any",):
+                yield Flow("viewers", net, mark.protocol, str(port), "out", why)
+                yield Flow(net, "viewers", mark.protocol, "any", "out", f"{why}; from port {port}")
+
+
 def _tunnels(policy: Policy) -> Iterator[Flow]:
     for each in policy.steering.connect:
         yield Flow("box", each.host, "tcp", str(each.port), "out", "CONNECT of viewers (steering.connect)")
@@ -96,19 +140,24 @@ def _tunnels(policy: Policy) -> Iterator[Flow]:
 
 def _relays(policy: Policy) -> Iterator[Flow]:
     for name, relay in policy.relays.items():
+        why = f"input of relay {name}"
         for url in relay.from_:
-            group = ip_address(url.host)
             if url.scheme in ("srt", "rist"):
-                yield Flow("box", url.host, "udp", str(url.port), "out", f"input of relay {name} ({url.scheme})")
+                yield from _connected(relay, url, why)
                 continue
             last = url.port + {"none": 0, "columns": 2, "both": 4}[relay.fec]
             ports = str(url.port) if last == url.port else f"{url.port}-{last}"
-            why = f"input of relay {name}"
             sources = [url.source] if url.source else [str(net) for net in relay.sources] or ["any sender"]
             for source in sources:
-                yield Flow(source, url.host, "udp", ports, "in", why)
-            if group.is_multicast:
-                yield from _membership(group.version, relay.interface or "uplink", why)
+                yield Flow(source, _own(url.host), "udp", ports, "in", why)
+            if url.is_group:
+                yield from _membership(url.host, relay.interface or "uplink", why)
+        if relay.retransmit is not None:
+            asked = relay.retransmit.from_
+            again = f"missing packets of relay {name} are asked for (retransmit)"
+            yield Flow("box", asked.host, "udp", str(asked.port), "out", again)
+            if relay.retransmit.port:
+                yield Flow(asked.host, "box", "udp", str(relay.retransmit.port), "in", again)
         for output in relay.to:
             if output.group is not None:
                 yield Flow(
@@ -117,39 +166,84 @@ def _relays(policy: Policy) -> Iterator[Flow]:
                 )  # fmt: skip
             for receiver in output.unicast or ():
                 yield Flow("box", receiver.host, "udp", str(receiver.port), "out", f"relay {name} to a receiver")
-        if relay.announce:
-            yield Flow("box", "224.2.127.254, or its scope's last address", "udp", "9875", "out",
-                       f"announcement of relay {name} (SAP)")  # fmt: skip
+            if output.unicast is not None:
+                yield Flow("box", "receivers", "udp", "any", "out",
+                           f"relay {name} to those that accelctl relay add-receiver names")  # fmt: skip
+        for output in relay.to if relay.announce else ():
+            if output.group is not None:
+                yield Flow("box", sap.group_for(output.group.host), "udp", str(sap.PORT), "out",
+                           f"announcement of relay {name} (SAP)")  # fmt: skip
 
 
-def _membership(version: int, interface: str, why: str) -> Iterator[Flow]:
-    if version == 4:
-        yield Flow("box", "224.0.0.22", "igmp", "-", "out", f"joins on {interface} for {why}")
-        yield Flow("querier", "224.0.0.1", "igmp", "-", "in",
-                   f"queries on {interface}: without them the stream ends")  # fmt: skip
-    else:
-        yield Flow("box", "ff02::16", "icmpv6 (MLD)", "-", "out", f"joins on {interface} for {why}")
-        yield Flow("querier", "ff02::1", "icmpv6 (MLD)", "-", "in",
-                   f"queries on {interface}: without them the stream ends")
+def _connected(relay: Relay, url: RelayUrl, why: str) -> Iterator[Flow]:
+    """SRT and RIST: who calls whom, and RIST's simple profile has its RTCP on the next port."""
+    is_simple = url.scheme == "rist" and relay.connection is not None and relay.connection.profile == "simple"
+    ports = f"{url.port}-{url.port + 1}" if is_simple else str(url.port)
+    if relay.connection is None or relay.connection.mode == "caller":
+        yield Flow("box", url.host, "udp", ports, "out", f"{why} ({url.scheme})")
+        return
+    for source in map(str, relay.sources or ("any sender",)):
+        yield Flow(source, _own(url.host), "udp", ports, "in", f"{why} ({url.scheme}), whose sender connects")
+
+
+def _udpxy(policy: Policy) -> Iterator[Flow]:
+    wanted = policy.udpxy
+    for group in wanted.groups:
+        why = "groups that viewers ask for by HTTP (udpxy)"
+        for source in _sources(wanted.sources, group.version):
+            yield Flow(source, str(group), "udp", "any", "in", why)
+        yield from _membership(str(group), wanted.interface or "uplink", why)
+
+
+def _membership(group: str, interface: str, why: str) -> Iterator[Flow]:
+    """A member's side: what it sends and hears. The older versions are spoken where the querier speaks them."""
+    is_v4 = ":" not in group
+    protocol = "igmp" if is_v4 else "icmpv6 (MLD)"
+    routers, nodes, leaves = ("224.0.0.22", "224.0.0.1", "224.0.0.2") if is_v4 else ("ff02::16", "ff02::1", "ff02::2")
+    older = f"the same in version {2 if is_v4 else 1}, where the querier has no newer one"
+    yield Flow("box", routers, protocol, "-", "out", f"joins on {interface} for {why}")
+    for destination in (group, leaves):
+        yield Flow("box", destination, protocol, "-", "out", f"joins on {interface} for {why}: {older}")
+    yield Flow("querier", nodes, protocol, "-", "in", f"queries on {interface}: without them the stream ends")
+    yield Flow("querier", group, protocol, "-", "in", f"queries on {interface}, when somebody has left")
 
 
 def _multicast(policy: Policy) -> Iterator[Flow]:
     for name, proxy in policy.multicast.proxies.items():
         why = f"multicast proxy {name}"
-        for version in (4, 6):
-            yield from _membership(version, proxy.upstream, why)
+        for group in proxy.groups or (ip_network("224.0.0.0/4"), ip_network("ff00::/8")):
+            yield from _membership(str(group), proxy.upstream, why)
             for interface in proxy.downstream:
-                if version == 4:
-                    yield Flow("viewers", "224.0.0.22", "igmp", "-", "in", f"joins on {interface} for {why}")
-                    yield Flow("box", "224.0.0.1", "igmp", "-", "out", f"queries on {interface} for {why}")
-                else:
-                    yield Flow("viewers", "ff02::16", "icmpv6 (MLD)", "-", "in", f"joins on {interface} for {why}")
-                    yield Flow("box", "ff02::1", "icmpv6 (MLD)", "-", "out", f"queries on {interface} for {why}")
-        groups = [str(each) for each in proxy.groups] or ["224.0.0.0/4"]
-        sources = [str(each) for each in proxy.sources] or ["any sender"]
-        for source in sources:
-            for group in groups:
-                yield Flow(source, group, "udp", "any", "in", f"{why}, forwarded from {proxy.upstream}")
+                yield from _members(str(group), interface, why)
+            for source in _sources(proxy.sources, group.version):
+                yield Flow(source, str(group), "udp", "any", "in", f"{why}, from {proxy.upstream}")
+                for interface in proxy.downstream:
+                    yield Flow(source, str(group), "udp", "any", "out", f"{why}, forwarded to {interface}")
+    for name, route in policy.multicast.routes.items():
+        why = f"multicast route {name}"
+        source = route.source or "any sender"
+        yield from _membership(route.group, route.from_, why)
+        yield Flow(source, route.group, "udp", "any", "in", f"{why}, from {route.from_}")
+        for interface in route.to:
+            yield Flow(source, route.group, "udp", "any", "out", f"{why}, forwarded to {interface}")
+
+
+def _members(group: str, interface: str, why: str) -> Iterator[Flow]:
+    """A router's side of a downstream link."""
+    is_v4 = ":" not in group
+    protocol = "igmp" if is_v4 else "icmpv6 (MLD)"
+    routers, nodes, leaves = ("224.0.0.22", "224.0.0.1", "224.0.0.2") if is_v4 else ("ff02::16", "ff02::1", "ff02::2")
+    for destination in (routers, group, leaves):
+        said = "joins" if destination == routers else f"joins and leaves of version {2 if is_v4 else 1}"
+        yield Flow("viewers", destination, protocol, "-", "in", f"{said} on {interface} for {why}")
+    # Another querier's on this link are heard too: the lower address asks.
+    for destination in (nodes, group):
+        yield Flow("box", destination, protocol, "-", "out", f"queries on {interface} for {why}")
+        yield Flow("another querier", destination, protocol, "-", "in", f"its queries on {interface}, for {why}")
+
+
+def _sources(nets: Sequence[IPv4Network | IPv6Network], version: int) -> list[str]:
+    return [str(net) for net in nets if net.version == version] if nets else ["any sender"]
 
 
 def _is_address(host: str) -> bool:

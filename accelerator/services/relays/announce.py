@@ -9,16 +9,13 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Final
+from ipaddress import IPv4Address, ip_address
 
 from accelerator.errors import AcceleratorError
 from accelerator.io.datagram import open_output
 from accelerator.protocols import sap
 from accelerator.protocols.sdp import Connection, Description, Media, Origin, write
 
-# RFC 2974 section 3: the highest address of the scope that the group is in.
-_SCOPES: Final = tuple((ip_network(net), str(ip_network(net)[-1])) for net in ("239.255.0.0/16", "239.192.0.0/14"))
 _TYPE_TS = 33
 
 
@@ -42,14 +39,6 @@ class _Running:
     to: tuple[str, int]
     payload: bytes
     due_s: float
-
-
-def group_for(group: str) -> str:
-    """Where a stream to `group` is announced."""
-    address = ip_address(group)
-    if isinstance(address, IPv6Address):
-        return f"ff0{address.packed[1] & 15:x}::2:7ffe"
-    return next((highest for net, highest in _SCOPES if address in net), sap.GLOBAL_GROUP)
 
 
 def describe(session: Session, version: int) -> bytes:
@@ -99,7 +88,7 @@ class Announcer:
         except AcceleratorError:
             self.n_failed += 1
             return None
-        running = _Running(made, (group_for(session.group), sap.PORT), describe(session, int(wall_s)), now_s)
+        running = _Running(made, (sap.group_for(session.group), sap.PORT), describe(session, int(wall_s)), now_s)
         self._running[session] = running
         return running
 
