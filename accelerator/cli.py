@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AcceleratorError as error:
         return _fail(error, options)
     except OSError as error:
-        return _fail(ControlError("system", str(error)), options)
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _fail(ControlError("system", what), options)
     except KeyboardInterrupt:
         return 130
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
@@ -17,6 +19,7 @@ from accelerator.errors import AcceleratorError, Source
 
 # RFC 5280 appendix A: ub-common-name.
 _COMMON_NAME_MAX = 64
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 
 class RequestError(AcceleratorError):
@@ -34,11 +37,15 @@ class Made:
 
 def make_request(name: str, folder: Path, hosts: Sequence[str]) -> Made:
     """Raises RequestError."""
+    if not _NAME.fullmatch(name):
+        raise RequestError("csr", f"{name!r} is no name of a credential: letters, digits, dots, - and _")
+    if not folder.is_dir():
+        raise RequestError("csr", f"{folder}: there is no such directory: make it with mkdir -m 700, or name another")
     key_path, request_path = folder / f"{name}.key", folder / f"{name}.csr"
     try:
         key, is_new = _key(key_path)
         subject = [x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])] if len(hosts[0]) <= _COMMON_NAME_MAX else []
-        names = x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts])
+        names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
         request = (
             x509.CertificateSigningRequestBuilder()
             .subject_name(x509.Name(subject))
@@ -49,6 +56,14 @@ def make_request(name: str, folder: Path, hosts: Sequence[str]) -> Made:
     except OSError as fault:
         raise RequestError("csr", f"{fault.filename or folder}: {fault.strerror}") from fault
     return Made(key_path, request_path, is_new)
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    """RFC 6125 section 6.2.1, RFC 9110 section 4.3.5: an address is never found among the DNS names."""
+    try:
+        return x509.IPAddress(ip_address(host.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _key(path: Path) -> tuple[ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, bool]:

@@ -5,12 +5,15 @@ sent to a router. Names in capitals are for the reader to fill in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from accelerator.policy.model import Policy
 
+# As routers write them: GigabitEthernet0/0/1.10, ge-0/0/1, lan0.
+_INTERFACE = re.compile(r"[A-Za-z0-9._:/@-]{1,64}")
 PROBE = "/.well-known/accelerator/health"
 
 
@@ -26,9 +29,18 @@ class Plan:
     site: str
     box: str
     port: int
-    nets: tuple[IPv4Network, ...]
+    nets: tuple[IPv4Network | IPv6Network, ...]
     interface: str
-    to: tuple[IPv4Network, ...] = ()
+    to: tuple[IPv4Network | IPv6Network, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """Of IP: the box's address says for which one a recipe is."""
+        return ip_address(self.box).version
+
+    @property
+    def probe(self) -> str:
+        return f"http://{f'[{self.box}]' if self.version == 6 else self.box}:{self.port}{PROBE}"
 
     def acl(self) -> list[tuple[str, str]]:
         """Source and destination of each pair, as an access list writes them."""
@@ -40,20 +52,33 @@ def plan_of(policy: Policy, box: str | None, interface: str | None) -> Plan:
     """`box`: the address that the router knows it by; by default one that the policy says."""
     address = box or _address_of(policy)
     try:
-        is_v4 = ip_address(address).version == 4
+        version = ip_address(address).version
     except ValueError:
         raise RecipeError(f"--box is the box's address, not a name: {address}") from None
-    if not is_v4:
-        raise RecipeError("these recipes are for IPv4: name the box's IPv4 address with --box")
-    plain = [row.address.port for row in policy.listen.values() if not row.tls and not row.address.is_loopback]
+    # A listener of one family doesn't answer probes of the other.
+    reached = [row for row in policy.listen.values() if not row.tls and not row.address.is_loopback]
+    plain = [row.address.port for row in reached if ip_address(row.address.host).version == version]
     if not plain:
-        raise RecipeError("the probe needs a listener without TLS that others reach (listen), and there is none")
-    nets = [net for zone in policy.zones.values() for net in zone.nets if isinstance(net, IPv4Network)]
-    everybody = IPv4Network("0.0.0.0/0")
+        raise RecipeError(f"the probe needs a listener without TLS that others reach by IPv{version} (listen), "
+                          "and there is none")  # fmt: skip
+    zones = [net for zone in policy.zones.values() for net in zone.nets]
+    nets = _of(version, zones, "zones")
+    everybody = ip_network("0.0.0.0/0" if version == 4 else "::/0")
     taken = policy.steering.intercept
     # What the box would only pass on need not come to it.
-    to = () if taken is None else tuple(net for net in taken.destinations if isinstance(net, IPv4Network))
-    return Plan(policy.site.name, address, plain[0], tuple(nets) or (everybody,), interface or "LAN-INTERFACE", to)
+    to = () if taken is None else _of(version, taken.destinations, "steering.intercept.destinations")
+    if interface is not None and not _INTERFACE.fullmatch(interface):
+        raise RecipeError(f"--interface is the name of an interface: {interface!r}")
+    name = interface or "LAN-INTERFACE"
+    return Plan(policy.site.name, str(ip_address(address)), plain[0], nets or (everybody,), name, to)
+
+
+def _of(version: int, nets: Sequence[IPv4Network | IPv6Network], key: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Those of one family. None of any: policy says nothing; none of this one: nobody is meant, not everybody."""
+    found = tuple(net for net in nets if net.version == version)
+    if nets and not found:
+        raise RecipeError(f"{key} has no IPv{version} network: name the box's IPv{10 - version} address with --box")
+    return found
 
 
 def _address_of(policy: Policy) -> str:
@@ -71,7 +96,7 @@ def _ios_xe(plan: Plan) -> list[str]:
     permits = [f" permit tcp {source} {to} eq 80" for source, to in plan.acl()]
     return [
         "ip sla 80",
-        f" http get http://{plan.box}:{plan.port}{PROBE}",
+        f" http get {plan.probe}",
         " threshold 2000",
         " timeout 2000",
         " frequency 5",
@@ -97,7 +122,7 @@ def _junos(plan: Plan) -> list[str]:
     probe = "set services rpm probe BOX test HEALTH"
     return [
         f"{probe} probe-type http-get",
-        f"{probe} target url http://{plan.box}:{plan.port}{PROBE}",
+        f"{probe} target url {plan.probe}",
         f"{probe} probe-count 2",
         f"{probe} probe-interval 2",
         f"{probe} test-interval 1",
@@ -162,26 +187,27 @@ def _fortigate(plan: Plan) -> list[str]:
 
 def _linux(plan: Plan) -> list[str]:
     nets = ", ".join(map(str, plan.nets))
-    to = f"ip daddr {{ {', '.join(map(str, plan.to))} }} " if plan.to else ""
+    family, ip = ("ip6", "ip -6") if plan.version == 6 else ("ip", "ip")
+    to = f"{family} daddr {{ {', '.join(map(str, plan.to))} }} " if plan.to else ""
     return [
         "# nft rules, a table and a rule; the loop withdraws the rule while the probe fails. As root, or in a unit.",
         "nft -f - <<'RULES'",
-        "table ip video_to_box",
-        "delete table ip video_to_box",
-        "table ip video_to_box {",
+        f"table {family} video_to_box",
+        f"delete table {family} video_to_box",
+        f"table {family} video_to_box {{",
         "    chain mark_video {",
         "        type filter hook prerouting priority mangle;",
-        f"        ip saddr {plan.box} return",
-        f"        iifname {plan.interface} ip saddr {{ {nets} }} {to}tcp dport 80 meta mark set 0x80",
+        f"        {family} saddr {plan.box} return",
+        f"        iifname {plan.interface} {family} saddr {{ {nets} }} {to}tcp dport 80 meta mark set 0x80",
         "    }",
         "}",
         "RULES",
-        f"ip route replace default via {plan.box} table 80",
+        f"{ip} route replace default via {plan.box} table 80",
         "while sleep 5; do",
-        f"    if curl --silent --fail --max-time 2 --output /dev/null http://{plan.box}:{plan.port}{PROBE}; then",
-        "        ip rule show | grep -q 'fwmark 0x80 lookup 80' || ip rule add fwmark 0x80 table 80 priority 80",
+        f"    if curl --silent --fail --globoff --max-time 2 --output /dev/null {plan.probe}; then",
+        f"        {ip} rule show | grep -q 'fwmark 0x80 lookup 80' || {ip} rule add fwmark 0x80 table 80 priority 80",
         "    else",
-        "        ip rule del fwmark 0x80 table 80 priority 80 2>/dev/null",
+        f"        {ip} rule del fwmark 0x80 table 80 priority 80 2>/dev/null",
         "    fi",
         "done",
     ]
@@ -201,7 +227,7 @@ def _mikrotik(plan: Plan) -> list[str]:
         f"/ip firewall mangle add chain=prerouting in-interface={plan.interface} src-address-list=video-viewers {to}"
         "dst-address-type=!local protocol=tcp dst-port=80 action=mark-routing new-routing-mark=to-box passthrough=no",
         "/system scheduler add name=video-box interval=5s "
-        f'on-event=":do {{ /tool fetch url=\\"http://{plan.box}:{plan.port}{PROBE}\\" output=none; '
+        f'on-event=":do {{ /tool fetch url=\\"{plan.probe}\\" output=none; '
         f'{_escaped(route)}=no }} on-error={{ {_escaped(route)}=yes }}"',
     ]
 
@@ -217,15 +243,19 @@ ROUTERS: Mapping[str, Callable[[Plan], list[str]]] = {
     "linux": _linux,
     "mikrotik": _mikrotik,
 }
+_BOTH = ("linux",)
 _COMMENTS = {"cisco-ios-xe": "!", "fortigate": "#", "juniper": "#", "linux": "#", "mikrotik": "#"}
 
 
 def recipe(router: str, plan: Plan) -> str:
     """Lines to paste, with a head that says what they do."""
+    if plan.version == 6 and router not in _BOTH:
+        raise RecipeError(f"the recipe for {router} is for IPv4: name the box's IPv4 address with --box "
+                          "(docs/steering.md says why)")  # fmt: skip
     mark = _COMMENTS[router]
     head = [
-        f"{mark} Video accelerator {plan.site}: plain HTTP of viewers goes to {plan.box} while its health probe "
-        "answers.",
+        f"{mark} Video accelerator {plan.site}: viewers' plain HTTP by IPv{plan.version} goes to {plan.box} while its "
+        "health probe answers.",
         f"{mark} What the box itself sends is left alone, or it would come back to it. For the same reason the box "
         "stands",
         f"{mark} behind another interface (VLAN) than the viewers: what it passes on must not be sent back to it.",

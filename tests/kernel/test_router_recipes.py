@@ -1,5 +1,5 @@
-"""The recipe for a Linux router, pasted into one: viewers' plain HTTP goes to the box while its probe answers, and its
-usual way where it doesn't. Real daemons, real kernel, in namespaces."""
+"""The recipes for a Linux router, one for each family, pasted into one: viewers' plain HTTP goes to the box while its
+probe answers, and its usual way where it doesn't. Real daemons, real kernel, in namespaces."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ BIN = Path(sys.executable).parent
 POLICY = """
 version: 1
 site: {name: lyon}
-zones: {desks: {nets: [10.12.0.0/24]}}
-listen: {lan: {address: "10.12.1.5:8080"}}
+zones: {desks: {nets: [10.12.0.0/24, "fd12::/64"]}}
+listen: {lan: {address: "10.12.1.5:8080"}, lan6: {address: "[fd12:1::5]:8080"}}
 origins: {media: {from: ["http://10.0.0.2"], hosts: [media.example]}}
 workers: 1
 cache: {memory: 64MiB}
-steering: {intercept: {interfaces: [eth0], destinations: [10.0.0.0/24]}}
+steering: {intercept: {interfaces: [eth0], destinations: [10.0.0.0/24, "fd00::/64"]}}
 """
 # The router's five seconds, its patience, and what a loaded machine adds.
 NOTICED_S = 5 + 2 + 5
@@ -35,25 +35,33 @@ NOTICED_S = 5 + 2 + 5
 class Branch:
     """A router with a viewer, a box with one arm, and an origin, each behind an interface of its own."""
 
-    def __init__(self, topology: netns.Topology, folder: Path) -> None:
+    def __init__(self, topology: netns.Topology, folder: Path, *, is_v6: bool) -> None:
+        self.is_v6 = is_v6
         self.router, self.viewer, self.box, self.origin = (
             topology.namespace(name) for name in ("router", "viewer", "box", "origin")
         )
-        for host, name, net in ((self.viewer, "lan0", "10.12.0"), (self.box, "box0", "10.12.1"),
-                                (self.origin, "wan0", "10.0.0")):  # fmt: skip
+        for host, name, net, net6 in (
+            (self.viewer, "lan0", "10.12.0", "fd12:"), (self.box, "box0", "10.12.1", "fd12:1:"),
+            (self.origin, "wan0", "10.0.0", "fd00:"),
+        ):  # fmt: skip
             topology.wire(host, "eth0", self.router, name)
             self.router.ip("addr", "add", f"{net}.1/24", "dev", name)
             host.ip("addr", "add", f"{net}.{5 if host is self.box else 2}/24", "dev", "eth0")
             host.ip("route", "add", "default", "via", f"{net}.1")
+            self.router.ip("addr", "add", f"{net6}:1/64", "dev", name, "nodad")
+            host.ip("addr", "add", f"{net6}:{5 if host is self.box else 2}/64", "dev", "eth0", "nodad")
+            host.ip("-6", "route", "add", "default", "via", f"{net6}:1")
         for each in (self.router, self.box):
             each.sysctl("net.ipv4.ip_forward", "1")
+            each.sysctl("net.ipv6.conf.all.forwarding", "1")
         self.folder = folder
         (folder / "policy.yaml").write_text(POLICY)
         (folder / "www").mkdir()
         (folder / "www" / "a.ts").write_text("video")
         self.processes = [
-            self.origin.popen(sys.executable, "-m", "http.server", port, "--directory", str(folder / "www"),
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            self.origin.popen(sys.executable, "-m", "http.server", port, "--bind", "::",
+                              "--directory", str(folder / "www"), stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL)
             for port in ("80", "8000")
         ]  # fmt: skip
         self.netd = NetdBox(self.box, folder)
@@ -62,9 +70,10 @@ class Branch:
     def start(self) -> None:
         self.netd.start()
         self.start_daemon()
-        options = ("--policy", str(self.folder / "policy.yaml"), "--box", "10.12.1.5", "--interface", "lan0")
-        text = self.router.run(str(BIN / "accelctl"), "steering", "recipes", "linux", *options)
-        self.processes.append(self.router.popen("sh", "-c", text))
+        options = ("--policy", str(self.folder / "policy.yaml"), "--interface", "lan0", "--box")
+        for box in ("10.12.1.5", "fd12:1::5"):
+            text = self.router.run(str(BIN / "accelctl"), "steering", "recipes", "linux", *options, box)
+            self.processes.append(self.router.popen("sh", "-c", text))
 
     def start_daemon(self) -> None:
         command = [str(BIN / "acceleratord"), "--policy", str(self.folder / "policy.yaml")]
@@ -80,7 +89,8 @@ class Branch:
             subprocess.run(["kill", "-9", str(pid)], check=False)
 
     def ask(self, port: int = 80) -> str:
-        command = ["curl", "-sS", "-i", "--max-time", "1", "-H", "Host: media.example", f"http://10.0.0.2:{port}/a.ts"]
+        url = f"http://{'[fd00::2]' if self.is_v6 else '10.0.0.2'}:{port}/a.ts"
+        command = ["curl", "-sS", "-g", "-i", "--max-time", "1", "-H", "Host: media.example", url]
         try:
             return self.viewer.run(*command)
         except RuntimeError:
@@ -95,13 +105,13 @@ class Branch:
 
     def is_sent(self) -> bool:
         """Whether the router sends viewers' packets to the box."""
-        return "fwmark 0x80" in self.router.ip("rule")
+        return "fwmark 0x80" in self.router.ip("-6" if self.is_v6 else "-4", "rule")
 
 
-@pytest.fixture
-def branch(tmp_path: Path) -> Iterator[Branch]:
+@pytest.fixture(params=[False, True], ids=["ipv4", "ipv6"])
+def branch(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Branch]:
     with netns.Topology() as topology:
-        made = Branch(topology, tmp_path)
+        made = Branch(topology, tmp_path, is_v6=request.param)
         try:
             made.start()
             wait_for(made.is_by_box, "the router sends viewers to the box", 30)
@@ -113,7 +123,8 @@ def branch(tmp_path: Path) -> Iterator[Branch]:
 def test_plain_http_goes_to_the_box_and_nothing_else(branch: Branch) -> None:
     assert branch.is_sent()
     assert branch.is_direct(8000)
-    assert "10.12.1.5" not in branch.router.ip("route", "get", "10.0.0.2", "from", "10.12.0.2", "iif", "lan0")
+    to, viewer = ("fd00::2", "fd12::2") if branch.is_v6 else ("10.0.0.2", "10.12.0.2")
+    assert "box0" not in branch.router.ip("route", "get", to, "from", viewer, "iif", "lan0")
 
 
 def test_a_box_that_ends_is_left_and_comes_back(branch: Branch) -> None:

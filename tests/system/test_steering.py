@@ -341,3 +341,37 @@ def test_the_recipe_for_linux_is_taken_by_the_shell_and_by_nft(box: RunningBox, 
     if "Operation not permitted" in done.stderr:
         pytest.skip("nft needs root")
     assert done.returncode == 0, done.stderr
+
+
+def test_recipes_are_of_one_family_and_never_for_everybody_instead(tmp_path: Path) -> None:
+    """A policy with networks of the other family only would have sent everybody's HTTP, to anywhere."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("""
+version: 1
+site: {name: lyon}
+zones: {desks: {nets: [NETS]}}
+listen: {lan: {address: "10.12.1.5:80"}, lan6: {address: "[fd12:1::5]:8080"}}
+origins: {media: {from: ["http://10.0.0.2"], hosts: [media.example]}}
+steering: {intercept: {interfaces: [eth0], destinations: [10.0.0.0/24, "fd00::/64"]}}
+""".replace("NETS", "10.12.0.0/24"))
+
+    def ask(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(PROJECT / ".venv/bin/accelctl"), "steering", "recipes", *words, "--policy", str(policy)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert "10.12.0.0/24" in ask("linux").stdout
+    refused = ask("linux", "--box", "fd12:1::5")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "zones has no IPv6 network" in refused.stderr
+    policy.write_text(policy.read_text().replace("10.12.0.0/24", '"fd12::/64"'))
+    assert "zones has no IPv4 network" in ask("linux").stderr
+    made = ask("linux", "--box", "fd12:1::5").stdout
+    assert "http://[fd12:1::5]:8080/" in made
+    assert "ip6 saddr { fd12::/64 } ip6 daddr { fd00::/64 } tcp dport 80" in made
+    assert "10." not in made
+    policy.write_text(policy.read_text().replace('"fd12::/64"', '10.12.0.0/24, "fd12::/64"'))
+    for router in ("cisco-ios-xe", "fortigate", "juniper", "mikrotik"):
+        refused = ask(router, "--box", "fd12:1::5")
+        assert refused.stderr.count("\n") == 1
+        assert "is for IPv4" in refused.stderr
+    assert "--interface is the name" in ask("linux", "--interface", "lan0; reboot").stderr
