@@ -31,18 +31,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from accelerator import clock
 from accelerator.control.message import encode_error, encode_result, parse_request
 from accelerator.errors import ControlError
 from accelerator.kernel.desired_file import SERVICES_MAX, check_said, check_together, read_desired, write_desired
 from accelerator.kernel.intercept import Interceptor, open_transparent
-from accelerator.kernel.kept import Kept
-from accelerator.kernel.links import LinkWatch, read_links
-from accelerator.kernel.mroute import MulticastRoutingError, MulticastSocket, kept_table
-from accelerator.kernel.multicast import MulticastService
-from accelerator.kernel.multicast_wish import MulticastWish, multicast_rules, multicast_wish
+from accelerator.kernel.links import follow_links
+from accelerator.kernel.multicast_end import MulticastEnd
+from accelerator.kernel.multicast_wish import multicast_rules, multicast_wish
 from accelerator.kernel.reconcile import Reconciler
 from accelerator.kernel.removal import remove
 from accelerator.kernel.state import DesiredState, StateError, decode, encode
@@ -51,14 +47,10 @@ from accelerator.kernel.state import DesiredState, StateError, decode, encode
 MESSAGE_BYTES_MAX = 16 << 20
 CLIENTS_MAX = 16
 EVENTS_KEPT = 1000
-RETRY_S = 5.0
 LOCK_TRIES, LOCK_S = 10, 0.05
-# Several changes of links come at once: one reading is enough for them.
-SETTLE_S = 0.02
 SWITCH_S = 0.0002
 # A message that takes more than a fraction of a millisecond to read is read in a thread.
 LARGE_BYTES = 16 << 10
-_SLOTS = {socket.AF_INET: ord("4"), socket.AF_INET6: ord("6")}
 
 
 class Netd:
@@ -67,25 +59,16 @@ class Netd:
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "netd.sock"
         self._kept_path = state_dir / "netd-desired.json"
-        self._keeper_path = state_dir / "netd-keeper.sock"
         self._services: dict[str, tuple[int, DesiredState]] = {}
         self._desiring = asyncio.Lock()
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
         self._n_events = 0
         self._is_saved = True
-        self._is_keeper_there = True
-        self._refusals: dict[socket.AddressFamily, str] = {}
         self._followers: set[asyncio.Queue[dict[str, Any]]] = set()
         self._clients: set[asyncio.Task[None]] = set()
-        self._keeper: Kept | None = None
-        self._multicast: dict[socket.AddressFamily, MulticastService] = {}
-        self._wish = MulticastWish()
-        self._timers: dict[socket.AddressFamily, asyncio.TimerHandle] = {}
+        self._multicast = MulticastEnd(state_dir / "netd-keeper.sock", self._tell)
         self._interceptor = Interceptor(self._tell)
         self._beating: set[asyncio.Task[None]] = set()
-        self._watch = LinkWatch()
-        self._links_wanted = asyncio.Event()
-        self._retry: asyncio.TimerHandle | None = None
         self._reconciler = Reconciler(self._tell)
 
     async def run(self, until: asyncio.Event) -> None:
@@ -94,33 +77,29 @@ class Netd:
         reconciler = self._reconciler.start()
         self._load()
         self._apply()
-        loop.add_reader(self._watch.fileno(), self._links_event)
         server = await asyncio.start_unix_server(self._serve, str(self._path), limit=MESSAGE_BYTES_MAX)
         os.chmod(self._path, 0o600)
-        self._links_wanted.set()
-        follower = loop.create_task(self._follow_links())
+        follower = loop.create_task(follow_links(self._reconciler.links_changed, self._tell))
         intercepting = loop.create_task(self._interceptor.run())
         ending = loop.create_task(until.wait())
         try:
-            await asyncio.wait({ending, follower, reconciler, intercepting}, return_when=asyncio.FIRST_COMPLETED)
+            working: list[asyncio.Future[Any]] = [follower, reconciler, intercepting, self._multicast.fault]
+            await asyncio.wait([ending, *working], return_when=asyncio.FIRST_COMPLETED)
             # A netd that no longer follows interfaces must not look well: the next one takes over from the keeper.
-            for each in (follower, reconciler, intercepting):
+            for each in working:
                 if each.done():
                     each.result()
         finally:
             ending.cancel()
             follower.cancel()
             intercepting.cancel()
-            await asyncio.gather(intercepting, return_exceptions=True)
-            loop.remove_reader(self._watch.fileno())
+            await asyncio.gather(intercepting, follower, return_exceptions=True)
             server.close()
             for client in list(self._clients):
                 client.cancel()
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
-            for family in list(self._multicast):
-                self._stop(family)
-            self._watch.close()
+            await self._multicast.stop()
             await self._reconciler.stop()
 
     # Desired state.
@@ -162,149 +141,19 @@ class Netd:
             self._tell({"kind": "state-unreadable", "message": f"the desired state on disk can't be read: {why}"})
 
     def _apply(self) -> None:
-        """Starts, changes or ends the multicast proxies."""
+        """Hands on what services desire together."""
         if not self._services:
             return  # nobody has spoken: what is there may be wanted
         states = [state for _, (_, state) in sorted(self._services.items())]
-        wish = multicast_wish(states)
         self._reconciler.want(
             [route for state in states for route in state.routes],
-            [*(rule for state in states for rule in state.rules), *multicast_rules(wish)],
+            [*(rule for state in states for rule in state.rules), *multicast_rules(multicast_wish(states))],
             [rule for state in states for rule in state.packet_rules],
             [row for state in states for row in state.shapers],
         )
         wanted = (state.intercept for _, state in self._services.values())
         self._interceptor.want(next((each for each in wanted if each is not None), None))
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        for family in (socket.AF_INET, socket.AF_INET6):
-            if wish == self._wish and family in self._multicast:
-                continue
-            self._stop(family)
-            if wish.is_of(is_v6=family == socket.AF_INET6):
-                self._start(family, wish)
-            else:
-                self._refusals.pop(family, None)
-                if self._keeper is not None:
-                    self._keeper.drop(_SLOTS[family])
-        self._wish = wish
-        self._links_wanted.set()
-
-    def _start(self, family: socket.AddressFamily, wish: MulticastWish) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            if self._keeper is None:
-                self._keeper = Kept(self._keeper_path)
-                loop.add_reader(self._keeper.fileno(), self._keeper_gone)
-            kept = self._keeper.descriptors.get(_SLOTS[family])
-            if kept is not None and kept_table(kept) != wish.table:
-                # Of another table: a flow can't be in two, so this ends here and begins there.
-                self._keeper.drop(_SLOTS[family])
-                kept = None
-            router = MulticastSocket(family, wish.table, None if kept is None else os.dup(kept))
-            if kept is None:
-                self._keeper.keep(_SLOTS[family], router.fileno())
-        except (MulticastRoutingError, OSError, RuntimeError) as error:
-            self._refused(family, error)
-            return
-        try:
-            service = MulticastService(router, wish, _now_s(), self._wish)
-        except OSError as error:
-            router.close()
-            self._refused(family, error)
-            return
-        self._refusals.pop(family, None)
-        self._multicast[family] = service
-        loop.add_reader(service.fileno(), self._readable, family)
-
-    def _refused(self, family: socket.AddressFamily, error: Exception) -> None:
-        """Told once, and tried again until it goes."""
-        if self._refusals.get(family) != str(error):
-            self._refusals[family] = str(error)
-            self._tell({"kind": "multicast-refused", "family": _name(family), "message": str(error)})
-        if self._retry is None:
-            self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._apply)
-
-    def _keeper_gone(self) -> None:
-        """Someone ended it: another one takes over what it had."""
-        assert self._keeper is not None
-        asyncio.get_running_loop().remove_reader(self._keeper.fileno())
-        self._keeper.close()
-        self._renew_keeper(self._keeper)
-
-    def _renew_keeper(self, old: Kept) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            self._keeper = Kept(self._keeper_path)
-        except (OSError, RuntimeError) as error:
-            if self._is_keeper_there:
-                message = f"there is no keeper of multicast routes, which end with netd until there is: {error}"
-                self._tell({"kind": "keeper-missing", "message": message})
-            self._is_keeper_there = False
-            loop.call_later(RETRY_S, self._renew_keeper, old)
-            return
-        self._is_keeper_there = True
-        loop.add_reader(self._keeper.fileno(), self._keeper_gone)
-        for slot, descriptor in old.descriptors.items():
-            self._keeper.keep(slot, descriptor)
-            os.close(descriptor)
-        self._tell(
-            {"kind": "keeper-restarted", "message": "the keeper of multicast routes was ended; there is a new one"}
-        )
-
-    def _stop(self, family: socket.AddressFamily) -> None:
-        service = self._multicast.pop(family, None)
-        if service is None:
-            return
-        asyncio.get_running_loop().remove_reader(service.fileno())
-        timer = self._timers.pop(family, None)
-        if timer is not None:
-            timer.cancel()
-        service.close()
-
-    # Events of the kernel.
-
-    def _readable(self, family: socket.AddressFamily) -> None:
-        self._multicast[family].readable(_now_s())
-        self._after(family)
-
-    def _timer(self, family: socket.AddressFamily) -> None:
-        self._multicast[family].on_timer(_now_s())
-        self._after(family)
-
-    def _after(self, family: socket.AddressFamily) -> None:
-        service = self._multicast[family]
-        while service.events:
-            self._tell(service.events.popleft())
-        loop = asyncio.get_running_loop()
-        at_s = loop.time() + max(0.0, service.next_timer() - _now_s())
-        timer = self._timers.get(family)
-        if timer is None or timer.cancelled() or timer.when() != at_s:
-            if timer is not None:
-                timer.cancel()
-            self._timers[family] = loop.call_at(at_s, self._timer, family)
-
-    def _links_event(self) -> None:
-        self._watch.drain()
-        self._links_wanted.set()
-
-    async def _follow_links(self) -> None:
-        while True:
-            await self._links_wanted.wait()
-            self._links_wanted.clear()
-            try:
-                links = await read_links()
-            except (OSError, NetlinkError) as error:
-                self._tell({"kind": "links-unreadable", "message": f"the interfaces can't be read: {error}"})
-                await asyncio.sleep(RETRY_S)
-                self._links_wanted.set()
-                continue
-            self._reconciler.links_changed(links)
-            for family, service in list(self._multicast.items()):
-                service.links_changed(links, _now_s())
-                self._after(family)
-            await asyncio.sleep(SETTLE_S)
+        self._multicast.want(states)
 
     def _tell(self, event: dict[str, Any]) -> None:
         self._n_events += 1
@@ -406,15 +255,9 @@ class Netd:
         return {"generation": generation}
 
     async def show(self) -> dict[str, Any]:
-        services = list(self._multicast.items())
-        # In a thread: an upcall must not wait for thousands of routes.
-        found = [await asyncio.to_thread(service.kernel_routes) for _, service in services]
         return {
             "services": await asyncio.to_thread(_encoded_states, dict(self._services)),
-            "multicast": {
-                _name(family): service.show(routes) for (family, service), routes in zip(services, found, strict=True)
-            },
-            "refused": {_name(family): why for family, why in self._refusals.items()},
+            **await self._multicast.show(),
             "events": list(self._events)[-100:],
         }
 
@@ -458,14 +301,6 @@ def _checked(document: object, before: DesiredState | None, others: list[Desired
         return state
     known = {route: route for route in before.routes}
     return replace(state, routes=tuple([known.get(route, route) for route in state.routes]))
-
-
-def _name(family: socket.AddressFamily) -> str:
-    return "ipv4" if family == socket.AF_INET else "ipv6"
-
-
-def _now_s() -> float:
-    return clock.monotonic_ns() / 1e9
 
 
 async def _locked(path: Path) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import multiprocessing
 import random
 import signal
 import socket
@@ -17,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,7 +48,7 @@ SHAPER = {
     "rate_bps": 10**10,
     "classes": [{"minor": 0xFF, "name": "rest", "rate_bps": 10**9, "ceiling_bps": 10**10}],
 }
-JOINS, STEPS, NEW_FLOWS = 20, 20, 30
+JOINS, STEPS, NEW_FLOWS, RUNS = 20, 20, 30, 5
 UNICAST_ROUTES, MULTICAST_ROUTES = 10_000, 1000
 # 950 packets of 1,316 bytes a second.
 FLOW_GAP_S = 1 / 950
@@ -137,31 +137,36 @@ def until_left(box: NetdBox, group: str) -> None:
     wait_for(lambda: group not in box.proxy(is_v6=":" in group)["asked_upstream"], "the leave")
 
 
-def asking(n_flows: int) -> Iterator[Row]:
+def asking(n_flows: int, n_runs: int) -> Iterator[Row]:
     """Flows that nobody foretold, of a source behind a downstream: the kernel holds four packets of each, and asks. An
     answer takes the kernel's lock of all networking (rtnl), which other namespaces that come and go hold for long:
     the figure is of a machine where nothing else does that."""
     with Box() as it:
         for number, name in enumerate(("alone", "while 10,000 routes are put up and taken away")):
-            stop = threading.Event()
+            # In a process of its own: what it says of 10,000 routes must not hold up the sender of the packets.
+            stirring = multiprocessing.get_context("fork").Process(target=_stir, args=(it.netd,))
             if number:
-                thread = threading.Thread(target=_stir, args=(it.netd, stop))
-                thread.start()
-            n_lost, n_sent = 0, 0
-            for flow in range(n_flows):
-                group = f"239.50.{number}.{flow + 1}"
-                with netns.join(it.source, "eth0", group, PORT) as sink, netns.sender(it.hosts[0], "eth0") as out:
-                    sink.settimeout(0.3)
-                    for each in range(20):
-                        out.sendto(bytes([each]), (group, PORT))
-                        time.sleep(FLOW_GAP_S)
-                    n_sent += 20
-                    n_lost += 20 - _received(sink)
-            stop.set()
+                stirring.start()
+            runs = [_lost(it, number, run * n_flows, n_flows) for run in range(n_runs)]
             if number:
-                thread.join()
+                stirring.terminate()
+                stirring.join()
             case = f"{n_flows} new flows of 10 Mbit/s that nobody foretold"
-            yield case if not number else f"  {name}", f"{n_lost} of {n_sent} packets lost", "0 lost", n_lost == 0
+            figure = f"{statistics.median(runs):.0f}, worst {max(runs)} of {20 * n_flows} lost in {n_runs}"
+            yield case if not number else f"  {name}", figure, "0 lost", not max(runs)
+
+
+def _lost(it: Box, number: int, first: int, n_flows: int) -> int:
+    n_lost = 0
+    for flow in range(first, first + n_flows):
+        group = f"239.{50 + number}.{flow >> 8}.{flow & 255}"
+        with netns.join(it.source, "eth0", group, PORT) as sink, netns.sender(it.hosts[0], "eth0") as out:
+            sink.settimeout(0.3)
+            for each in range(20):
+                out.sendto(bytes([each]), (group, PORT))
+                time.sleep(FLOW_GAP_S)
+            n_lost += 20 - _received(sink)
+    return n_lost
 
 
 def _received(sink: socket.socket) -> int:
@@ -173,16 +178,16 @@ def _received(sink: socket.socket) -> int:
     return n
 
 
-def _stir(netd: NetdBox, stop: threading.Event) -> None:
+def _stir(netd: NetdBox) -> None:
     routes = [
         {"table": 86_002, "destination": f"172.16.{i >> 8}.{i & 255}/32", "gateway": "10.0.0.2", "interface": "wan"}
         for i in range(UNICAST_ROUTES)
     ]
-    while not stop.is_set():
+    while True:
         netd.desire(service="stir", routes=routes)
-        stop.wait(0.7)
+        time.sleep(0.7)
         netd.desire(service="stir")
-        stop.wait(0.7)
+        time.sleep(0.7)
 
 
 def flooding(seconds: float) -> Iterator[Row]:
@@ -296,7 +301,7 @@ def main() -> int:
         lambda: merged(5 if is_short else STEPS),
         lambda: joining(5 if is_short else JOINS),
         lambda: flooding(10.0 if is_short else multicast_flood.SECONDS),
-        lambda: asking(5 if is_short else NEW_FLOWS),
+        lambda: asking(5 if is_short else NEW_FLOWS, 2 if is_short else RUNS),
         reconciling,
         deleting,
         killing,

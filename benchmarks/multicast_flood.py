@@ -109,13 +109,14 @@ class Link:
         self._socket.close()
 
 
-def rss_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def rss_bytes(pids: list[int]) -> int:
+    pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+    return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def cpu_s(pid: int) -> float:
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+def cpu_s(pids: list[int]) -> float:
+    stats = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids)
+    return sum(int(words[11]) + int(words[12]) for words in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def kernel_drops(box: netns.Namespace) -> int:
@@ -167,21 +168,21 @@ def flood(seconds: float, folder: Path, n_links: int = N_LINKS) -> Outcome:
                     if not n % BURST:
                         time.sleep(BURST / RATE)
             assert box.process is not None
-            pid = daemon(box)
+            pids = processes(box)
             wait_for(lambda: heard(box) >= outcome.n_sent + len(flows), "all joins", 30)
-            outcome.rss_before = rss_bytes(pid)
-            begin_s, begin_cpu_s, n = time.monotonic(), cpu_s(pid), 0
+            outcome.rss_before = rss_bytes(pids)
+            begin_s, begin_cpu_s, n = time.monotonic(), cpu_s(pids), 0
             while (passed_s := time.monotonic() - begin_s) < seconds:
                 while n < passed_s * RATE:
                     links[n % n_links].step(source)
                     n += 1
                 time.sleep(0.001)
                 if len(outcome.rss_meanwhile) < int(4 * passed_s / seconds):
-                    outcome.rss_meanwhile.append(rss_bytes(pid))
+                    outcome.rss_meanwhile.append(rss_bytes(pids))
             outcome.seconds = time.monotonic() - begin_s
-            outcome.cores = (cpu_s(pid) - begin_cpu_s) / outcome.seconds
+            outcome.cores = (cpu_s(pids) - begin_cpu_s) / outcome.seconds
             # Before anybody asks for all of the state: that is as large once more while it is written.
-            outcome.rss_after = rss_bytes(pid)
+            outcome.rss_after = rss_bytes(pids)
             outcome.n_sent += n
             for link in links:
                 link.close()
@@ -214,10 +215,10 @@ def flood(seconds: float, folder: Path, n_links: int = N_LINKS) -> Outcome:
     return outcome
 
 
-def daemon(box: NetdBox) -> int:
-    """netd's own process id: `ip netns exec` becomes it."""
+def processes(box: NetdBox) -> list[int]:
+    """netd's own (`ip netns exec` becomes it), and the one that answers for multicast."""
     assert box.process is not None
-    return box.process.pid
+    return [box.process.pid, *box.answering()]
 
 
 def heard(box: NetdBox) -> int:

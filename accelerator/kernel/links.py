@@ -3,18 +3,25 @@ addresses belong to the system's own network configuration."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
 from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from accelerator.protocols.membership.messages import Prefix, prefix
 
 _IFF_UP = 1
 _IFA_F_TENTATIVE = 0x40
 _GROUPS = 1 | 1 << 4 | 1 << 8  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+
+
+# Several changes of links come at once: one reading is enough for them.
+SETTLE_S, RETRY_S = 0.02, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,34 @@ def _name(link: Any) -> str:
     """The kernel takes any bytes for one."""
     name = link.get("ifname")
     return name if isinstance(name, str) else name.decode(errors="replace")
+
+
+async def follow_links(changed: Callable[[dict[str, Link]], None], tell: Callable[[dict[str, Any]], None]) -> None:
+    """Gives the interfaces as they are, at once and whenever they may have changed; never ends by itself."""
+    loop, watch, wanted = asyncio.get_running_loop(), LinkWatch(), asyncio.Event()
+
+    def event() -> None:
+        watch.drain()
+        wanted.set()
+
+    loop.add_reader(watch.fileno(), event)
+    wanted.set()
+    try:
+        while True:
+            await wanted.wait()
+            wanted.clear()
+            try:
+                links = await read_links()
+            except (OSError, NetlinkError) as error:
+                tell({"kind": "links-unreadable", "message": f"the interfaces can't be read: {error}"})
+                await asyncio.sleep(RETRY_S)
+                wanted.set()
+                continue
+            changed(links)
+            await asyncio.sleep(SETTLE_S)
+    finally:
+        loop.remove_reader(watch.fileno())
+        watch.close()
 
 
 class LinkWatch:

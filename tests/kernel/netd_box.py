@@ -72,14 +72,21 @@ class NetdBox:
 
     def keepers(self) -> list[int]:
         """Process ids of this state directory's keeper."""
-        wanted = str(self.state_dir / "netd-keeper.sock").encode()
+        return self._processes("accelerator.kernel.keeper")
+
+    def answering(self) -> list[int]:
+        """Of the process that answers for multicast."""
+        return self._processes("accelerator.kernel.multicast_process")
+
+    def _processes(self, module: str) -> list[int]:
+        wanted = {module.encode(), str(self.state_dir / "netd-keeper.sock").encode()}
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 words = path.read_bytes().split(b"\0")
             except OSError:
                 continue
-            if wanted in words:
+            if wanted <= set(words):
                 found.append(int(path.parent.name))
         return found
 

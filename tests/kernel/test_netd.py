@@ -126,6 +126,49 @@ def test_hosts_of_every_mld_version(branch: Branch, version: int) -> None:
 
 
 @FAMILIES
+def test_the_process_that_answers_for_multicast_is_killed(branch: Branch, is_v6: bool) -> None:
+    """Its routes stay, netd notices and starts another one, which takes membership from them. What else netd does goes
+    on."""
+    count = Count(netns.join(branch.hosts[0], "eth0", ASM[is_v6], PORT))
+    wait_for(lambda: ("*", ASM[is_v6]) in routes(branch, is_v6=is_v6), "the route")
+    before = routes(branch, is_v6=is_v6)
+    stream = Stream(branch.source, ASM[is_v6], 1000)
+    wait_for(lambda: len(count.numbers) > 100, "packets")
+    (killed,) = branch.netd.answering()
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: set(branch.netd.answering()) - {killed}, "another one")
+    assert branch.netd.ask("queues")["queues"] == []
+    wait_for(lambda: routes(branch, is_v6=is_v6) == before, "the routes again")
+    (event,) = branch.netd.events("multicast-restarted")
+    assert "was ended" in event["message"]
+    n_seen = len(count.numbers)
+    wait_for(lambda: len(count.numbers) > n_seen + 300, "packets after it")
+    stream.stop()
+    assert count.stop() == list(range(stream.n_sent))
+    # It answers as the first one did.
+    with netns.join(branch.hosts[1], "eth0", ASM[is_v6], PORT):
+        name = "lan1"
+        wait_for(lambda: name in routes(branch, is_v6=is_v6)["*", ASM[is_v6]], "a join")
+
+
+def test_without_multicast_there_is_no_process_for_it(branch: Branch) -> None:
+    assert len(branch.netd.answering()) == 1
+    branch.netd.desire()
+    wait_for(lambda: not branch.netd.answering(), "it has ended")
+    assert branch.netd.ask("show")["multicast"] == {}
+    wait_for(lambda: len(branch.box.read("/proc/net/ip_mr_vif").splitlines()) == 1, "nothing is left in the kernel")
+    assert not branch.netd.events("multicast-restarted")
+    # Taken out and wanted again at once, while the one before ends.
+    for _ in range(3):
+        branch.netd.desire(TV)
+        branch.netd.desire()
+    branch.netd.desire(TV)
+    branch.netd.ready()
+    wait_for(lambda: len(branch.netd.answering()) == 1, "one of them")
+    assert not branch.netd.events("multicast-restarted")
+
+
+@FAMILIES
 def test_killed_netd_loses_no_packet(branch: Branch, is_v6: bool) -> None:
     """The keeper has the routes; the next netd takes membership from them, and hosts are asked again."""
     count = Count(netns.join(branch.hosts[0], "eth0", ASM[is_v6], PORT))
