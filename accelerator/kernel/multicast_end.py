@@ -20,7 +20,7 @@ from accelerator.kernel.state import DesiredState, encode
 LINE_BYTES_MAX = 16 << 20
 # Two in a row that end so soon after their start: the next one waits, as it may do so too.
 SOON_S, RETRY_S = 2.0, 5.0
-_SHOW_S, _END_S = 5.0, 3.0
+_SHOW_S, _END_S = 20.0, 3.0
 _COMMAND = (sys.executable, "-m", "accelerator.kernel.multicast_process")
 
 Tell = Callable[[dict[str, Any]], None]
