@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -170,6 +171,43 @@ def test_viewers_own_traffic_to_an_origin_goes_by_its_link_and_follows_it(tmp_pa
     with netns.Topology() as topology:
         first, box, (viewer, second) = topology.proxy(2)
         steered_by_policy(tmp_path, box, viewer, {"main": first, "backup": second})
+
+
+def test_viewers_own_traffic_follows_a_link_whose_probe_fails(tmp_path: Path) -> None:
+    """The way beyond the next router is dead, and the interface doesn't know: three probes say so, one in a second. It
+    goes back once they have been answered for five seconds: the test takes that long."""
+    with netns.Topology() as topology, contextlib.ExitStack() as stack:
+        first, box, (viewer, second) = topology.proxy(2)
+        box.sysctl("net.ipv4.ip_forward", "1")
+        sinks = {}
+        for name, each in (("main", first), ("backup", second)):
+            each.ip("addr", "add", "10.77.0.1/32", "dev", "lo")
+            sinks[name] = stack.enter_context(each.call(lambda: listening("10.77.0.1")))
+        second.ip("addr", "add", "10.88.0.1/32", "dev", "lo")
+        stack.enter_context(second.call(lambda: socket.create_server(("10.88.0.1", 53), backlog=100)))
+        box.ip("route", "add", "default", "via", "10.0.0.2")
+        out = stack.enter_context(viewer.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+
+        def came_by() -> set[str]:
+            for sink in sinks.values():
+                drained(sink)
+            for _ in range(3):
+                out.sendto(b"x", ("10.77.0.1", 5004))
+            return {name for name, sink in sinks.items() if drained(sink)}
+
+        daemon = Acceleratord(box, tmp_path)
+        probed = STEERED.replace("gateway: 10.1.1.2", 'gateway: 10.1.1.2, probe: "10.88.0.1:53"')
+        daemon.policy.write_text(POLICY.split("origins:")[0] + "workers: 1\n" + probed)
+        stack.enter_context(NetdBox(box, tmp_path))
+        stack.enter_context(daemon)
+        wait_for(lambda: came_by() == {"backup"}, "by the origin's link", 20)
+        second.run(
+            "nft", "add table inet cut; add chain inet cut in { type filter hook input priority 0; policy drop; }"
+        )
+        wait_for(lambda: came_by() == {"main"}, "by the next link", 20)
+        assert "state UP" in box.ip("link", "show", "lan1"), "nobody but the probe knows"
+        second.run("nft", "delete", "table", "inet", "cut")
+        wait_for(lambda: came_by() == {"backup"}, "by the first one again", 30)
 
 
 def steered_by_policy(
