@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
+import os
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -190,7 +192,9 @@ class Reconciler:
             self._say("queue-taken", name, f"{name} has another program's queues: ours are not put there")
         for table in sorted(outcome.foreign):
             self._say("table-taken", f"{table}", f"table {table} has routes of another program: ours are not put there")
-        if not is_changed and self.n_passes:
+        # An interface has gone down, with its routes, and what says so is still on its way: nobody has undone anything.
+        is_link_gone = any(os.strerror(each) in outcome.failed for each in (errno.ENETDOWN, errno.ENODEV))
+        if not is_changed and self.n_passes and not is_link_gone:
             for group in outcome.groups:
                 self._repaired(group, now_s)
         failed = outcome.failed
