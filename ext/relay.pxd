@@ -31,6 +31,7 @@ cdef enum:
     SEGMENTS_OFF                # the kernel or the device refused: for good
     SLOT_RANDOM_ACCESS = 1
     SLOT_REPAIRED = 2
+    SLOT_NONE = 4               # a number that stands for nothing: more was thought to be missing than was
 
 cdef enum:                      # columns of a relay's counter row
     R_DATAGRAMS = 0
@@ -149,8 +150,17 @@ cdef struct Align:              # of a leg: what must be added to its numbers an
     uint8_t is_known
     uint8_t is_placed
     uint8_t n_votes
+    uint8_t n_strange           # in a row that stood where others do
     uint32_t at
     Kept kept[ALIGN_KEPT]
+    # Of a leg whose datagrams have no numbers (MPEG-TS by UDP): those that it was given, and by what.
+    uint16_t own_number
+    uint16_t per                # transport packets of the largest datagram
+    uint64_t last_content
+    int64_t last_ns
+    int64_t period_ns           # between two that follow each other, on average
+    int64_t longest_ns          # the longest of late; falls slowly
+    uint8_t continuity[8192]    # by PID, the last counter and 1; 0: none yet
 
 cdef struct Slot:               # of the window; the datagram is at data + index * slot_bytes
     uint64_t sequence           # in window numbers; 0: empty

@@ -1,15 +1,20 @@
 # The places of legs behind relay_align.pxd. A leg that stands in line with none is left out, never guessed.
-from libc.stdint cimport uint16_t
+from libc.stdint cimport int64_t, uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from ext.atomics cimport count
 from ext.relay cimport *
-from ext.relay_wire cimport TS_BYTES, TS_NULL_PID, Rtp
+from ext.relay_wire cimport TS_BYTES, TS_NULL_PID, WIRE_OK, Rtp, Ts, read_ts
 
 cdef enum:
     # Packets that must agree before a leg is believed: a number off by one would put a wrong packet into a hole.
     VOTES = 4
+    LONGEST_FALLS = 256         # the longest pause that is usual is forgotten by this part of it a packet
+    # How far a packet is looked for whose leg's loss was taken for a larger or a smaller one, and how many in a row may be
+    # nowhere before the leg's place is learned anew.
+    NEAR = 64
+    STRANGE_MAX = 4
 
 
 cdef bint align_open(Relay* r) noexcept nogil:
@@ -89,9 +94,7 @@ cdef bint align_take(Relay* r, uint32_t leg, uint64_t content, Rtp* rtp, int64_t
     cdef Kept* same
     cdef uint32_t i
     if not a.is_known or a.ssrc != rtp.ssrc:                # another connection counts from another number
-        memset(a, 0, sizeof(Align))
-        a.is_known = 1
-        a.ssrc = rtp.ssrc
+        forget(a, rtp.ssrc)
     a.kept[a.at].content = content
     a.kept[a.at].timestamp = rtp.timestamp
     a.kept[a.at].sequence = rtp.sequence
@@ -118,8 +121,155 @@ cdef bint align_take(Relay* r, uint32_t leg, uint64_t content, Rtp* rtp, int64_t
 
 
 cdef void align_lost(Relay* r, uint32_t leg) noexcept nogil:
-    r.aligns[leg].is_placed = r.aligns[leg].n_votes = 0
+    r.aligns[leg].is_placed = r.aligns[leg].n_votes = r.aligns[leg].n_strange = 0
 
 
 cdef bint is_apart(Relay* r, uint32_t leg) noexcept nogil:
     return r.aligns != NULL and leg < r.n_media and r.aligns[leg].is_known and not r.aligns[leg].is_placed
+
+
+# --- numbers for what has none ----------------------------------------------------------------------------------------
+
+cdef uint32_t missing_in(Align* a, const uint8_t* data, uint32_t length) noexcept nogil:
+    """How many transport packets with payload the counters miss before and in it (ISO 13818-1 2.4.3.3), 16 of one PID being
+    none. Counters that are announced to jump say nothing; a packet may come twice."""
+    cdef uint32_t at = 0, step, n = 0
+    cdef Ts ts
+    while at < length:
+        if read_ts(data + at, &ts) == WIRE_OK and ts.pid != TS_NULL_PID and not ts.is_damaged:
+            if ts.has_payload:
+                step = (ts.continuity - a.continuity[ts.pid]) & 15      # the last one and 1 is what is expected
+                if a.continuity[ts.pid] and not ts.is_discontinuous and step != 15:
+                    n += step
+                a.continuity[ts.pid] = ts.continuity + 1
+            elif ts.is_discontinuous:
+                a.continuity[ts.pid] = ts.continuity + 1
+        at += TS_BYTES
+    return n
+
+
+cdef bint is_another_placed(Relay* r, uint32_t leg, int64_t now) noexcept nogil:
+    cdef uint32_t i
+    for i in range(r.n_media):
+        if i != leg and r.aligns[i].is_placed and now - r.legs[i].last_ns <= r.wait_ns:
+            return True
+    return False
+
+
+cdef void forget(Align* a, uint32_t ssrc) noexcept nogil:
+    memset(a, 0, sizeof(Align))
+    a.is_known = 1
+    a.ssrc = ssrc
+
+
+cdef bint align_number(Relay* r, uint32_t leg, const uint8_t* data, uint32_t length, uint64_t content, Rtp* rtp, int64_t now) noexcept nogil:
+    cdef Align* a = &r.aligns[leg]
+    cdef uint32_t n, gap
+    cdef int64_t pause = now - a.last_ns
+    if not a.is_known:
+        forget(a, leg + 1)
+        pause = 0
+    if content and content == a.last_content:
+        return False
+    n = missing_in(a, data, length)
+    a.per = max(a.per, <uint16_t>(length // TS_BYTES))      # senders close some datagrams before they are full
+    gap = (n + a.per - 1) // a.per
+    # Counters have four bits. After a longer pause than so few missing packets make, nobody can say how many are: where
+    # another leg goes on, this one's place is learned anew, and the stream's next packet is the other one's.
+    if gap:
+        # What is rare in the stream shows the same loss again, later.
+        memset(a.continuity, 0, sizeof(a.continuity))
+        missing_in(a, data, length)
+    if gap and a.period_ns and pause > a.longest_ns + (2 * <int64_t>gap + 3) * a.period_ns // 2 and is_another_placed(r, leg, now):
+        forget(a, a.ssrc + MAX_LEGS)
+        a.per = <uint16_t>(length // TS_BYTES)
+        missing_in(a, data, length)
+        gap = 0
+    elif gap == 0 and pause > 0:
+        a.period_ns += (pause - a.period_ns) // 16 if a.period_ns else pause
+        a.longest_ns = max(pause, a.longest_ns - a.longest_ns // LONGEST_FALLS)
+    a.last_ns = now
+    a.last_content = content
+    a.own_number += <uint16_t>(1 + gap)
+    rtp.sequence = a.own_number
+    rtp.ssrc = a.ssrc
+    return True
+
+
+cdef bint has_come(Relay* r, uint32_t leg, uint64_t content) noexcept nogil:
+    cdef uint32_t i, k
+    for i in range(r.n_media):
+        for k in range(<uint32_t>ALIGN_KEPT):
+            if i != leg and r.aligns[i].kept[k].content == content:
+                return True
+    return False
+
+
+cdef bint find_near(Relay* r, Align* a, uint64_t sequence, uint64_t content) noexcept nogil:
+    """The leg's loss was taken for a larger or a smaller one than it was."""
+    cdef uint64_t at = sequence - NEAR, end = min(r.newest, sequence + NEAR), found = 0
+    while at <= end:
+        if r.slots[at & r.mask].sequence == at and r.slots[at & r.mask].content == content:
+            if found:
+                return False
+            found = at
+        at += 1
+    if found:
+        a.shift += <uint16_t>(found - sequence)
+    return found != 0
+
+
+cdef bint align_passed(Relay* r, uint32_t leg, uint64_t sequence, uint64_t content) noexcept nogil:
+    cdef uint64_t at = sequence + 1, end = min(r.newest, sequence + NEAR)
+    cdef Slot* slot
+    if content == 0:
+        return False
+    while at <= end and r.slots[at & r.mask].sequence != at:
+        at += 1
+    if at > end or r.slots[at & r.mask].content != content:
+        return find_near(r, &r.aligns[leg], sequence, content)
+    r.aligns[leg].shift += <uint16_t>(at - sequence)
+    while sequence < at:
+        slot = &r.slots[sequence & r.mask]
+        slot.arrival_ns = r.slots[at & r.mask].arrival_ns
+        slot.sequence = sequence
+        slot.content = 0
+        slot.length = slot.header_bytes = slot.payload_bytes = 0
+        slot.flags = SLOT_NONE
+        sequence += 1
+    return True
+
+
+cdef int align_slip(Relay* r, uint32_t leg, uint64_t sequence, uint64_t content) noexcept nogil:
+    cdef int found
+    cdef Align* a = &r.aligns[leg]
+    if content and find_near(r, a, sequence, content):
+        a.n_strange = 0
+        return 0
+    found = slip(r, leg, sequence, content)
+    a.n_strange = a.n_strange + 1 if found < 0 else 0
+    if a.n_strange >= STRANGE_MAX:
+        align_lost(r, leg)
+    return found
+
+
+cdef int slip(Relay* r, uint32_t leg, uint64_t sequence, uint64_t content) noexcept nogil:
+    cdef Align* a = &r.aligns[leg]
+    cdef Slot* slot
+    cdef uint64_t at = sequence
+    cdef bint is_stuffing = True
+    if content == 0:                            # whoever has the line has lost this one
+        a.shift -= 1
+        return 0
+    # A loss before stuffing, or before a datagram of other PIDs only, shows later: the hole is behind it. There each PID's
+    # packets are in their order.
+    while at <= r.newest and at < sequence + NEAR and r.slots[at & r.mask].sequence == at:
+        slot = &r.slots[at & r.mask]
+        is_stuffing = is_stuffing and slot.content == 0
+        at += 1
+    if at > r.newest and not is_stuffing:       # or doesn't show yet: behind stuffing there is nothing that it could disturb
+        return -1
+    if at == sequence + NEAR or at < r.next or at > r.next + r.mask // 2 or has_come(r, leg, content):
+        return -1
+    a.shift += <uint16_t>(at - sequence)
+    return <int>(at - sequence)

@@ -5,7 +5,9 @@ from libc.string cimport memcmp, memcpy, memset
 
 from ext.atomics cimport count, load_ptr, store_u64_relaxed
 from ext.relay cimport *
-from ext.relay_align cimport align_close, align_lost, align_take, content_of, is_apart
+from ext.relay_align cimport (
+    align_close, align_lost, align_number, align_passed, align_slip, align_take, content_of, is_apart,
+)
 from ext.relay_ask cimport ask_missed, ask_take
 from ext.relay_fec cimport fec_came, fec_close, fec_forget, fec_open, fec_take
 from ext.relay_wire cimport *
@@ -97,7 +99,7 @@ cdef void release(Relay* r) noexcept nogil:
             r.n_ready += 1
             n += 1
             size += slot.payload_bytes
-        else:
+        elif not slot.flags & SLOT_NONE:
             count(&r.counters[R_EMPTY], 1)
         r.next += 1
         slot = &r.slots[r.next & r.mask]
@@ -304,9 +306,7 @@ cdef bint unwrap(Relay* r, uint32_t index, const uint8_t* data, uint32_t length,
 cdef void take_rtp(Relay* r, uint32_t index, const uint8_t* data, uint32_t length, int64_t now) noexcept nogil:
     cdef Leg* leg = &r.legs[index]
     cdef Rtp rtp
-    cdef Slot* slot
-    cdef int32_t step
-    cdef uint64_t sequence, content = 0
+    cdef uint64_t content = 0
     cdef int said = read_rtp(data, length, &rtp)
     if said != WIRE_OK:
         count(&r.counters[R_DROP_RTCP if said == WIRE_RTCP else R_DROP_MALFORMED], 1)
@@ -330,6 +330,32 @@ cdef void take_rtp(Relay* r, uint32_t index, const uint8_t* data, uint32_t lengt
     if is_others(r, leg, now) and rtp.ssrc != leg.ssrc and leg.is_started:
         count(&r.counters[R_DROP_SENDER], 1)
         return
+    take_numbered(r, index, data, length, &rtp, content, now)
+
+
+cdef void take_bare(Relay* r, uint32_t index, const uint8_t* data, uint32_t length, int64_t now) noexcept nogil:
+    """Transport packets of several legs, without a number."""
+    cdef Rtp rtp
+    cdef uint64_t content = content_of(data, length)
+    memset(&rtp, 0, sizeof(Rtp))
+    rtp.payload_type = 33                       # RFC 3551: MP2T
+    rtp.payload_bytes = length
+    rtp.timestamp = ticks_at(r, now)
+    if not align_number(r, index, data, length, content, &rtp, now):
+        count(&r.counters[R_DUPLICATE], 1)
+    elif not align_take(r, index, content, &rtp, now):
+        count(&r.counters[R_DROP_APART], 1)
+    else:
+        take_numbered(r, index, data, length, &rtp, content, now)
+
+
+cdef void take_numbered(Relay* r, uint32_t index, const uint8_t* data, uint32_t length, Rtp* rtp, uint64_t content,
+                        int64_t now) noexcept nogil:
+    cdef Leg* leg = &r.legs[index]
+    cdef Slot* slot
+    cdef int32_t step
+    cdef int slip
+    cdef uint64_t sequence
     if not r.is_started:
         restart(r, rtp.sequence, rtp.ssrc)
         leg_restart(leg, rtp.sequence, rtp.ssrc)
@@ -338,7 +364,7 @@ cdef void take_rtp(Relay* r, uint32_t index, const uint8_t* data, uint32_t lengt
     elif rtp.ssrc != leg.ssrc and rtp.ssrc == r.ssrc:       # another leg brought the new stream first
         leg_restart(leg, rtp.sequence, rtp.ssrc)
     elif rtp.ssrc != leg.ssrc:
-        if not is_restart(r, leg, &rtp, now):
+        if not is_restart(r, leg, rtp, now):
             count(&r.counters[R_DROP_SSRC], 1)
             return
         leg_restart(leg, rtp.sequence, rtp.ssrc)
@@ -347,24 +373,31 @@ cdef void take_rtp(Relay* r, uint32_t index, const uint8_t* data, uint32_t lengt
     if step >= 0x8000:
         step -= 0x10000
     if step >= DROPOUT_MAX or step < -<int64_t>(r.mask // 2):
-        if not is_restart(r, leg, &rtp, now):
+        if not is_restart(r, leg, rtp, now):
             count(&r.counters[R_DROP_JUMP], 1)
             return
         leg_restart(leg, rtp.sequence, rtp.ssrc)
         restart(r, rtp.sequence, rtp.ssrc)
         step = 1
-    leg_measure(r, leg, &rtp, now)
+    leg_measure(r, leg, rtp, now)
     sequence = r.newest + step
     if sequence < r.next or r.slots[sequence & r.mask].sequence == sequence:
         # A slot keeps its number until it is taken again. The other leg may bring any number of true copies at once,
         # after the source has paused: they say nothing of a new stream.
         slot = &r.slots[sequence & r.mask]
-        if slot.sequence == sequence and (slot.timestamp == rtp.timestamp or content):
+        if slot.sequence == sequence and (slot.timestamp == rtp.timestamp or content or r.format == FORMAT_TS):
+            slip = 0
             if slot.content != content:
-                align_lost(r, index)
+                slip = align_slip(r, index, sequence, content) if r.format == FORMAT_TS else -1
+            if slip < 0:
+                if r.format != FORMAT_TS:
+                    align_lost(r, index)
                 count(&r.counters[R_DROP_APART], 1)
-            else:
+            elif slip == 0:
                 count(&r.counters[R_DUPLICATE], 1)
+            else:
+                rtp.sequence += <uint16_t>slip
+                accept(r, index, sequence + <uint64_t>slip, data, length, rtp, content, now)
             return
         r.late_run += 1
         if r.late_run < LATE_RUN or now - r.good_ns <= r.wait_ns:
@@ -386,7 +419,13 @@ cdef void take_rtp(Relay* r, uint32_t index, const uint8_t* data, uint32_t lengt
         r.newest_rtp = <uint16_t>(rtp.sequence - 1)
         sequence = r.next
         fec_forget(r)
-    accept(r, index, sequence, data, length, &rtp, content, now)
+    if r.format == FORMAT_TS and sequence < r.newest and align_passed(r, index, sequence, content):
+        count(&r.counters[R_DUPLICATE], 1)
+        if sequence == r.next:
+            release(r)
+            look_for_hole(r)
+        return
+    accept(r, index, sequence, data, length, rtp, content, now)
 
 
 cdef bint is_over_cap(Relay* r, Leg* leg, uint32_t length, int64_t now) noexcept nogil:
@@ -484,12 +523,16 @@ cdef void relay_take(Relay* r, uint32_t index, const uint8_t* data, uint32_t len
     if r.format == FORMAT_RTP:
         take_rtp(r, index, data, length, now)
         return
-    # Without sequence numbers legs can't be merged.
-    if (r.format == FORMAT_TS and not is_ts(data, length)) or (r.mode == MODE_MERGE and index != 0):
+    # Without numbers, or what gives them some, legs can't be merged.
+    if (r.format == FORMAT_TS and not is_ts(data, length)) or (r.mode == MODE_MERGE and index != 0 and (
+            r.format != FORMAT_TS or r.aligns == NULL)):
         count(&r.counters[R_DROP_FORMAT], 1)
         return
     if is_others(r, leg, now):
         count(&r.counters[R_DROP_SENDER], 1)
+        return
+    if r.aligns != NULL and r.format == FORMAT_TS:
+        take_bare(r, index, data, length, now)
         return
     r.is_started = 1
     memset(&rtp, 0, sizeof(Rtp))

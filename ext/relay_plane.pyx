@@ -154,7 +154,8 @@ cdef class Settings:
                 memcpy(r.legs[i].group, <const char*>group, 16)
                 r.legs[i].is_held = 1
         r.is_wrapped = is_wrapped
-        if not relay_open(r, window_packets, has_fec) or (is_wrapped and mode == "merge" and r.n_media > 1 and not align_open(r)):
+        is_aligned = (is_wrapped or not is_rtp) and mode == "merge" and r.n_media > 1
+        if not relay_open(r, window_packets, has_fec) or (is_aligned and not align_open(r)):
             raise MemoryError
         if ask_to:
             self._ask(ask_to, ask_ssrc, ask_name, rtx_type)

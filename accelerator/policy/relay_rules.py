@@ -144,9 +144,6 @@ def _input_findings(name: str, relay: Relay) -> Iterator[Finding]:
     places = [(each.host, each.port, each.source, each.interface) for each in inputs_of(relay)]
     if len(set(places)) < len(places):
         yield Finding((name, "from"), f"{where}.from: the same input twice")
-    if relay.mode == "legs" and len(relay.from_) > 1 and relay.from_[0].scheme == "udp":
-        message = "legs are merged by RTP's numbers: with udp:// only packets that are found to be RTP are merged"
-        yield Finding((name, "from"), f"{where}.from: {message}", True)
     if relay.mode == "backup" and len(relay.from_) == 1:
         yield Finding((name, "mode"), f"{where}.mode: has no effect with one input", True)
     if relay.fec != "none":

@@ -22,10 +22,10 @@ def places() -> Iterator[tuple[netns.Namespace, netns.Namespace, list[netns.Name
         yield topology.proxy(2)
 
 
-def channel(to: str, *, repair: str = "") -> list[str]:
+def channel(to: str, *, repair: str = "", form: str = "rtp_mpegts") -> list[str]:
     return (
         f"ffmpeg -v error -re -f lavfi -i testsrc2=s=320x240:r=25 -c:v libx264 -preset ultrafast -g 25 -b:v 1500k "
-        f"-minrate 1500k -maxrate 1500k -bufsize 300k -t 5 -muxrate 2000k -f rtp_mpegts {repair} {to}"
+        f"-minrate 1500k -maxrate 1500k -bufsize 300k -t 5 -muxrate 2000k -f {form} {repair} {to}"
     ).split()
 
 
@@ -37,11 +37,12 @@ def lose(namespace: netns.Namespace, rules: Sequence[str]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None or shutil.which("nft") is None, reason="needs ffmpeg and nft")
-def test_loss_on_both_legs_is_not_seen_by_ffmpeg(places: Places, tmp_path: Path) -> None:
-    """SMPTE 2022-7, 1 % lost on each leg: ffmpeg behind us decodes without a continuity error."""
+@pytest.mark.parametrize("scheme", ["rtp", "udp"])
+def test_loss_on_both_legs_is_not_seen_by_ffmpeg(scheme: str, places: Places, tmp_path: Path) -> None:
+    """SMPTE 2022-7, 1 % lost on each leg: ffmpeg behind us decodes without a continuity error. `udp`: no RTP."""
     source, namespace, (screens, _) = places
     hall = {
-        "from": ["rtp://239.1.1.1:5004", "rtp://239.1.1.2:5004"], "interface": "wan",
+        "from": [f"{scheme}://239.1.1.1:5004", f"{scheme}://239.1.1.2:5004"], "interface": "wan",
         "to": [{"group": "239.2.1.1:5004", "interface": "lan0", "rtp": "strip"}],
     }  # fmt: skip
     # A packet that both legs lose is lost; these two never drop the same one of the first 9,700.
@@ -58,7 +59,9 @@ def test_loss_on_both_legs_is_not_seen_by_ffmpeg(places: Places, tmp_path: Path)
         split = legs[0].getsockname()[1]
         out = netns.sender(source, "eth0")
         legs[0].settimeout(1)
-        sending = source.popen(*channel(f"rtp://127.0.0.1:{split}"), stderr=subprocess.PIPE)
+        to = f"{scheme}://127.0.0.1:{split}{'?pkt_size=1316' if scheme == 'udp' else ''}"
+        command = channel(to, form="mpegts" if scheme == "udp" else "rtp_mpegts")
+        sending = source.popen(*command, stderr=subprocess.PIPE)
         try:
             while sending.poll() is None:
                 try:
