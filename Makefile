@@ -26,7 +26,7 @@ system:
 	    echo "making .venv anew: it was not made from $(SYSTEM_PYTHON)"; rm -rf .venv; fi
 	test -x $(PYTHON) || $(SYSTEM_PYTHON) -m venv .venv
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	WITHOUT_EXTENSION=1 $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 build: build/plain/.stamp
@@ -35,11 +35,13 @@ build/plain/.stamp: $(SOURCES) .venv/.stamp
 	$(PYTHON) setup.py --quiet build_ext --parallel $(shell nproc) --inplace
 	mkdir -p $(@D) && touch $@
 
-# The sanitized modules stand beside the plain ones, never in their place.
+# The sanitized modules stand beside the plain ones, never in their place. One build at a time: both write the same C.
 build/asan/.stamp: SANITIZE := address,undefined
 build/tsan/.stamp: SANITIZE := thread
 build/asan/.stamp build/tsan/.stamp: $(SOURCES) .venv/.stamp
-	SANITIZE=$(SANITIZE) $(PYTHON) setup.py --quiet build_ext --parallel $(shell nproc) --build-lib $(@D) --build-temp $(@D)/temp
+	mkdir -p $(@D)
+	SANITIZE=$(SANITIZE) flock build/sanitized.lock $(PYTHON) setup.py --quiet build_ext --parallel $(shell nproc) \
+	    --build-lib $(@D) --build-temp $(@D)/temp
 	cp ext/__init__.py $(@D)/ext/
 	touch $@
 
