@@ -1,7 +1,7 @@
 """Builds the extension: every ext/*.pyx is one module. Metadata lives in pyproject.toml, not here.
 
 `SANITIZE=address,undefined` or `SANITIZE=thread` builds with gcc's sanitizers (the Makefile's test-asan and test-tsan).
-`WITHOUT_EXTENSION=1` installs the Python packages only: pip compiles modules one after the other, `build_ext` side by side.
+`WITHOUT_EXTENSION=1` leaves it out: pip would compile one module after the other, `build_ext` does so side by side.
 """
 
 from __future__ import annotations

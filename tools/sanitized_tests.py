@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -43,9 +44,7 @@ def main(arguments: list[str]) -> int:
     built = PROJECT / "build" / kind
     # Into files, because a program that a test started has a stderr of its own. gcc 12's UBSan writes to stderr
     # whatever log_path says, hence --capture=sys below: pytest would swallow it when the process ends.
-    reports = built / "reports"
-    shutil.rmtree(reports, ignore_errors=True)
-    reports.mkdir()
+    reports = Path(tempfile.mkdtemp(prefix="reports-", dir=built))  # its own: `make qualify` runs two at once
     environment = {
         **os.environ,
         **{name: f"{options}:log_path={reports}/report" for name, options in OPTIONS.items()},
@@ -61,6 +60,8 @@ def main(arguments: list[str]) -> int:
     found = sorted(reports.iterdir())
     for report in found:
         print(f"\n{report.name}:\n{report.read_text(errors='replace')}", file=sys.stderr)
+    if not found:
+        reports.rmdir()
     return exit_code or (1 if found else 0)
 
 
