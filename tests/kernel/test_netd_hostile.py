@@ -27,6 +27,8 @@ from accelerator.netd import CLIENTS_MAX, SERVICES_MAX
 from accelerator.protocols import igmp
 from accelerator.protocols.membership.messages import Query
 from accelerator.protocols.membership.wire import checksum
+from accelerator.services.logs.events import Events
+from accelerator.services.netd import client
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "")]
 
@@ -384,3 +386,16 @@ def test_a_port_that_is_none_ended_the_connection_without_a_word(lonely: NetdBox
     for port in ([], {}, "80", None, True):
         with pytest.raises(RuntimeError, match="no interception with that port"):
             lonely.ask("transparent", port=port)
+
+
+def test_a_netd_that_hangs_was_named_without_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence ended with a colon; and who had not started it was told of an errno."""
+    monkeypatch.setattr(client, "SHOW_S", 0.05)
+    asking = client.NetdClient(tmp_path / "netd.sock", Events())
+    with pytest.raises(client.NetdError, match="doesn't run with this state directory"):
+        asyncio.run(asking.show())
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "netd.sock"))
+        silent.listen()
+        with pytest.raises(client.NetdError, match="doesn't answer in"):
+            asyncio.run(asking.show())

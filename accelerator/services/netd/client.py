@@ -19,6 +19,7 @@ from accelerator.services.netd.wishes import desired
 
 SERVICE = "policy"
 RETRY_S = 2.0
+SHOW_S = 5.0
 ANSWER_S = 30.0  # 100,000 routes are read within a few seconds
 QUEUES_EACH_S = 5.0  # for status and metrics
 _LINE_MAX = 16 << 20  # 100,000 routes
@@ -75,11 +76,15 @@ class NetdClient:
                     await task
 
     async def show(self) -> dict[str, Any]:
-        """What netd wants and has done. NetdError: it doesn't run."""
+        """What netd wants and has done. NetdError: it doesn't run, or hangs."""
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(SHOW_S):
                 return await _ask(self._path, "show")
-        except (OSError, ValueError, TimeoutError) as fault:
+        except TimeoutError:
+            raise NetdError(f"accelerator-netd can't be asked: it runs, and doesn't answer in {SHOW_S:g} s") from None
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise NetdError("accelerator-netd can't be asked: it doesn't run with this state directory") from None
+        except (OSError, ValueError) as fault:
             raise NetdError(f"accelerator-netd can't be asked: {fault}") from None
 
     async def _look_at_queues(self) -> None:
