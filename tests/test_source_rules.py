@@ -149,6 +149,13 @@ def test_every_folder_of_services_has_a_place_in_the_import_order() -> None:
     assert folders == SERVICES_MAY_IMPORT.keys()
 
 
+def test_every_folder_is_on_the_architecture_page() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    folders = {path.parent.relative_to(ROOT / "accelerator").as_posix() for path in ACCELERATOR_FILES} - {"."}
+    unnamed = {each for each in folders if f"{each}/`" not in page and f"`{each.rpartition('/')[2]}/`" not in page}
+    assert unnamed == set()
+
+
 def circles(imported: dict[str, set[str]]) -> list[tuple[str, ...]]:
     """Groups of modules of which each leads to each other one."""
     reached: dict[str, set[str]] = {}

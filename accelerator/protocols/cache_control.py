@@ -49,9 +49,6 @@ class Directives(Mapping[bytes, bytes | None]):
         return Directives({name: argument for name, argument in self._arguments.items() if name not in names})
 
 
-NO_DIRECTIVES = Directives({})
-
-
 def parse(values: Iterable[bytes]) -> Directives:
     """Directives of Cache-Control lines: names in any case, arguments as token or string (RFC 9111 section 5.2)."""
     arguments: dict[bytes, bytes | None] = {}

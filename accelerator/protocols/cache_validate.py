@@ -20,11 +20,11 @@ _NOT_UPDATED = frozenset(
 
 @dataclass(frozen=True)
 class Validated:
-    """A stored response after a 304: its new head, the verdict on it, and lines for the one viewer who caused it."""
+    """A stored response after a 304: its new head, and the verdict on it. A cookie of the 304 goes to nobody: the head
+    that answers is the stored one, and others get it too."""
 
     fields: list[Field]
     verdict: Verdict
-    leader_fields: list[Field]
 
 
 def matches_304(stored_etag: bytes | None, stored_last_modified: bytes | None, fields_304: Fields) -> bool:
@@ -86,7 +86,7 @@ def decide_304(
         request_wall_s=request_wall_s,
         response_wall_s=response_wall_s,
     )
-    return Validated(merged, verdict, [field for field in fresh if field[0].lower() == b"set-cookie"])
+    return Validated(merged, verdict)
 
 
 def may_serve_stale(

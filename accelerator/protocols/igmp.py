@@ -39,7 +39,6 @@ _ROUTER_ALERT = bytes((148, 4, 0, 0))
 _HEADER = 24
 _INTERNETWORK_CONTROL = 0xC0
 _MANTISSA = 4
-_NOTHING: frozenset[bytes] = frozenset()
 
 
 def read(packet: bytes, *, needs_router_alert: bool = True) -> Heard | Drop:

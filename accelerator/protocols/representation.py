@@ -14,7 +14,6 @@ from accelerator.protocols.fields import Field, Fields, get_all, get_first, has,
 
 _ENTITY_TAG = re.compile(rb'(W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _CONTENT_RANGE = re.compile(rb"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.IGNORECASE)
-_UNSATISFIED_RANGE = re.compile(rb"bytes \*/([0-9]{1,18})", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,6 @@ def holds(if_range: bytes, response_fields: Fields) -> bool:
     name = b"etag" if if_range.endswith(b'"') else b"last-modified"
     value = get_first(response_fields, name)
     return value is None or value == if_range
-
-
-def unsatisfied_length(response_fields: Fields) -> int | None:
-    """The length that a 416 tells by `Content-Range: bytes */LENGTH`; None if it doesn't (RFC 9110 section 15.5.17)."""
-    match = _UNSATISFIED_RANGE.fullmatch(get_first(response_fields, b"content-range") or b"")
-    return int(match.group(1)) if match else None
 
 
 def entity_tag(value: bytes) -> bytes | None:

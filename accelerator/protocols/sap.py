@@ -11,8 +11,6 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 PORT = 9875
 GLOBAL_GROUP = "224.2.127.254"
-# Section 3: the highest address of a scope zone; this is the one of 239.255.0.0/16, for a site.
-SITE_GROUP = "239.255.255.255"
 # RFC 2974 section 3: the highest address of the scope that the group is in.
 _SCOPES = tuple((ip_network(net), str(ip_network(net)[-1])) for net in ("239.255.0.0/16", "239.192.0.0/14"))
 SDP = "application/sdp"

@@ -14,7 +14,7 @@ from accelerator.protocols.cache_decide import (
     has_validator,
 )
 from accelerator.protocols.fields import Field
-from accelerator.protocols.representation import parse_content_range, stored_fields, unsatisfied_length
+from accelerator.protocols.representation import parse_content_range, stored_fields
 
 # -- variants ----------------------------------------------------------------------------------------------------------
 
@@ -196,11 +196,6 @@ def test_9110_14_4_a_206_that_does_not_fit_its_range_is_a_broken_response(head: 
 def test_9110_14_4_content_range_on_other_statuses_is_ignored() -> None:
     assert judge((b"Content-Range", b"nonsense"), cc(b"max-age=60")).store
     assert parse_content_range(b"Bytes 5-5/6") == ContentRange(5, 5, 6)
-
-
-@pytest.mark.parametrize(("value", "length"), [(b"bytes */100", 100), (b"bytes 0-9/100", None), (b"bytes */*", None)])
-def test_9110_15_5_17_the_length_in_a_416(value: bytes, length: int | None) -> None:
-    assert unsatisfied_length([(b"Content-Range", value)]) == length
 
 
 # -- stored fields -----------------------------------------------------------------------------------------------------

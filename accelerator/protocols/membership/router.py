@@ -4,7 +4,7 @@ RFC 9777 section 7). Sans-IO: packets are read and written by igmp.py or mld.py,
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from accelerator.protocols.membership.deadlines import Deadlines
@@ -316,7 +316,3 @@ class RouterSide:
         self._queries.clear()
         for group in self._groups.values():
             group.stop_asking()
-
-    def all_filters(self) -> Iterator[tuple[bytes, Filter]]:
-        for address, group in self._groups.items():
-            yield address, group.filter()

@@ -36,7 +36,6 @@ _HEX_SHA256 = re.compile(rb"[0-9a-f]{64}")
 _MD5_TEXT = re.compile(rb"[A-Za-z0-9_-]{22}")
 _AKAMAI_FIELDS = frozenset({b"st", b"exp", b"acl", b"id", b"data"})
 _PLACEHOLDER = re.compile(r"\{([a-z]*)\}")
-PLACEHOLDERS = frozenset({"path", "uri", "expires", "prefix", "secret"})
 
 
 @dataclass(frozen=True, slots=True)
