@@ -16,6 +16,7 @@ QUERY_INTERVAL_S = 125
 _GROUPS_OF_A_ROUTER = 3
 # Groups that nothing forwards or snoops: queries go to 224.0.0.1.
 _ALL_SYSTEMS, _ALL_ROUTERS = "224.0.0.1", "224.0.0.22"
+_MLD_QUERY, _MLD_REPORT = ("ff02::1", "mld-listener-query"), ("ff02::16", "mld2-listener-report")
 _REASONS = {
     "ip_mroute": ("IPv4 multicast routing", "CONFIG_IP_MROUTE"),
     "ip6_mroute": ("IPv6 multicast routing", "CONFIG_IPV6_MROUTE"),
@@ -291,12 +292,23 @@ def _packets(network: Network) -> list[tuple[str, Packet, str]]:
     """(kind, packet, owner) of what must come in: queries where we are a host, reports where we are the router."""
     downstream = {name for proxy in network.proxies for name in proxy.downstream}
     joining = {stream.interface for stream in network.streams}
+    # MLD is looked at where policy names IPv6 groups; IGMP is not where it names no others.
+    four = {each.interface for each in network.streams if ":" not in each.group}
+    six = {each.interface for each in network.streams if ":" in each.group}
+    for proxy in network.proxies:
+        links = {proxy.upstream, *proxy.downstream}
+        four |= links if not proxy.groups or any(":" not in net for net in proxy.groups) else set()
+        six |= links if any(":" in net for net in proxy.groups) else set()
     found = []
     for name, owner in _wanted(network).items():
-        if name in downstream:
+        is_router, is_host = name in downstream, name in joining or name not in downstream
+        if is_router and name in four:
             found.append(("reports", Packet(name, _ALL_ROUTERS, "igmp"), owner))
-        if name in joining or name not in downstream:
+        if is_host and (name in four or name not in six):
             found.append(("igmp", Packet(name, _ALL_SYSTEMS, "igmp"), owner))
+        for is_ours, kind, (to, icmp_type) in ((is_router, "mld-reports", _MLD_REPORT), (is_host, "mld", _MLD_QUERY)):
+            if is_ours and name in six:
+                found.append((kind, Packet(name, to, "ipv6-icmp", icmp_type=icmp_type), owner))
     for stream in network.streams:
         if stream.is_host_join and stream.interface and stream.group:
             packet = Packet(stream.interface, stream.group, "udp", stream.port, stream.source)
@@ -372,11 +384,19 @@ def _dropped(kind: str, packet: Packet, owner: str, by: Dropper) -> Finding:
             f"On {packet.interface} {where} drops IGMP reports: who joins there is not heard, and gets no stream.",
             f"{rule} ip protocol igmp accept",
         )  # fmt: skip
+    if kind in ("mld", "mld-reports"):
+        what = "queries: the stream will stop in about 260 s" if kind == "mld" else (
+            "reports: who joins there is not heard, and gets no stream")  # fmt: skip
+        return Finding(
+            f"{kind}-dropped", "bad", packet.interface, f"On {packet.interface} {where} drops MLD {what}.",
+            f"{rule} icmpv6 type {packet.icmp_type} accept",
+        )  # fmt: skip
     if kind == "stream":
+        family = "ip6" if ":" in packet.destination else "ip"
         return Finding(
             "stream-dropped", "bad", packet.destination,
             f"On {packet.interface} {where} drops what {owner} waits for.",
-            f"{rule} ip daddr {packet.destination} udp dport {packet.port} accept",
+            f"{rule} {family} daddr {packet.destination} udp dport {packet.port} accept",
         )  # fmt: skip
     return Finding(
         "viewers-dropped", "bad", owner, f"On {packet.interface} {where} drops viewers' connections to {owner}.",

@@ -24,10 +24,11 @@ class Packet:
 
     interface: str
     destination: str
-    protocol: str  # igmp, udp, tcp
+    protocol: str  # igmp, ipv6-icmp, udp, tcp
     port: int | None = 0
     source: str = ""
     interface_out: str = ""
+    icmp_type: str = ""  # as nft prints it
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +201,10 @@ def _value_of(left: Any, packet: Packet) -> str | None:
                 return packet.source or None
             return packet.protocol if name in ("protocol", "nexthdr") else None
         if protocol == "th" or protocol in _PROTOCOLS:
-            if protocol != "th" and protocol != packet.protocol:
+            if protocol != "th" and _PROTOCOLS.get(protocol) != _PROTOCOLS.get(packet.protocol):
                 return ""
+            if name == "type" and packet.icmp_type:
+                return packet.icmp_type
             return str(packet.port) if name == "dport" and packet.port is not None else None
     return None
 
