@@ -78,6 +78,7 @@ cdef enum:                      # columns of a relay's counter row
     R_LAST_NS
     R_FORMAT
     R_ACTIVE_LEG
+    R_PAYLOAD_TYPE              # 255: none seen
     N_RELAY_COUNTERS
     RELAY_STRIDE = 64
 

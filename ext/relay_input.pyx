@@ -197,6 +197,23 @@ cdef void leg_restart(Leg* leg, uint16_t sequence, uint32_t ssrc) noexcept nogil
     leg.jitter_16 = 0
 
 
+cdef void time_by_type(Relay* r, uint8_t kind) noexcept nogil:
+    """RFC 3551 section 6: the clocks of the static types. Of dynamic ones nothing here says which it is: the clock stays."""
+    cdef uint32_t hz = 90000
+    if kind == 10 or kind == 11:
+        hz = 44100
+    elif kind == 6:
+        hz = 16000
+    elif kind == 16:
+        hz = 11025
+    elif kind == 17:
+        hz = 22050
+    elif kind < 19 and kind != 14:
+        hz = 8000
+    if kind < 35:
+        r.clock_hz = hz
+
+
 cdef void leg_measure(Relay* r, Leg* leg, Rtp* rtp, int64_t now) noexcept nogil:
     """RFC 3550 A.1 (extended sequence), A.3 (loss) and A.8 (jitter)."""
     cdef uint32_t step = (rtp.sequence - leg.newest) & 0xFFFF
@@ -379,6 +396,8 @@ cdef void take_numbered(Relay* r, uint32_t index, const uint8_t* data, uint32_t 
         leg_restart(leg, rtp.sequence, rtp.ssrc)
         restart(r, rtp.sequence, rtp.ssrc)
         step = 1
+    if rtp.payload_type != r.seen_type:
+        time_by_type(r, rtp.payload_type)
     leg_measure(r, leg, rtp, now)
     sequence = r.newest + step
     if sequence < r.next or r.slots[sequence & r.mask].sequence == sequence:
@@ -553,6 +572,7 @@ cdef void relay_gauges(Relay* r) noexcept nogil:
     store_u64_relaxed(&row[R_TS_RATE_BPS], r.ts.rate_bps)
     store_u64_relaxed(&row[R_FORMAT], r.inner_format if r.is_wrapped else r.format)
     store_u64_relaxed(&row[R_ACTIVE_LEG], r.active)
+    store_u64_relaxed(&row[R_PAYLOAD_TYPE], r.seen_type)
     store_u64_relaxed(&row[R_LAST_NS], <uint64_t>r.good_ns)
     for i in range(r.n_legs):
         leg = &r.legs[i]

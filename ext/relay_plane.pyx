@@ -77,7 +77,7 @@ RELAY_COUNTERS = (
 )
 RELAY_GAUGES = (
     (R_TS_RATE_BPS, "ts_rate_bps"), (R_JITTER_NS, "jitter_ns"), (R_LAST_NS, "last_ns"), (R_FORMAT, "format"),
-    (R_ACTIVE_LEG, "active_leg"),
+    (R_ACTIVE_LEG, "active_leg"), (R_PAYLOAD_TYPE, "payload_type"),
 )
 LEG_COLUMNS = (
     (L_DATAGRAMS, "datagrams"), (L_BYTES, "bytes"), (L_FIRST, "first"), (L_LOST, "lost"), (L_JITTER_NS, "jitter_ns"),

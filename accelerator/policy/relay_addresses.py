@@ -121,6 +121,13 @@ def parse_stream_path(text: str) -> str:
     return path
 
 
+def parse_title(text: str) -> str:
+    """`Große Halle, 1. Stock`: what players show; in SDP and M3U it is a line's rest, in UTF-8."""
+    if not 1 <= len(text.encode()) <= 256 or not text.isprintable() or text != text.strip():
+        raise ValueError(f"expected a name of one line, at most 256 bytes, got {quoted(text)}")
+    return text
+
+
 def parse_stream_id(text: str) -> str:
     """`live/hall`, `#!::r=hall,m=publish`: what SRT's handshake carries, at most 512 characters."""
     if not 1 <= len(text) <= 512 or not all("!" <= each <= "~" for each in text):

@@ -13,7 +13,6 @@ from accelerator.policy.values import (
     Name,
     Network,
     Section,
-    ShortText,
     empty_means,
     rate_between,
     rate_or,
@@ -43,6 +42,7 @@ Group = Annotated[Address, *text_of(relay_addresses.parse_group, r"^.+:[0-9]{1,5
 Receiver = Annotated[Address, *text_of(relay_addresses.parse_receiver, r"^.+:[0-9]{1,5}$", "10.12.0.7:5004")]
 StreamId = Annotated[str, *text_of(relay_addresses.parse_stream_id, r"^[!-~]{1,512}$", "live/hall")]
 StreamPath = Annotated[str, *text_of(relay_addresses.parse_stream_path, r"^/[^?# ]*$", "/relay/hall.ts")]
+Title = Annotated[str, *text_of(relay_addresses.parse_title, example="Hall")]
 Dscp = Annotated[str, *text_of(relay_addresses.parse_dscp, example="AF41")]
 
 
@@ -162,7 +162,7 @@ class Relay(Section):
     retransmit: Retransmit | None = Field(
         default=None, description="Missing packets are asked for again (RFC 4585, RFC 4588); left out: they are not."
     )
-    announce: ShortText | None = Field(
+    announce: Title | None = Field(
         default=None, description="The name by which its groups are announced (SAP); left out: they are not."
     )
     receivers: Annotated[int, *whole_between(1, RECEIVERS_MAX)] = Field(

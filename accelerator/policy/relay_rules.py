@@ -171,6 +171,9 @@ def _input_findings(name: str, relay: Relay) -> Iterator[Finding]:
             yield Finding(path, f"{where}.from: {message}", True)
     if not relay.to:
         yield Finding((name,), f"{where}: has no output: it measures and sends nothing", True)
+    if relay.announce is not None and all(output.group is None or output.interface is None for output in relay.to):
+        message = "is for groups that are sent on an interface, and none is: nothing is announced"
+        yield Finding((name, "announce"), f"{where}.announce: {message}", True)
     n_receivers = sum(len(output.unicast or ()) + (output.group is not None) for output in relay.to)
     if n_receivers > relay.receivers:
         yield Finding((name, "receivers"), f"{where}.receivers: {n_receivers} are listed, {relay.receivers} may be")

@@ -258,6 +258,18 @@ def test_loss_and_jitter_of_a_leg() -> None:
     assert 3 * MS < b.known()["jitter_ns"] < 5 * MS
 
 
+@pytest.mark.parametrize(
+    ("kind", "clock_hz"), [(0, 8000), (6, 16000), (10, 44100), (14, 90000), (33, 90000), (97, 90000)]
+)
+def test_a_steady_stream_has_no_jitter_whatever_its_clock_is(kind: int, clock_hz: int) -> None:
+    """Of G.711, whose clock has 8,000 Hz, 18 ms were shown (RFC 3551 section 6)."""
+    b = bench(wait_ns=0)
+    for i in range(200):
+        b.take(0, packet(i, kind=kind, timestamp=i * clock_hz // 50), START + i * 20 * MS)
+    assert b.known()["jitter_ns"] < MS // 2
+    assert b.known()["payload_type"] == kind
+
+
 def feed(b: RelayBench, packets: list[bytes], kept: set[int], columns: int, rows: int) -> list[bytes]:
     out: list[bytes] = []
     size = columns * rows

@@ -108,6 +108,9 @@ def test_legs_backups_and_repair_are_inputs() -> None:
         ('from: ["rtp://[ff12::1%eth0]:5004"]', "the interface stands under `interface`, not in the address"),
         (f'{HALL}, to: [{{group: "[ff12::1]:5004"}}]', "ff12::1 is of one link alone: interface has to say which"),
         (f'{HALL}, to: [{{unicast: ["[fe80::1]:5004"]}}]', "fe80::1 is an address of one link alone"),
+        (f"{HALL}, announce: Hall, to: [{{http: /a}}]", "announce: is for groups that are sent on an interface"),
+        (f'{HALL}, announce: Hall, to: [{{group: "239.2.1.1:1"}}]', "announce: is for groups that are sent on an"),
+        (f'{HALL}, announce: "two\\nlines", to: [{{http: /a}}]', "expected a name of one line"),
         (f"{HALL}, interfaces: [eth0]", "interfaces: stands beside interface, one of them is enough"),
         (f"{HALL}, fec: both, mode: backup", "mode: has no effect with one input"),
         ('from: ["udp://239.1.1.1:5004"], interface: eth0, fec: columns', "repairs RTP, so the input has to be rtp://"),
@@ -149,6 +152,12 @@ def test_multicast_never_is_never() -> None:
 def test_one_mistake_is_one_line(relay: str) -> None:
     """An output whose group was wrong was told to have none as well, a wrong interface to be left out."""
     assert len(problems(relays(relay))) == 1, problems(relays(relay))
+
+
+def test_a_stream_may_be_called_as_people_speak() -> None:
+    name = "Große Halle, 1. Stock: „Grüezi“ 'n' co"
+    (row,) = compiled(relays(f'{HALL}, announce: "{name}", to: [{{group: "239.2.1.1:1", interface: lan0}}]'))
+    assert row.announce == name
 
 
 def test_relays_that_would_loop_are_refused() -> None:

@@ -17,6 +17,9 @@ from accelerator.protocols import sap
 from accelerator.protocols.sdp import Connection, Description, Media, Origin, write
 
 _TYPE_TS = 33
+# RFC 3551 section 6: below it a number says what it is; from 96 on only an rtpmap does.
+_STATIC_END = 35
+_VIDEO_FROM = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,12 @@ class Session:
     ttl: int
     interface: str
     source: str
+    carries_ts: bool = True
+
+    @property
+    def can_be_described(self) -> bool:
+        """What a dynamic payload type is, nobody told us: of these only MPEG-TS is known by its packets."""
+        return not self.is_rtp or self.carries_ts or 0 <= self.payload_type < _STATIC_END
 
 
 @dataclass(slots=True)
@@ -47,14 +56,17 @@ def describe(session: Session, version: int) -> bytes:
     key = f"{session.name}|{session.group}|{session.port}|{session.interface}".encode()
     number = int.from_bytes(sha256(key).digest()[:4], "big")
     family = f"IP{group.version}"
-    kind = _TYPE_TS if session.payload_type < 0 else session.payload_type
+    kind = _TYPE_TS if session.payload_type < 0 or not session.is_rtp else session.payload_type
+    media = "audio" if session.is_rtp and not session.carries_ts and kind < _VIDEO_FROM else "video"
+    # RFC 8866 section 6.6; MP2T: RFC 3555 section 3.
+    named = (("rtpmap", f"{kind} MP2T/90000"),) if session.is_rtp and session.carries_ts and kind != _TYPE_TS else ()
     return write(
         Description(
             Origin("-", number, version, session.source),
             session.name,
             Connection(group, session.ttl if isinstance(group, IPv4Address) else None),
             (("type", "broadcast"), ("source-filter", f" incl IN {family} {session.group} {session.source}")),
-            (Media("video", session.port, "RTP/AVP" if session.is_rtp else "udp", (str(kind),)),),
+            (Media(media, session.port, "RTP/AVP" if session.is_rtp else "udp", (str(kind),), attributes=named),),
         )
     )
 

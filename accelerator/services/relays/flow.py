@@ -9,7 +9,7 @@ import base64
 import random
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -45,9 +45,12 @@ WINDOW_PACKETS_WIDE = 4096
 APART_TOLD_NS = 5_000_000_000
 # Of a link: what a train may take of it at most.
 TRAIN_S = 0.0005
+NOT_OURS = "no address of this machine: what is sent to a single receiver comes to an own one"
 RATES = ("bitrate_bps", "packets_per_s", "lost_per_s", "sent_bps", "sent_packets_per_s")
 # What another leg, or another relay, takes instead.
 _NO_FAULT = ("drop_standby", "drop_link")
+# Of the data plane: no RTP has come; what it stamps packets with of which it knows nothing (ext/relay_send.pyx).
+NO_TYPE, DYNAMIC_TYPE = 255, 96
 _RTP = {"keep": "keep", "strip": "strip", "restamp": "stamp"}
 
 Receiver = tuple[str, int]
@@ -157,6 +160,7 @@ class Flow:
         self._free = set(range(RELAY_OUTPUTS))
         self._wanted_until_ns = 0
         self._listed: frozenset[Receiver] = frozenset()
+        self._form = "unknown"
         self._sample: tuple[int, dict[str, int]] | None = None
 
     # -- outputs and receivers -----------------------------------------------------------------------------------------
@@ -272,9 +276,27 @@ class Flow:
         outlet.index = outlet.socket = None
 
     def sends_rtp(self, outlet: Outlet) -> bool:
+        return self._comes_as_rtp() if outlet.row.rtp == "keep" else outlet.row.rtp == "restamp"
+
+    def _comes_as_rtp(self) -> bool:
+        # After a silence the form is to be found again: until then it is what it was.
+        found = RELAY_FORMATS[self.gauges()["format"]]
+        self._form = found if found != "unknown" else self._form
         first = self.row.inputs[0]
-        is_rtp = (first.is_rtp and first.session is None) or RELAY_FORMATS[self.gauges()["format"]] == "rtp"
-        return is_rtp if outlet.row.rtp == "keep" else outlet.row.rtp == "restamp"
+        return (first.is_rtp and first.session is None) or self._form == "rtp"
+
+    def payload_type(self, outlet: Outlet) -> int:
+        """Of the RTP that an output sends; -1: nothing has come yet that would say."""
+        seen = self.gauges()["payload_type"]
+        if self._comes_as_rtp():
+            return self.row.payload_type if self.row.payload_type >= 0 or seen == NO_TYPE else seen
+        return DYNAMIC_TYPE if self._form == "opaque" and outlet.row.rtp == "restamp" else -1
+
+    @property
+    def carries_ts(self) -> bool:
+        """Whether all packets so far have been MPEG-TS."""
+        counters = self.counters()
+        return counters["ts_packets"] >= counters["packets"]
 
     def freed(self, index: int) -> None:
         self._free.add(index)
@@ -288,9 +310,11 @@ class Flow:
             return True
         return now_ns < self._wanted_until_ns
 
-    def follow(self, now_ns: int, links: Mapping[str, Link], refusal: Callable[[Link], str]) -> bool:
+    def follow(
+        self, now_ns: int, links: Mapping[str, Link], refusal: Callable[[Link], str], own: Container[IpAddress]
+    ) -> bool:
         """Joins, leaves and joins anew; opens outputs that can be now. `refusal`: why a group may not be sent to a
-        link, "" if it may. True: outputs have changed, and are published."""
+        link, "" if it may. `own`: this machine's addresses. True: outputs have changed, and are published."""
         is_wanted = self.is_wanted(now_ns)
         for index, leg in enumerate(self.legs):
             if leg.intake is not None:
@@ -299,6 +323,8 @@ class Flow:
                 self._follow_place(index, leg, now_ns)
             elif leg.is_group:
                 self._follow_leg(index, leg, links, is_wanted=is_wanted)
+            elif leg.spec.kind != "rtx":
+                self._follow_address(index, leg, own)
         changed = False
         for outlet in self.outlets:
             changed |= self._follow_outlet(outlet, links, refusal)
@@ -325,6 +351,12 @@ class Flow:
                 leg.trouble = error.message
             else:
                 leg.is_joined, leg.link, leg.trouble = True, seen, ""
+
+    def _follow_address(self, index: int, leg: Leg, own: Container[IpAddress]) -> None:
+        """An address that may come later refuses no policy; but most often it is the sender's by mistake."""
+        host = ip_address(leg.spec.host)
+        is_ours = host in own or host.is_unspecified or host.is_loopback
+        leg.trouble = "" if is_ours or self.leg_counters(index)["datagrams"] else NOT_OURS
 
     def _hold(self, index: int, leg: Leg, seen: tuple[int, tuple[IpAddress, ...]] | tuple[()]) -> None:
         if leg.held_group:

@@ -65,6 +65,7 @@ class Relays:
         self._changes = LinkChanges(self._look)
         self._seen: dict[str, Link] = {}
         self._own: frozenset[tuple[bytes, int]] = frozenset()
+        self._addresses: frozenset[IpAddress] = frozenset()
         self._zones = Zones({})
         self._no_multicast: frozenset[str] = frozenset()
         # What a worker may still use: (flow or none, its output, socket), and slots, whose counters it may still write.
@@ -289,6 +290,7 @@ class Relays:
         now_ns = clock.monotonic_ns()
         names = {each.spec.interface for flow in self.flows.values() for each in flow.legs}
         names |= {each.row.interface for flow in self.flows.values() for each in flow.outlets}
+        self._addresses = frozenset(one for each in self._links.addresses().values() for one in each)
         self._seen = self._links.look({name for name in names if name is not None})
         for flow in list(self.flows.values()):
             if flow.row.name in self._channels and not flow.is_wanted(now_ns):
@@ -296,7 +298,7 @@ class Relays:
                 self._limbo += [(None, 0, leg.socket) for leg in flow.legs]
                 continue
             self._fit_viewers(flow)
-            flow.follow(now_ns, self._seen, self._refusal)
+            flow.follow(now_ns, self._seen, self._refusal, self._addresses)
             if flow.row.name not in self._channels:  # what viewers ask for is not for them to fill the journal with
                 self._tell_waiting(flow)
                 self._tell_refused(flow)
@@ -314,7 +316,7 @@ class Relays:
         """Split horizon: what our own outputs send is never an input, whatever way it comes."""
         assert self._plane is not None
         ports = {each.socket.getsockname()[1] for flow in self.flows.values() for each in flow.outlets if each.socket}
-        addresses = {_mapped(one) for each in self._links.addresses().values() for one in each} if ports else set()
+        addresses = set(map(_mapped, self._addresses)) if ports else set()
         own = frozenset((address, port) for address in addresses for port in ports)
         if own != self._own:
             self._own = own
@@ -418,7 +420,7 @@ class Relays:
             return 503
         flow.viewers.want(clock.monotonic_ns())
         if not all(leg.is_joined or not leg.is_group for leg in flow.legs):
-            flow.follow(clock.monotonic_ns(), self._seen, self._refusal)
+            flow.follow(clock.monotonic_ns(), self._seen, self._refusal, self._addresses)
         return flow.viewers
 
     def _open_channel(self, row: RelayRow) -> Flow | None:
@@ -504,7 +506,7 @@ class Relays:
 
     def _follow_now(self, flow: Flow) -> None:
         """An output that isn't open yet is opened, and a group joined, before the answer."""
-        if not flow.follow(clock.monotonic_ns(), self._seen, self._refusal):
+        if not flow.follow(clock.monotonic_ns(), self._seen, self._refusal, self._addresses):
             flow.publish()
         self._say_own()
 

@@ -33,11 +33,11 @@ def sessions(flows: Iterable[Flow], links: Mapping[str, Link]) -> list[Session]:
             )
             if outlet.row.kind == "group" and outlet.index is not None and source is not None:
                 host, port = outlet.row.targets[0]
-                is_rtp = flow.sends_rtp(outlet)
-                found.append(
-                    Session(flow.row.announce, host, port, is_rtp, flow.row.payload_type, outlet.row.ttl,
-                            outlet.row.interface or "", str(source))
+                session = Session(
+                    flow.row.announce, host, port, flow.sends_rtp(outlet), flow.payload_type(outlet), outlet.row.ttl,
+                    outlet.row.interface or "", str(source), flow.carries_ts,
                 )  # fmt: skip
+                found += [session] if session.can_be_described else []
     return found
 
 
