@@ -27,6 +27,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ MESSAGE_BYTES_MAX = 16 << 20
 CLIENTS_MAX = 16
 EVENTS_KEPT = 1000
 LOCK_TRIES, LOCK_S = 10, 0.05
+# A pass, a state that is read, and who asks meanwhile. The usual number grows with the cores, towards the tasks that
+# the unit allows, keeper and nft included: whoever asked often enough could have ended netd.
+THREADS = 4
 SWITCH_S = 0.0002
 # A message that takes more than a fraction of a millisecond to read is read in a thread.
 LARGE_BYTES = 16 << 10
@@ -74,6 +78,7 @@ class Netd:
     async def run(self, until: asyncio.Event) -> None:
         """Serves until the event is set. Routes stay when it ends: the keeper has them, for the next netd."""
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(THREADS, "netd"))
         reconciler = self._reconciler.start()
         self._load()
         self._apply()

@@ -23,7 +23,7 @@ from accelerator.kernel.intercept import LOOK_S, TABLE, Interceptor, rules_of
 from accelerator.kernel.links import read_links
 from accelerator.kernel.state import GENERATION_MAX, Interception, StateError
 from accelerator.kernel.stream_watch import NEWS_MAX
-from accelerator.netd import CLIENTS_MAX, SERVICES_MAX
+from accelerator.netd import CLIENTS_MAX, SERVICES_MAX, THREADS
 from accelerator.protocols import igmp
 from accelerator.protocols.membership.messages import Query
 from accelerator.protocols.membership.wire import checksum
@@ -399,3 +399,16 @@ def test_a_netd_that_hangs_was_named_without_a_reason(tmp_path: Path, monkeypatc
         silent.listen()
         with pytest.raises(client.NetdError, match="doesn't answer in"):
             asyncio.run(asking.show())
+
+
+def test_who_asked_often_could_use_up_the_tasks_that_the_unit_allows(lonely: NetdBox) -> None:
+    """On a machine of many cores: the next thread was refused, and netd ended."""
+    connections = [connection_to(lonely) for _ in range(2 * THREADS)]
+    for each in connections:
+        each.settimeout(60)
+        each.sendall(b'{"command": "show"}\n')
+    for each in connections:
+        with each, each.makefile("rb") as reader:
+            assert json.loads(reader.readline())["ok"]
+    assert lonely.process is not None
+    assert len(os.listdir(f"/proc/{lonely.process.pid}/task")) <= 1 + THREADS
