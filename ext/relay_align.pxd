@@ -19,7 +19,7 @@ cdef bint align_passed(Relay* relay, uint32_t leg, uint64_t sequence, uint64_t c
 # Other bytes than another leg's under the same number, of legs that are numbered here: was only stuffing lost, which no counter
 # tells? Was a loss taken for another one? The leg's place is mended then. 0: what it brought is known; above: it fills a hole, so
 # much further; -1: otherwise, and some of these in a row lose the leg its place.
-cdef int align_slip(Relay* relay, uint32_t leg, uint64_t sequence, uint64_t content) noexcept nogil
+cdef int align_slip(Relay* relay, uint32_t leg, uint64_t sequence, const uint8_t* data, uint32_t length, uint64_t content) noexcept nogil
 # Puts `rtp` of a leg's packet into the numbers, times and source of the relay. False: where it belongs isn't known.
 cdef bint align_take(Relay* relay, uint32_t leg, uint64_t content, Rtp* rtp, int64_t now) noexcept nogil
 # The leg brought other bytes than another one under the same number: its place is to be learned anew.

@@ -27,13 +27,17 @@ cdef void align_close(Relay* r) noexcept nogil:
     r.aligns = NULL
 
 
+cdef inline uint32_t pid_of(const uint8_t* packet) noexcept nogil:
+    return (<uint32_t>packet[1] & 0x1F) << 8 | packet[2]
+
+
 cdef uint64_t content_of(const uint8_t* data, uint32_t length) noexcept nogil:
     """64 bits of multiply and shift: senders are admitted ones, so that chance alone is to be met."""
     cdef uint64_t found = <uint64_t>0x9E3779B97F4A7C15 ^ length, word
     cdef uint32_t at = 0
     cdef bint is_stuffing = length % TS_BYTES == 0
     while is_stuffing and at < length:
-        is_stuffing = data[at] == 0x47 and ((<uint32_t>data[at + 1] & 0x1F) << 8 | data[at + 2]) == TS_NULL_PID
+        is_stuffing = data[at] == 0x47 and pid_of(data + at) == TS_NULL_PID
         at += TS_BYTES
     if is_stuffing:
         return 0
@@ -240,35 +244,43 @@ cdef bint align_passed(Relay* r, uint32_t leg, uint64_t sequence, uint64_t conte
     return True
 
 
-cdef int align_slip(Relay* r, uint32_t leg, uint64_t sequence, uint64_t content) noexcept nogil:
+cdef int align_slip(Relay* r, uint32_t leg, uint64_t sequence, const uint8_t* data, uint32_t length, uint64_t content) noexcept nogil:
     cdef int found
     cdef Align* a = &r.aligns[leg]
     if content and find_near(r, a, sequence, content):
         a.n_strange = 0
         return 0
-    found = slip(r, leg, sequence, content)
+    found = slip(r, leg, sequence, data, length, content)
     a.n_strange = a.n_strange + 1 if found < 0 else 0
     if a.n_strange >= STRANGE_MAX:
         align_lost(r, leg)
     return found
 
 
-cdef int slip(Relay* r, uint32_t leg, uint64_t sequence, uint64_t content) noexcept nogil:
+cdef bint has_common_pid(const uint8_t* one, uint32_t n_one, const uint8_t* other, uint32_t n_other) noexcept nogil:
+    cdef uint32_t i, k, pid
+    for i in range(n_one // TS_BYTES):
+        pid = pid_of(one + i * TS_BYTES)
+        for k in range(n_other // TS_BYTES):
+            if pid != TS_NULL_PID and pid == pid_of(other + k * TS_BYTES):
+                return True
+    return False
+
+
+cdef int slip(Relay* r, uint32_t leg, uint64_t sequence, const uint8_t* data, uint32_t length, uint64_t content) noexcept nogil:
     cdef Align* a = &r.aligns[leg]
     cdef Slot* slot
     cdef uint64_t at = sequence
-    cdef bint is_stuffing = True
     if content == 0:                            # whoever has the line has lost this one
         a.shift -= 1
         return 0
-    # A loss before stuffing, or before a datagram of other PIDs only, shows later: the hole is behind it. There each PID's
-    # packets are in their order.
+    # A loss before stuffing, or before a datagram of other PIDs only, shows later, or not yet: it is made good behind these,
+    # where each PID's packets still are in their order.
     while at <= r.newest and at < sequence + NEAR and r.slots[at & r.mask].sequence == at:
         slot = &r.slots[at & r.mask]
-        is_stuffing = is_stuffing and slot.content == 0
+        if has_common_pid(slot_data(r, at), slot.payload_bytes, data, length):
+            return -1
         at += 1
-    if at > r.newest and not is_stuffing:       # or doesn't show yet: behind stuffing there is nothing that it could disturb
-        return -1
     if at == sequence + NEAR or at < r.next or at > r.next + r.mask // 2 or has_come(r, leg, content):
         return -1
     a.shift += <uint16_t>(at - sequence)

@@ -407,7 +407,7 @@ cdef void take_numbered(Relay* r, uint32_t index, const uint8_t* data, uint32_t 
         if slot.sequence == sequence and (slot.timestamp == rtp.timestamp or content or r.format == FORMAT_TS):
             slip = 0
             if slot.content != content:
-                slip = align_slip(r, index, sequence, content) if r.format == FORMAT_TS else -1
+                slip = align_slip(r, index, sequence, data, length, content) if r.format == FORMAT_TS else -1
             if slip < 0:
                 if r.format != FORMAT_TS:
                     align_lost(r, index)

@@ -134,7 +134,7 @@ cdef bint needs_weak_entry(Stream* s, int64_t now) noexcept nogil:
 cdef void stream_take(Stream* s, const TsState* ts, const uint8_t* data, uint32_t length, int64_t now) noexcept nogil:
     cdef Ts t
     cdef uint32_t at = 0
-    cdef uint64_t n = 0
+    cdef uint64_t n = 0, n_stalled = 0
     cdef int said
     if load_u32(&s.is_closed):
         return
@@ -146,9 +146,11 @@ cdef void stream_take(Stream* s, const TsState* ts, const uint8_t* data, uint32_
             count(&s.n_refused, 1)
             at += TS_BYTES
             continue
-        if s.written % CHUNK_BYTES == 0 and not begin_chunk(s):
-            count(&s.n_stalled, (length - at) // TS_BYTES)
-            break
+        # Once there is no room the rest of the datagram is stepped over too: it was sent as one.
+        if n_stalled or (s.written % CHUNK_BYTES == 0 and not begin_chunk(s)):
+            n_stalled += 1
+            at += TS_BYTES
+            continue
         if said == WIRE_OK and not t.is_damaged:
             if ts.pmt_pid != s.pmt_pid:
                 s.pmt_pid = ts.pmt_pid
@@ -167,6 +169,8 @@ cdef void stream_take(Stream* s, const TsState* ts, const uint8_t* data, uint32_
         n += 1
     if n:
         count(&s.n_packets, n)
+    if n_stalled:
+        count(&s.n_stalled, n_stalled)
 
 
 cdef void stream_ring(Stream* s, uint32_t mask) noexcept nogil:

@@ -124,6 +124,28 @@ def test_a_leg_that_dies_is_not_missed_and_finds_its_place_again(dies: int) -> N
     assert apart(b)[:2] == [0, 0]
 
 
+def test_a_loss_that_does_not_show_yet_is_made_good_behind_other_pids() -> None:
+    """A worker that was late reads several of one leg, then those of the other: the second leg brings what the first one
+    lost when nothing of the same PID has come after it."""
+    video = [
+        b"".join(transport(0x100, 7 * i + j) for j in range(7))[:-4] + struct.pack("!I", i) for i in range(60)
+    ]
+    table = transport(0, 1) + STUFFING[:188] * 6
+    b = bench()
+    out: list[bytes] = []
+    for i, data in enumerate(video[:50]):
+        out += b.take(0, data, START + 5 * i * MS) + b.take(1, data, START + 5 * i * MS)
+    now = START + 260 * MS
+    out += b.take(0, table, now)  # number 50 is lost before it
+    out += b.take(1, video[50], now) + b.take(1, table, now)
+    for data in video[51:]:
+        now += 5 * MS
+        out += b.take(0, data, now) + b.take(1, data, now)
+    assert [each for each in out if each != table] == video
+    assert table in out
+    assert (b.known()["lost"], b.known()["ts_continuity"]) == (0, 0)
+
+
 def test_one_leg_alone_is_whole_and_says_what_it_lost() -> None:
     channel = Channel(random.Random(8), 1000)
     b = bench()
