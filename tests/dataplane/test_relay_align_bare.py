@@ -125,8 +125,8 @@ def test_a_leg_that_dies_is_not_missed_and_finds_its_place_again(dies: int) -> N
 
 
 def test_a_loss_that_does_not_show_yet_is_made_good_behind_other_pids() -> None:
-    """A worker that was late reads several of one leg, then those of the other: the second leg brings what the first one
-    lost when nothing of the same PID has come after it."""
+    """A worker that was late reads several of one leg, then those of the other: the second leg brings what the first
+    one lost when nothing of the same PID has come after it."""
     video = [
         b"".join(transport(0x100, 7 * i + j) for j in range(7))[:-4] + struct.pack("!I", i) for i in range(60)
     ]
