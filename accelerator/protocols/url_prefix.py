@@ -16,7 +16,7 @@ HLS, DASH = "hls", "dash"
 # RFC 8216 section 4.2: a quoted string holds no quote and no line break.
 _HLS_URLS = re.compile(rb'((?:[A-Z0-9-]*-)?URI|X-ASSET-LIST)="([^"\r\n]*)"')
 _DASH_ELEMENTS = re.compile(
-    rb"(<((?:[A-Za-z_][\w.-]*:)?(?:BaseURL|Location|PatchLocation))(?:\s[^<>]*)?>\s*)([^<>]*?)"
+    rb"(<((?:[A-Za-z_][\w.-]*:)?(?:BaseURL|Location|PatchLocation|ContentSteering))(?:\s[^<>]*)?>\s*)([^<>]*?)"
     rb"(\s*</\2\s*>)"
 )
 _DASH_ATTRIBUTES = re.compile(
@@ -38,12 +38,21 @@ class Places:
         found = self.exact.get(host)
         if found is None:
             found = next((rows for suffix, rows in self.suffixes if host.endswith(suffix) and host != suffix), ())
-        path = path.partition(b"?")[0]
-        for prefix, origin in found:
-            whole = prefix.rstrip(b"/")
-            if path == prefix or path.startswith(whole + b"/"):
-                return origin
-        return None
+        return _first(found, path)
+
+    def hosts_of(self, origin: bytes) -> list[Sequence[tuple[bytes, bytes]]]:
+        """The rows of each host that the origin has a path of."""
+        hosts = (*self.exact.values(), *(rows for _, rows in self.suffixes))
+        return [rows for rows in hosts if any(each == origin for _, each in rows)]
+
+
+def _first(rows: Sequence[tuple[bytes, bytes]], path: bytes) -> bytes | None:
+    path = path.partition(b"?")[0]
+    for prefix, origin in rows:
+        whole = prefix.rstrip(b"/")
+        if path == prefix or path.startswith(whole + b"/"):
+            return origin
+    return None
 
 
 def kind_of(content_type: bytes, body: bytes) -> str | None:
@@ -58,16 +67,23 @@ def kind_of(content_type: bytes, body: bytes) -> str | None:
 def rewrite(kind: str, body: bytes, own: bytes, places: Places) -> bytes:
     """`own`: the origin that the manifest came from."""
 
+    hosts = places.hosts_of(own)
+
     def mapped(url: bytes) -> bytes:
-        return prefixed(url, own, places)
+        return prefixed(url, own, places, hosts)
 
     return _rewrite_hls(body, mapped) if kind == HLS else _rewrite_dash(body, mapped)
 
 
-def prefixed(url: bytes, own: bytes, places: Places) -> bytes:
-    """One URL as it has to be below the prefix."""
+def prefixed(
+    url: bytes, own: bytes, places: Places, hosts: Sequence[Sequence[tuple[bytes, bytes]]] | None = None
+) -> bytes:
+    """One URL as it has to be below the prefix. `hosts`: places.hosts_of(own)."""
     if url.startswith(b"/") and not url.startswith(b"//"):
-        return b"/" + own + url
+        # The path may be another origin's of the same host; the manifest's own has it wherever it can.
+        found_there = [_first(rows, url) for rows in (places.hosts_of(own) if hosts is None else hosts)]
+        other = next((each for each in found_there if each), None)
+        return b"/" + (own if other is None or own in found_there else other) + url
     found = _ABSOLUTE.fullmatch(url)
     if found is None:
         return url

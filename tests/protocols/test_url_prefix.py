@@ -39,6 +39,21 @@ def test_one_url(url: bytes, expected: bytes) -> None:
     assert prefixed(url, b"media", PLACES) == expected
 
 
+def test_a_path_of_another_origin_on_the_same_host_is_that_origins() -> None:
+    """A playlist below /live named its key /keys/1, and got /live/keys/1, which no origin has."""
+    places = Places({b"media.example": ((b"/keys", b"keys"), (b"/live", b"live"))})
+    assert prefixed(b"/keys/1?x=/live/", b"live", places) == b"/keys/keys/1?x=/live/"
+    assert prefixed(b"/live/1.ts", b"live", places) == b"/live/live/1.ts"
+    assert prefixed(b"/other/1.ts", b"live", places) == b"/live/other/1.ts"
+    playlist = b'#EXTM3U\n#EXT-X-KEY:METHOD=AES-128,URI="/keys/1"\n#EXTINF:2,\n/live/1.ts\n'
+    assert rewrite(HLS, playlist, b"live", places) == (
+        b'#EXTM3U\n#EXT-X-KEY:METHOD=AES-128,URI="/keys/keys/1"\n#EXTINF:2,\n/live/live/1.ts\n'
+    )
+    # Where the manifest's origin has the path on any of its hosts, it is that one's.
+    both = Places({**places.exact, b"b.example": ((b"/", b"live"),)})
+    assert prefixed(b"/keys/1", b"live", both) == b"/live/keys/1"
+
+
 def test_a_playlist_changes_in_its_urls_only() -> None:
     playlist = (
         b'#EXTM3U\r\n#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID="/a",NAME="https://media.example/n",URI="/a/en.m3u8"\r\n'
@@ -60,6 +75,7 @@ def test_a_playlist_changes_in_its_urls_only() -> None:
 def test_a_manifest_of_dash_changes_in_its_urls_only() -> None:
     manifest = (
         b'<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="dynamic">\n'
+        b'<ContentSteering defaultServiceLocation="/a">https://media.example/steer</ContentSteering>'
         b'<Location>https://media.example/live/a.mpd?t=1&amp;u=2</Location>'
         b'<BaseURL serviceLocation="a"> https://media.example/live/ </BaseURL><BaseURL>rel/</BaseURL>\n'
         b'<SegmentTemplate media="/live/$Number$.m4s" initialization=\'https://origin.corp/i.mp4\' duration="2"/>\n'
@@ -68,6 +84,7 @@ def test_a_manifest_of_dash_changes_in_its_urls_only() -> None:
     assert kind_of(b"application/dash+xml", manifest) == DASH
     assert rewrite(DASH, manifest, b"media", PLACES) == (
         b'<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="dynamic">\n'
+        b'<ContentSteering defaultServiceLocation="/a">/media/steer</ContentSteering>'
         b"<Location>/media/live/a.mpd?t=1&amp;u=2</Location>"
         b'<BaseURL serviceLocation="a"> /media/live/ </BaseURL><BaseURL>rel/</BaseURL>\n'
         b'<SegmentTemplate media="/media/live/$Number$.m4s" initialization=\'/media/i.mp4\' duration="2"/>\n'
