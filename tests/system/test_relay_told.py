@@ -108,3 +108,21 @@ def test_what_is_announced_is_what_is_sent_and_a_senders_address_is_told(tmp_pat
             # The address may come later.
             namespace.ip("addr", "add", "10.0.0.2/32", "dev", "lo")
             wait_for(lambda: not box.relay("wrong")["troubles"], seconds=30)
+
+
+@pytest.mark.netns
+@pytest.mark.skipif(REASON is not None, reason=str(REASON))
+def test_an_interface_that_is_down_is_told_and_that_it_is_up_again(tmp_path: Path) -> None:
+    """Packets were refused one by one, and nothing said why."""
+    with netns.Topology() as topology:
+        _, namespace, _ = topology.proxy(1)
+        hall = {"from": ["rtp://239.1.1.1:5004"], "interface": "wan",
+                "to": [{"group": "239.2.1.1:5004", "interface": "lan0"}]}  # fmt: skip
+        with RelayBox(namespace, tmp_path, hall=hall) as box:
+            wait_for(lambda: box.relay()["joined"], seconds=30)
+            for link, told in (("lan0", "output 0: interface lan0"), ("wan", "239.1.1.1: interface wan")):
+                namespace.ip("link", "set", link, "down")
+                wait_for(lambda told=told: box.relay()["troubles"] == [f"{told} is down"], seconds=30)
+                namespace.ip("link", "set", link, "up")
+                wait_for(lambda: not box.relay()["troubles"], seconds=30)
+            assert not box.events("relay-waiting"), "shown, and no event: a new interface is down for a moment too"

@@ -46,6 +46,7 @@ APART_TOLD_NS = 5_000_000_000
 # Of a link: what a train may take of it at most.
 TRAIN_S = 0.0005
 NOT_OURS = "no address of this machine: what is sent to a single receiver comes to an own one"
+DOWN = "is down"
 RATES = ("bitrate_bps", "packets_per_s", "lost_per_s", "sent_bps", "sent_packets_per_s")
 # What another leg, or another relay, takes instead.
 _NO_FAULT = ("drop_standby", "drop_link")
@@ -351,6 +352,8 @@ class Flow:
                 leg.trouble = error.message
             else:
                 leg.is_joined, leg.link, leg.trouble = True, seen, ""
+        if leg.is_joined and link is not None:
+            leg.trouble = _down(name, link)
 
     def _follow_address(self, index: int, leg: Leg, own: Container[IpAddress]) -> None:
         """An address that may come later refuses no policy; but most often it is the sender's by mistake."""
@@ -402,6 +405,8 @@ class Flow:
             outlet.link_index = link.index
             outlet.receivers = {each: self._row_of(outlet, each) for each in outlet.receivers}
             return True
+        if link is not None:
+            outlet.trouble = _down(name, link)
         return False
 
     def receive(self) -> None:
@@ -566,6 +571,11 @@ class Flow:
     @property
     def is_live(self) -> bool:
         return self.signal.state is State.LIVE
+
+
+def _down(name: str | None, link: Link) -> str:
+    """What is joined and open stays so, for the moment when it is up again."""
+    return "" if link.is_up else f"interface {name} {DOWN}"
 
 
 def url_of(spec: Input) -> str:

@@ -27,7 +27,7 @@ from accelerator.protocols.relay_signal import State
 from accelerator.services.logs.events import Events
 from accelerator.services.relays.announce import Announcer
 from accelerator.services.relays.channels import row_of
-from accelerator.services.relays.flow import Flow, Leg, Receiver, input_key, url_of
+from accelerator.services.relays.flow import DOWN, Flow, Leg, Receiver, input_key, url_of
 from accelerator.services.relays.prepare import LegKey, Prepared, discard, leg_key, prepare_relay
 from accelerator.services.relays.receivers import CHUNK, parse_receivers
 from accelerator.services.relays.told import metrics, playlist, sessions
@@ -323,7 +323,8 @@ class Relays:
             self._plane.set_own(sorted(own))
 
     def _tell_waiting(self, flow: Flow) -> None:
-        name, troubles = flow.row.name, "; ".join(flow.troubles()[:3])
+        # One that is down is shown, not told: it is so for a moment whenever an interface is made.
+        name, troubles = flow.row.name, "; ".join([each for each in flow.troubles() if not each.endswith(DOWN)][:3])
         if troubles != self._waiting_told.get(name, ""):
             self._waiting_told[name] = troubles
             if troubles:
