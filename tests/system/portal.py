@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 from urllib.parse import parse_qs
 
 import h11
+from thread_origin import ThreadOrigin
 
 USERS = {"ana": "secret-a", "bob": "secret-b"}
 
@@ -30,22 +29,15 @@ class Asked:
     data: bytes = b""
 
 
-class Portal:
+class Portal(ThreadOrigin):
     """`n_begun`, `n_whole`, `n_cut` count requests with a body; `listeners` are the event streams that are open."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.asked: list[Asked] = []
         self.n_begun = self.n_whole = self.n_cut = 0
         self.listeners: list[str] = []
         self.uploads: dict[str, list[str]] = {}
-        self.port = 0
-        self._gates: dict[str, asyncio.Event] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="portal", daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     def count(self, target: str) -> int:
         return sum(each.target == target for each in self.asked)
@@ -53,36 +45,6 @@ class Portal:
     def field(self, target: str, name: str) -> str | None:
         """Of the last request for `target`."""
         return next(each for each in reversed(self.asked) if each.target == target).fields.get(name)
-
-    def go(self, name: str) -> None:
-        """Opens the gate `name` once: an event is sent, a poll is answered, a stream ends."""
-        self._loop.call_soon_threadsafe(lambda: self._gate(name).set())
-
-    def __enter__(self) -> Portal:
-        self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=4096, limit=1 << 20), self._loop
-        ).result(10)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        async def end() -> None:
-            self._server.close()
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    def _gate(self, name: str) -> asyncio.Event:
-        return self._gates.setdefault(name, asyncio.Event())
 
     async def _passed(self, name: str) -> None:
         await self._gate(name).wait()

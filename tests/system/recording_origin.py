@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import threading
 from dataclasses import dataclass, field
-from types import TracebackType
 
 import h11
+from thread_origin import ThreadOrigin
 
 GOOD_BODY = b"good body " * 100
 
@@ -39,19 +38,12 @@ class Connection:
     fault: str = ""
 
 
-class RecordingOrigin:
-    """Runs in a thread of its own between __enter__ and __exit__. `connections` only ever grows."""
+class RecordingOrigin(ThreadOrigin):
+    """`connections` only ever grows."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.connections: list[Connection] = []
-        self.port = 0
-        self._gates: dict[str, asyncio.Event] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="origin", daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     @property
     def asked(self) -> list[Asked]:
@@ -69,36 +61,6 @@ class RecordingOrigin:
         return [
             each.target.decode("latin-1") for each in self.asked if each.target.decode("latin-1").startswith(prefix)
         ]
-
-    def open_gate(self, name: str) -> None:
-        """Lets `/gate/NAME...` go on."""
-        self._loop.call_soon_threadsafe(lambda: self._gate(name).set())
-
-    def __enter__(self) -> RecordingOrigin:
-        self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024, limit=1 << 20), self._loop
-        ).result(10)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        async def end() -> None:
-            self._server.close()
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    def _gate(self, name: str) -> asyncio.Event:
-        return self._gates.setdefault(name, asyncio.Event())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = Connection()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import socket
 import struct
+import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,17 @@ def unicast(namespace: netns.Namespace, address: str, port: int) -> socket.socke
         return made
 
     return namespace.call(opened)
+
+
+@contextmanager
+def sending(*processes: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Senders that are killed at the end, whatever they still have to say."""
+    try:
+        yield
+    finally:
+        for each in processes:
+            each.kill()
+            each.communicate()
 
 
 def groups(namespace: netns.Namespace, interface: str) -> str:

@@ -115,10 +115,10 @@ def test_each_event_comes_when_it_is_sent(box: RunningBox, portal: Portal, form:
     viewer = listen(box, f"/events/{name}/{form}")
     assert b"Content-Type: text/event-stream" in until(viewer, b"\r\n\r\n")
     for n in range(20):
-        portal.go(name)
+        portal.open_gate(name)
         event = f"id: {n}\ndata: event {n} of {name}\n\n".encode()
         assert until(viewer, event + b"\r\n") == b"%x\r\n%b\r\n" % (len(event), event)
-    portal.go(f"{name}-end")
+    portal.open_gate(f"{name}-end")
     if form == "close":
         viewer.close()
         wait_for(lambda: name not in portal.listeners)
@@ -132,7 +132,7 @@ def test_an_event_that_overtakes_its_listeners_want_cuts_nobody(box: RunningBox,
     for turn in range(40):
         viewer = listen(box, f"/events/race{turn}/close")
         for n in range(5):
-            portal.go(f"race{turn}")
+            portal.open_gate(f"race{turn}")
             until(viewer, f"event {n} of race{turn}\n\n\r\n".encode())
         viewer.close()
 
@@ -192,7 +192,7 @@ def test_a_stream_that_has_said_much_gives_its_memory_back(box: RunningBox, port
     until(viewer, b"\r\n\r\n")
     before = box.stats()["memory_bytes"]
     for n in range(300):
-        portal.go("much")
+        portal.open_gate("much")
         until(viewer, f"event {n} of much\n\n\r\n".encode())
     wait_for(lambda: box.stats()["memory_bytes"] <= before + 2048)
     viewer.close()
@@ -214,7 +214,7 @@ def test_long_polls_don_t_use_the_connections_up(box: RunningBox, portal: Portal
     wait_for(lambda: sum(name.startswith("wait") for name in portal.listeners) == 80, seconds=30)
     assert box.get("/echo", method="POST").status == 200
     for n in range(80):
-        portal.go(f"wait{n}")
+        portal.open_gate(f"wait{n}")
     for viewer in viewers:
         assert b"news" in until(viewer, b"news")
         viewer.close()
@@ -224,7 +224,7 @@ def test_a_long_poll_keeps_nobody_waiting_for_its_answer(box: RunningBox, portal
     """The same URL for everybody: who came later is not answered after who came first, but asks for himself."""
     viewers = [poll(box, "/poll/same") for _ in range(3)]
     wait_for(lambda: portal.listeners.count("same") == 3, seconds=30)
-    portal.go("same")
+    portal.open_gate("same")
     for viewer in viewers:
         until(viewer, b"news")
         viewer.close()

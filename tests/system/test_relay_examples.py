@@ -15,7 +15,7 @@ from pathlib import Path
 import netns
 import pytest
 import yaml
-from relay_box import Receiver, RelayBox, groups, unicast
+from relay_box import Receiver, RelayBox, groups, sending, unicast
 from running_box import PROJECT, wait_for
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "dataplane"))
@@ -46,16 +46,6 @@ def example(box: netns.Namespace, work: Path, name: str) -> RelayBox:
     made = RelayBox(box, work)
     made.policy = yaml.safe_load((PROJECT / "config" / "examples" / f"{name}.yaml").read_text())
     return made
-
-
-@contextmanager
-def sending(*processes: subprocess.Popen[bytes]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for each in processes:
-            each.kill()
-            each.communicate()
 
 
 @contextmanager

@@ -12,13 +12,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import netns
 import pytest
-from relay_box import Places, Receiver, RelayBox, groups, unicast
+from relay_box import Places, Receiver, RelayBox, groups, sending, unicast
 from running_box import wait_for
 
 from accelerator.io.intakes import Intake, IntakeSpec, open_pair
@@ -48,16 +47,6 @@ def lose(namespace: netns.Namespace, percent: int) -> None:
 
 def n_lost(namespace: netns.Namespace) -> int:
     return int(namespace.run("nft", "list", "chain", "ip", "loss", "in").split("packets ")[1].split()[0])
-
-
-@contextmanager
-def running(*processes: subprocess.Popen[bytes]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for each in processes:
-            each.kill()
-            each.communicate()
 
 
 def channel(source: netns.Namespace, port: int, seconds: int) -> subprocess.Popen[bytes]:
@@ -127,7 +116,7 @@ def test_an_encrypted_input_over_a_lossy_network_is_whole(case: str, places: Pla
         sender = srt_sender(source, f"srt://{to}?passphrase={PASSPHRASE}&latency=400")
     else:
         sender = rist_sender(source, f"rist://{to}", "-s", PASSPHRASE, "-e", "128", "-b", "400")
-    with running(sender), RelayBox(namespace, tmp_path, hall=hall) as box:
+    with sending(sender), RelayBox(namespace, tmp_path, hall=hall) as box:
         # What is sent before a connection is there is nobody's fault.
         wait_for(lambda: connection(box)["state"] == "connected" or scheme == "rist", seconds=15)
         screen = screens.popen(
@@ -135,7 +124,7 @@ def test_an_encrypted_input_over_a_lossy_network_is_whole(case: str, places: Pla
             "-i", "udp://239.2.1.1:5004?localaddr=10.1.0.2&timeout=4000000", "-f", "null", "-", stderr=subprocess.PIPE,
         )  # fmt: skip
         wait_for(lambda: "239.2.1.1" in groups(screens, "eth0"))
-        with running(channel(source, 7000, 4)):
+        with sending(channel(source, 7000, 4)):
             _, said = screen.communicate(timeout=30)
         known = box.relay()
         pid = connection(box)["pid"]
@@ -226,7 +215,7 @@ def test_a_leg_that_dies_is_not_seen_by_ffmpeg(scheme: str, places: Places, tmp_
     }  # fmt: skip
     first, second = sender(0), sender(1)
     with (
-        running(first, second), Splitter(source, 7000, [7010, 7020]), RelayBox(namespace, tmp_path, hall=hall) as box,
+        sending(first, second), Splitter(source, 7000, [7010, 7020]), RelayBox(namespace, tmp_path, hall=hall) as box,
     ):  # fmt: skip
         wait_for(lambda: all(leg["joined"] for leg in legs()) or scheme == "rist", seconds=15)
         screen = screens.popen(
@@ -234,14 +223,14 @@ def test_a_leg_that_dies_is_not_seen_by_ffmpeg(scheme: str, places: Places, tmp_
             "-i", "udp://239.2.1.1:5004?localaddr=10.1.0.2&timeout=2000000", "-f", "null", "-", stderr=subprocess.PIPE,
         )  # fmt: skip
         wait_for(lambda: "239.2.1.1" in groups(screens, "eth0"))
-        with running(channel(source, 7000, 60)):
+        with sending(channel(source, 7000, 60)):
             wait_for(lambda: all(leg["datagrams"] > 50 and not leg["apart"] for leg in legs()))
             first.kill()
             # What it took with it comes from the other leg alone.
             before = legs()[1]["first"]
             wait_for(lambda: legs()[1]["first"] > before + 100)
             n_of_first = legs()[0]["datagrams"]
-            with running(sender(0)):
+            with sending(sender(0)):
                 wait_for(lambda: legs()[0]["datagrams"] > n_of_first + 50 and not legs()[0]["apart"])
                 second.kill()
                 before = legs()[0]["first"]
@@ -260,7 +249,7 @@ def test_a_process_that_is_killed_is_started_again_and_ends_with_the_daemon(plac
     }  # fmt: skip
     sender = srt_sender(source, "srt://10.0.0.1:9000")
     with (
-        running(sender, channel(source, 7000, 60)),
+        sending(sender, channel(source, 7000, 60)),
         Receiver(netns.join(screens, "eth0", "239.2.1.1", 5004)) as screen,
         RelayBox(namespace, tmp_path, hall=hall) as box,
     ):
@@ -300,7 +289,7 @@ def test_a_process_that_hangs_is_killed_and_started_again(tmp_path: Path) -> Non
     sender = ["srt-live-transmit", "-q", f"udp://127.0.0.1:{unused}", f"srt://127.0.0.1:{port}"]
     try:
         wait_for(lambda: is_("waiting"))
-        with running(subprocess.Popen(sender, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)):
+        with sending(subprocess.Popen(sender, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)):
             wait_for(lambda: is_("connected"))
             hung = intake.pid
             assert hung is not None
@@ -327,7 +316,7 @@ def test_nobody_is_connected_to_while_nobody_receives(places: Places, tmp_path: 
     source, namespace, (screens,) = places
     hall = {"from": ["srt://10.0.0.2:9000"], "linger": "0s", "to": [{"unicast": []}]}
     with (
-        running(srt_sender(source, "srt://:9000"), channel(source, 7000, 60)),
+        sending(srt_sender(source, "srt://:9000"), channel(source, 7000, 60)),
         RelayBox(namespace, tmp_path, hall=hall) as box,
     ):
         assert (connection(box)["state"], connection(box)["pid"]) == ("off", None)
@@ -354,7 +343,7 @@ def test_strangers_are_refused_by_name(scheme: str, places: Places, tmp_path: Pa
         wait_for(lambda: connection(box)["state"] == "waiting")
         to = f"{scheme}://10.0.0.1:9000"
         sender = srt_sender(source, to) if scheme == "srt" else rist_sender(source, to)
-        with running(sender, channel(source, 7000, 60)):
+        with sending(sender, channel(source, 7000, 60)):
             wait_for(lambda: connection(box)["refused"].get("source"))
             (event,) = wait_for(lambda: box.events("relay-sender-refused"))
             assert box.relay()["counters"]["datagrams"] == 0
@@ -369,13 +358,13 @@ def test_a_caller_that_sends_no_stream_makes_place(places: Places, tmp_path: Pat
     to = "srt://10.0.0.1:9000"
     with RelayBox(namespace, tmp_path, hall=hall) as box:
         wait_for(lambda: connection(box)["state"] == "waiting")
-        with running(srt_sender(source, to, port=7001)):
+        with sending(srt_sender(source, to, port=7001)):
             wait_for(lambda: connection(box)["state"] == "connected")
-            with Sending(source, 7000, b"rubbish " * 100), running(srt_sender(source, to)):
+            with Sending(source, 7000, b"rubbish " * 100), sending(srt_sender(source, to)):
                 wait_for(lambda: box.relay()["counters"]["datagrams"] > 0, seconds=60)
                 before = wait_for(lambda: connection(box)["refused"].get("idle"), seconds=60)
                 # Both call again and again, and send nothing of use.
-                with running(srt_sender(source, to, port=7002), channel(source, 7002, 120)):
+                with sending(srt_sender(source, to, port=7002), channel(source, 7002, 120)):
                     wait_for(lambda: box.relay()["counters"]["ts_packets"] > 500, seconds=60)
                     wait_for(lambda: connection(box)["refused"]["idle"] > before, seconds=60)
                     wait_for(lambda: box.relay()["state"] == "live", seconds=60)
@@ -388,9 +377,9 @@ def test_a_second_rist_sender_is_left_out_until_the_first_is_idle(places: Places
     to = "rist://10.0.0.1:9000"
     with RelayBox(namespace, tmp_path, hall=hall) as box:
         wait_for(lambda: connection(box)["state"] == "waiting")
-        with running(rist_sender(source, to)), Sending(source, 7000, b"rubbish " * 100):
+        with sending(rist_sender(source, to)), Sending(source, 7000, b"rubbish " * 100):
             wait_for(lambda: box.relay()["counters"]["datagrams"] > 0, seconds=60)
-            with running(rist_sender(source, to, port=7002), channel(source, 7002, 120)):
+            with sending(rist_sender(source, to, port=7002), channel(source, 7002, 120)):
                 wait_for(lambda: box.relay()["counters"]["ts_packets"] > 500, seconds=60)
                 # What goes on with rubbish has no part in it any more.
                 wait_for(lambda: {"idle", "second"} <= set(connection(box)["refused"]), seconds=60)
@@ -405,14 +394,14 @@ def test_another_stream_or_passphrase_is_refused(places: Places, tmp_path: Path)
     }  # fmt: skip
     with RelayBox(namespace, tmp_path, hall=hall) as box:
         wait_for(lambda: connection(box)["state"] == "waiting")
-        with running(channel(source, 7000, 60)):
-            with running(srt_sender(source, f"srt://10.0.0.1:9000?streamid=live/other&passphrase={PASSPHRASE}")):
+        with sending(channel(source, 7000, 60)):
+            with sending(srt_sender(source, f"srt://10.0.0.1:9000?streamid=live/other&passphrase={PASSPHRASE}")):
                 wait_for(lambda: connection(box)["refused"].get("stream-id"))
             wrong = srt_sender(source, "srt://10.0.0.1:9000?streamid=live/hall&passphrase=wrong-horse-battery")
-            with running(wrong):
+            with sending(wrong):
                 wait_for(lambda: "input:" in box.output)  # what the library says of it
             assert box.relay()["counters"]["datagrams"] == 0
-            with running(srt_sender(source, f"srt://10.0.0.1:9000?streamid=live/hall&passphrase={PASSPHRASE}")):
+            with sending(srt_sender(source, f"srt://10.0.0.1:9000?streamid=live/hall&passphrase={PASSPHRASE}")):
                 wait_for(lambda: box.relay()["state"] == "live")
 
 
