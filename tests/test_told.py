@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from accelerator.control.commands import COMMANDS
 from accelerator.dataplane import COUNTER_HELP
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,6 +118,23 @@ def test_every_metric_of_the_documents_is_exported() -> None:
     for name in {each.removesuffix("_total") for each in named}:
         ends = {name, *(name.removeprefix(family) for family in families)}
         assert any(f'accelerator_{end}"' in own or f'"{end}"' in own for end in ends), name
+
+
+def test_every_option_of_the_documents_exists() -> None:
+    """Of our own commands, tools and tests; what stands in blocks may be other programs' too."""
+    files = [*SOURCES, *(path for folder in ("tools", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py"))]
+    known = {option for path in files for option in re.findall(r"\"(--[a-z][a-z-]*)\"", path.read_text())}
+    known |= {f"--{argument.name.replace('_', '-')}" for command in COMMANDS for argument in command.arguments}
+    known |= set(re.findall(r"--[a-z][a-z-]+", (ROOT / "Makefile").read_text()))
+    pages = [*DOCUMENTS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    spans = [span for path in pages for span in re.findall(r"`([^`\n]+)`", without_blocks(path.read_text()))]
+    named = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)}
+    assert len(named) > 20
+    assert named - known == set()
+
+
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def test_every_key_of_the_policy_is_read() -> None:
