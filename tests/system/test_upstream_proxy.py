@@ -13,30 +13,18 @@ import trustme
 from hostile_origin import STANDARD, HostileOrigin, reply
 from parent_proxies import AUTHORIZATION, StrictProxy, nginx, squid, tinyproxy
 from recording_sink import RecordingSink, until
-from upstream_box import OK, Run, client_of, get, run
+from upstream_box import OK, Run, ca, ca_file, client_of, get, run
 
 from accelerator.io.origin import ParentProxy
 from accelerator.io.upstream import OriginSettings, Upstream, UpstreamClient
 from accelerator.protocols.origin_rules import OriginRules
 from accelerator.protocols.upstream_fields import is_loop, upstream_fields
 
-__all__ = ["run"]
+__all__ = ["ca", "ca_file", "run"]
 
 # The proxies of Debian resolve it without DNS. The box never does.
 NAME = "localhost"
 ASCII_LOGIN = "branch:secret"
-
-
-@pytest.fixture(scope="module")
-def ca() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def ca_file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("ca") / "ca.pem"
-    ca.cert_pem.write_to_path(str(path))
-    return str(path)
 
 
 @pytest.fixture(scope="module")

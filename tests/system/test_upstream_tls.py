@@ -16,25 +16,13 @@ import pytest
 import trustme
 from hostile_origin import STANDARD, HostileOrigin, Script, chunked, raw, reply
 from recording_sink import RecordingSink, until
-from upstream_box import OK, Run, client_of, get, run
+from upstream_box import OK, Run, ca, ca_file, client_of, get, run
 
 from accelerator.io.upstream import OriginSettings, Upstream, UpstreamClient
 
-__all__ = ["run"]
+__all__ = ["ca", "ca_file", "run"]
 
 NAME = "media.example"
-
-
-@pytest.fixture(scope="module")
-def ca() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def ca_file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("ca") / "ca.pem"
-    ca.cert_pem.write_to_path(str(path))
-    return str(path)
 
 
 def server_context(issued: trustme.LeafCert) -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""An upstream client and its origin, on either loop (import `run` to have the fixture). Test support, no test."""
+"""An upstream client and its origin, on either loop; import its fixtures `run`, `ca`, `ca_file`. No test."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import trustme
 import uvloop
 from hostile_origin import STANDARD, HostileOrigin, Script
 from recording_sink import RecordingSink
@@ -18,6 +19,18 @@ from ext.http_head import HeadError, read_response
 
 Run = Callable[[Awaitable[Any]], Any]
 OK = [("head", 200), b"hello", ("ended",)]
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def ca_file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    ca.cert_pem.write_to_path(str(path))
+    return str(path)
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
