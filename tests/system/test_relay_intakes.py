@@ -351,6 +351,7 @@ def test_strangers_are_refused_by_name(scheme: str, places: Places, tmp_path: Pa
     assert "10.0.0.2" not in box.output
 
 
+@pytest.mark.slow
 def test_a_caller_that_sends_no_stream_makes_place(places: Places, tmp_path: Path) -> None:
     """Without sources and passphrase, who connected first and sent nothing had the input for ever; rubbish likewise."""
     source, namespace, _ = places
@@ -371,6 +372,7 @@ def test_a_caller_that_sends_no_stream_makes_place(places: Places, tmp_path: Pat
                     wait_for(lambda: box.events("relay-sender-refused"), seconds=60)
 
 
+@pytest.mark.slow
 def test_a_second_rist_sender_is_left_out_until_the_first_is_idle(places: Places, tmp_path: Path) -> None:
     source, namespace, _ = places
     hall = {"from": ["rist://10.0.0.1:9000"], "connection": {"mode": "listener"}, "to": SCREEN}
