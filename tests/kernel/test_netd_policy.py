@@ -189,11 +189,7 @@ def test_viewers_own_traffic_follows_a_link_whose_probe_fails(tmp_path: Path) ->
         out = stack.enter_context(viewer.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
 
         def came_by() -> set[str]:
-            for sink in sinks.values():
-                drained(sink)
-            for _ in range(3):
-                out.sendto(b"x", ("10.77.0.1", 5004))
-            return {name for name, sink in sinks.items() if drained(sink)}
+            return ways_taken(out, sinks)
 
         daemon = Acceleratord(box, tmp_path)
         probed = STEERED.replace("gateway: 10.1.1.2", 'gateway: 10.1.1.2, probe: "10.88.0.1:53"')
@@ -210,6 +206,15 @@ def test_viewers_own_traffic_follows_a_link_whose_probe_fails(tmp_path: Path) ->
         wait_for(lambda: came_by() == {"backup"}, "by the first one again", 30)
 
 
+def ways_taken(out: socket.socket, sinks: dict[str, socket.socket]) -> set[str]:
+    """By which ways three packets to the server come."""
+    for sink in sinks.values():
+        drained(sink)
+    for _ in range(3):
+        out.sendto(b"x", ("10.77.0.1", 5004))
+    return {name for name, sink in sinks.items() if drained(sink)}
+
+
 def steered_by_policy(
     folder: Path, box: netns.Namespace, viewer: netns.Namespace, ways: dict[str, netns.Namespace]
 ) -> None:
@@ -222,11 +227,7 @@ def steered_by_policy(
     out = viewer.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
 
     def came_by() -> set[str]:
-        for sink in sinks.values():
-            drained(sink)
-        for _ in range(3):
-            out.sendto(b"x", ("10.77.0.1", 5004))
-        return {name for name, sink in sinks.items() if drained(sink)}
+        return ways_taken(out, sinks)
 
     daemon = Acceleratord(box, folder)
     daemon.policy.write_text(POLICY.split("origins:")[0] + "workers: 1\n" + STEERED)
