@@ -365,7 +365,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return asyncio.run(_main(options.state_dir, is_removing=options.remove))
     except OSError as error:
-        print(f"accelerator-netd: {error}", file=sys.stderr)
+        # One that names no file is of a socket or a message to the kernel.
+        is_refused = isinstance(error, PermissionError) and error.filename is None
+        hint = "; it needs CAP_NET_ADMIN and CAP_NET_RAW, which its unit gives" if is_refused else ""
+        print(f"accelerator-netd: {error}{hint}", file=sys.stderr)
         return 1
 
 

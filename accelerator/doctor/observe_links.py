@@ -223,4 +223,4 @@ def routing_daemons() -> list[tuple[int, str]]:
 def _is_ours(folder: Path) -> bool:
     """netd, or a process that it started: its keeper, and what answers for multicast."""
     words = (folder / "cmdline").read_bytes()
-    return b"accelerator-netd" in words or b"accelerator.netd" in words or b"-m\0accelerator.kernel." in words
+    return b"accelerator-netd" in words or b"accelerator.netd" in words or b"\0accelerator.kernel." in words

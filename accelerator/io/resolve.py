@@ -247,7 +247,8 @@ class Resolver:
             return name.good
         try:
             # Shielded: others wait for the same lookup, and a resolver that answers late is still worth hearing.
-            return await asyncio.wait_for(asyncio.shield(name.task), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(name.task)
         except (OSError, UnicodeError, TimeoutError) as exc:
             is_late = isinstance(exc, TimeoutError)
             message = "no answer in time" if is_late else str(exc)

@@ -156,7 +156,8 @@ class Interceptor:
             while True:
                 await self._settle()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), LOOK_S)
+                    async with asyncio.timeout(LOOK_S):
+                        await self._changed.wait()
                 if self._is_doubtful:
                     await asyncio.sleep(SETTLE_S)
                 self._changed.clear()

@@ -8,11 +8,11 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from accelerator.kernel.keeper import ALONE_S, SLOTS, is_equal
+from accelerator.kernel.own_process import command_of
 
 _ANSWER_S, _START_S = 2.0, 10.0
 
@@ -29,7 +29,7 @@ class Kept:
         if self._connect():
             return
         # Who listens there and isn't a keeper is put aside by it.
-        command = [sys.executable, "-m", "accelerator.kernel.keeper", str(path), str(alone_s)]
+        command = command_of("accelerator.kernel.keeper", str(path), str(alone_s))
         self._process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, close_fds=True)
         end_s = time.monotonic() + _START_S
         while not self._connect():

@@ -9,19 +9,19 @@ import contextlib
 import json
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerator.errors import ControlError
+from accelerator.kernel.own_process import command_of
 from accelerator.kernel.state import DesiredState, encode
 
 LINE_BYTES_MAX = 16 << 20
 # Two in a row that end so soon after their start: the next one waits, as it may do so too.
 SOON_S, RETRY_S = 2.0, 5.0
 _SHOW_S, _END_S = 20.0, 3.0
-_COMMAND = (sys.executable, "-m", "accelerator.kernel.multicast_process")
+_MODULE = "accelerator.kernel.multicast_process"
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -112,7 +112,7 @@ class MulticastEnd:
             with theirs:
                 # In a group of its own: what ends netd's group spares it. It ends when netd's end of the stream does.
                 process = subprocess.Popen(
-                    [*_COMMAND, str(theirs.fileno()), str(self._keeper_path)],
+                    command_of(_MODULE, str(theirs.fileno()), str(self._keeper_path)),
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     process_group=0,

@@ -212,3 +212,32 @@ def test_a_policy_without_it_ends_it(branch: Branch) -> None:
     branch.daemon.send_signal(signal.SIGHUP)
     until_direct(branch, time.monotonic())
     wait_for(lambda: "accelerator_intercept" not in branch.rules(), "its rules are gone", WITHDRAWN_S)
+
+
+ENDS = """
+import asyncio
+from accelerator.kernel.intercept import Interceptor
+
+async def main():
+    interceptor = Interceptor(print)
+    task = asyncio.create_task(interceptor.run())
+    while not interceptor._changed._waiters:
+        await asyncio.sleep(0)
+    interceptor._changed.set()
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=10)
+    print(len(done), task.cancelled())
+    if not done:
+        raise SystemExit  # it would never end by itself
+
+asyncio.run(main())
+"""
+
+
+def test_netd_was_told_to_end_while_the_kernel_told_of_a_change() -> None:
+    """Python 3.11's asyncio.wait_for forgets a cancellation that comes with what it waits for: netd then never ended,
+    systemd killed it after 10 s, and the rules of an interception stayed."""
+    with netns.Topology() as topology:
+        box = topology.namespace("box")
+        process = box.popen(sys.executable, "-c", ENDS, stdout=subprocess.PIPE)
+        assert process.communicate(timeout=60)[0].decode() == "1 True\n"

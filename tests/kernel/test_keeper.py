@@ -16,6 +16,8 @@ import pytest
 from accelerator.kernel.keeper import SLOTS
 from accelerator.kernel.kept import Kept
 
+PROJECT = Path(__file__).resolve().parent.parent.parent
+
 
 def end(kept: Kept) -> None:
     """Closes it, and its process ends as its time alone is over."""
@@ -36,6 +38,14 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     second.close()
     assert first._process is not None
     first._process.wait(10)
+
+
+def test_the_installed_product_stands_where_no_python_looks(tmp_path: Path) -> None:
+    """`python -m` found no keeper there, so that no multicast was routed."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from accelerator.kernel.kept import Kept, Path;"
+    code += " kept = Kept(Path(sys.argv[2]), 0.1); print(kept._process.args[1:3]); kept.close(); kept._process.wait()"
+    command = ["/usr/bin/python3", "-IS", "-c", code, str(PROJECT), str(tmp_path / "keeper.sock")]
+    assert subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout == "['-I', '-S']\n"
 
 
 def test_a_keeper_that_was_being_killed_took_a_connection_and_never_answered(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from running_box import PROJECT, wait_for
 CACHE = PROJECT / "build" / "machine"
 RELEASE = "bookworm"
 # What docs/install.md asks for, and systemd.
-PACKAGES = "systemd,systemd-sysv,dbus,procps,python3,ca-certificates,libnghttp2-14,libssl3,libsrt1.5-gnutls,librist4"
+PACKAGES = "systemd,systemd-sysv,dbus,procps,python3,ca-certificates,libnghttp2-14,libssl3,nftables"
+PACKAGES += ",libsrt1.5-gnutls,librist4"
 TOOLS = ("systemd-nspawn", "debootstrap", "nsenter")
 
 
@@ -54,10 +55,12 @@ def base_root() -> Path:
 
 
 class Machine:
-    """Boots between __enter__ and __exit__. It shares the network with the tests, and nothing else."""
+    """Boots between __enter__ and __exit__. It shares the network with the tests, and nothing else: their own one, or
+    that of a namespace."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, namespace: str = "") -> None:
         self.work = work
+        self.namespace = namespace
         self.root = work / "root"
         self.leader = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -94,6 +97,8 @@ class Machine:
         # nspawn's own filter knows no landlock (systemd 252), which real machines have.
         command += ["--system-call-filter=landlock_create_ruleset landlock_restrict_self"]
         command += [f"--directory={self.root}", f"--machine=accelerator-{os.getpid()}", "--link-journal=no"]
+        if self.namespace:
+            command += [f"--network-namespace-path=/run/netns/{self.namespace}", "--capability=CAP_NET_ADMIN"]
         log = self.work / "boot.log"
         with log.open("wb") as output:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)

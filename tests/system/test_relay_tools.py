@@ -9,9 +9,9 @@ from pathlib import Path
 
 import netns
 import pytest
-from relay_box import Places, Receiver, RelayBox, Sender, groups, is_whole
+from relay_box import Places, Receiver, RelayBox, Sender, groups, is_whole, sending
 from running_box import wait_for
-from test_relay_intakes import channel, running
+from test_relay_intakes import channel
 
 from ext.relay_wire import TsMeter
 
@@ -67,9 +67,9 @@ def recorded(
     """What the relay counted while a channel of 6 s went from `sender` to `receiver`, which wrote `path`."""
     source, _, (screens,) = places
     screen = screens.popen(*receiver, stderr=subprocess.DEVNULL)
-    with running(sender, screen):
+    with sending(sender, screen):
         wait_for(lambda: "239.2.1.1" in groups(screens, "eth0"), seconds=20)
-        with running(channel(source, 7000, 6)):
+        with sending(channel(source, 7000, 6)):
             wait_for(lambda: box.relay()["state"] == "live", seconds=20)
             known = wait_for(lambda: box.relay()["state"] == "silent" and box.relay(), seconds=30)
         found: dict[str, int] = known["counters"]

@@ -78,7 +78,8 @@ class Graves:
         if self._log.is_loaded or not self._log.health.is_ok:
             return
         try:
-            await asyncio.wait_for(self._log.loaded.wait(), SETTLE_S)
+            async with asyncio.timeout(SETTLE_S):
+                await self._log.loaded.wait()
         except TimeoutError:
             raise AcceleratorError(
                 "disk", "purged from memory; the disk tier is loading, and follows when it has: try again"
@@ -87,7 +88,8 @@ class Graves:
     async def _sync(self) -> int:
         """An errno; 0: all that was queued before is on the disk."""
         try:
-            error, _ = await asyncio.wait_for(self._log.ask(lambda io: io.sync()), SETTLE_S)
+            async with asyncio.timeout(SETTLE_S):
+                error, _ = await self._log.ask(lambda io: io.sync())
         except TimeoutError:
             return errno.ETIMEDOUT
         return error
