@@ -299,12 +299,13 @@ class Rig:
 
     def append(self, stored: StoredObject, offset: int, data: bytes) -> int:
         """Puts all of `data` at `offset`, waiting for memory. Returns where it ends."""
-        while data:
-            room = self.room(stored, offset, len(data))
+        rest = memoryview(data)
+        while rest:
+            room = self.room(stored, offset, len(rest))
             n = len(room)
-            room[:] = data[:n]
+            room[:] = rest[:n]
             stored.commit(offset, n)
-            offset, data = offset + n, data[n:]
+            offset, rest = offset + n, rest[n:]
         return offset
 
     def room(self, stored: StoredObject, offset: int, most: int) -> memoryview:
