@@ -110,7 +110,14 @@ def test_nothing_is_done_twice(box: Box) -> None:
     box.settled(3)
     before = box.kernel()["repairs"]
     monitor = box.namespace.popen("ip", "-ts", "monitor", "route", "rule", stdout=(box.state_dir / "heard").open("wb"))
+
+    def hears(change: str, network: str) -> bool:
+        box.namespace.ip("route", change, network, "dev", "wan")
+        return network.partition("/")[0].encode() in (box.state_dir / "heard").read_bytes()
+
     try:
+        # It hears only what comes after it has begun to listen.
+        wait_for(lambda: hears("add", "203.0.113.0/24") or hears("del", "203.0.113.0/24"), "the monitor listens")
         for _ in range(3):
             box.want(routes=ROUTES, rules=RULES, packet_rules=PACKET_RULES)
         box.namespace.ip("route", "add", "198.51.100.0/24", "dev", "wan")  # a foreign one wakes it, and ends the wait
